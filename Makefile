@@ -1,0 +1,52 @@
+# `make help` lists the targets. uv is the only requirement; where it is missing and Python is not, it is
+# installed into .uv/ of this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+RUN := $(UV) run --locked
+export UV_NO_PROGRESS ?= 1
+
+.PHONY: help
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+
+.uv/bin/uv:
+	python3 -m venv .uv && .uv/bin/python -m pip install --quiet 'uv>=0.13,<0.14'
+
+.PHONY: sync
+sync: $(filter .uv/bin/uv,$(UV))
+	$(UV) sync --locked --quiet
+
+.PHONY: demo
+demo: sync ## Local control plane, operator, three models, traffic, scaling, a cost table. KEEP=1 leaves it running.
+	$(RUN) python -m flotilla.devcluster.demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: lint ## Everything that CI runs.
+	$(RUN) flotilla devcluster build
+	$(RUN) pytest
+
+.PHONY: lint
+lint: sync ## Format, lint, types, layers, generated files.
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+	$(RUN) python -m flotilla.api.crd --check
+	$(RUN) python hack/generate.py --check
+
+.PHONY: generate
+generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
+	$(RUN) python -m flotilla.api.crd
+	$(RUN) python hack/generate.py
+
+.PHONY: bench
+bench: sync ## Benchmarks on the real control plane; prints tables.
+	$(RUN) flotilla devcluster build
+	$(RUN) python benchmarks/reconcile.py
+
+.PHONY: clean
+clean: ## Remove caches of this folder (not the control plane's programs).
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

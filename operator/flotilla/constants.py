@@ -1,0 +1,26 @@
+"""Names that appear in the cluster: changing one orphans objects that exist."""
+
+from typing import Final
+
+GROUP: Final = "flotilla.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+MANAGER: Final = "flotilla"
+"""Field manager of the children."""
+STATUS_MANAGER: Final = "flotilla-status"
+SCALER_MANAGER: Final = "flotilla-scaler"
+"""Field manager of one field only: `spec.replicas` of the child Deployment."""
+
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_NAME: Final = "app.kubernetes.io/name"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
+LABEL_MODEL: Final = f"{GROUP}/model"
+"""Name of the ModelDeployment; with managed-by it is the pods' immutable selector."""
+LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
+
+ANNOTATION_HASH: Final = f"{GROUP}/hash"
+"""SHA-256 of the manifest that the operator rendered, without `spec.replicas`."""
+
+MANAGED_BY_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGER}"

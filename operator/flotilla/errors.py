@@ -1,0 +1,48 @@
+"""Every error that Flotilla raises on purpose.
+
+    FlotillaError
+    ├── InvalidSpec     the user must change something; retrying is useless
+    ├── Transient       the same call may succeed later
+    │   └── Forbidden   until somebody grants the permission
+    ├── Conflict        somebody else owns the object or changed it meanwhile
+    └── NotReady        something that this depends on is not there yet
+"""
+
+
+class FlotillaError(Exception):
+    """Base of the tree; the message is a full sentence that says what to do."""
+
+
+class InvalidSpec(FlotillaError):
+    """The resource asks for something that cannot work until its owner changes it.
+
+    `field` is the JSON path (`spec.engine.version`), `reason` the CamelCase condition reason.
+    """
+
+    def __init__(self, message: str, *, field: str = "", reason: str = "InvalidSpec") -> None:
+        super().__init__(message)
+        self.field = field
+        self.reason = reason
+
+
+class Transient(FlotillaError):
+    """A failure that time may heal: timeouts, 429, 5xx, a closed connection.
+
+    `retry_after_s` is the server's own wish in seconds, where it gave one.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Forbidden(Transient):
+    """HTTP 401 or 403: heals when the permission is granted, so it is retried and said."""
+
+
+class Conflict(FlotillaError):
+    """HTTP 409: an object of that name is not ours, or changed under us."""
+
+
+class NotReady(FlotillaError):
+    """Something this depends on does not exist yet; an event will wake us."""
