@@ -1,11 +1,11 @@
 """Every error that Flotilla raises on purpose.
 
-    FlotillaError
-    ├── InvalidSpec     the user must change something; retrying is useless
-    ├── Transient       the same call may succeed later
-    │   └── Forbidden   until somebody grants the permission
-    ├── Conflict        somebody else owns the object or changed it meanwhile
-    └── NotReady        something that this depends on is not there yet
+FlotillaError
+├── InvalidSpec     the user must change something; retrying is useless
+├── Transient       the same call may succeed later
+│   └── Forbidden   until somebody grants the permission
+├── Conflict        somebody else owns the object or changed it meanwhile
+└── NotReady        something that this depends on is not there yet
 """
 
 

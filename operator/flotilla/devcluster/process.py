@@ -1,0 +1,122 @@
+"""Child processes with a log file, a clean end, and no life after their parent's."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flotilla.errors import NotReady
+
+_LAUNCHER = Path(__file__).with_name("launcher.py")
+# PR_SET_PDEATHSIG fires when the *thread* that forked ends (prctl(2)), so every child is forked by one thread
+# that lives as long as this process. Otherwise a child of a worker thread would die with that thread.
+_SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flotilla-spawn")
+
+
+class Process:
+    """A running program; `start` is the only way to make one."""
+
+    def __init__(self, name: str, argv: Sequence[str], log: Path, popen: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.argv = tuple(argv)
+        self.log = log
+        self._popen = popen
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> "Process":
+        """Start `argv` in a session of its own, both output streams appended to `log`.
+
+        The session keeps a terminal's Ctrl-C away from the child: the parent ends its children in an order of
+        its own. Raises NotReady when the program does not exist.
+        """
+        program = shutil.which(argv[0])
+        if program is None:
+            raise NotReady(f"The program {argv[0]} of {name} does not exist or is not executable.")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), program, *argv[1:]]
+        with log.open("ab") as output:
+            popen = _SPAWNER.submit(
+                subprocess.Popen[bytes],
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                start_new_session=True,
+            ).result()
+        return cls(name, argv, log, popen)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: killed by that signal."""
+        return self._popen.poll()
+
+    @property
+    def running(self) -> bool:
+        return self.exit_code is None
+
+    def check(self) -> None:
+        """Raise NotReady, with the end of the log, when the process has ended by itself."""
+        code = self.exit_code
+        if code is not None:
+            raise NotReady(f"{self.name} ended with exit status {code}. The end of {self.log}:\n{self.log_tail()}")
+
+    def wait(self, timeout_s: float) -> bool:
+        """True when the process has ended within `timeout_s` seconds."""
+        try:
+            self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def pause(self) -> None:
+        """Freeze the process (SIGSTOP): its sockets stay open, and nothing answers."""
+        self._popen.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._popen.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """Ask for the end (SIGTERM) without waiting; a paused process is resumed, else it could not obey."""
+        self._popen.terminate()
+        self._popen.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the process and all of its session at once (SIGKILL)."""
+        try:
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        finally:
+            self._popen.wait()
+
+    def stop(self, *, grace_s: float = 5.0) -> None:
+        """SIGTERM, then SIGKILL after `grace_s` seconds."""
+        self.terminate()
+        if not self.wait(grace_s):
+            self.kill()
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of the log."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
