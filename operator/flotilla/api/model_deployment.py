@@ -1,0 +1,396 @@
+"""ModelDeployment: a model, an engine, a quantization and an accelerator become pods that scale."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
+
+from flotilla.api.meta import Condition, ObjectMeta
+from flotilla.api.types import (
+    Atomic,
+    Cel,
+    DnsLabel,
+    DnsSubdomain,
+    LabelKey,
+    LabelValue,
+    ListMap,
+    Model,
+    Preserve,
+    Quantity,
+    Usd,
+)
+
+MAX_REPLICAS = 1000
+
+
+class EngineName(StrEnum):
+    """Engines of this release."""
+
+    VLLM = "vllm"
+    TGI = "tgi"
+
+
+class QuantizationMethod(StrEnum):
+    """How weights are stored and multiplied."""
+
+    AUTO = "auto"
+    NONE = "none"
+    FP8 = "fp8"
+    FP8_PER_CHANNEL = "fp8-per-channel"
+    AWQ = "awq"
+    GPTQ = "gptq"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    NVFP4 = "nvfp4"
+    MXFP4 = "mxfp4"
+    INT8_W8A8 = "int8-w8a8"
+    BITSANDBYTES = "bitsandbytes"
+    GGUF = "gguf"
+
+
+class KvCacheType(StrEnum):
+    """How the KV cache is stored."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+    FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+
+
+class ScalingMode(StrEnum):
+    """Who sets the replica count."""
+
+    INTERNAL = "Internal"
+    EXTERNAL = "External"
+    NONE = "None"
+
+
+class TopologySpread(StrEnum):
+    """Whether replicas prefer different hosts and zones."""
+
+    PREFERRED = "Preferred"
+    NONE = "None"
+
+
+class SecretKeyRef(Model):
+    """One key of a Secret in the same namespace."""
+
+    name: DnsSubdomain
+    """name of the Secret, in the namespace of this resource."""
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
+    """key within the Secret."""
+
+
+class ModelSpec(Model):
+    """Which weights are served, under which name."""
+
+    source: Annotated[
+        str,
+        StringConstraints(min_length=6, max_length=300),
+        Cel(
+            r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$')",
+            "spec.model.source must be hf://OWNER/NAME, such as hf://Qwen/Qwen2.5-7B-Instruct; "
+            "pin a revision with spec.model.revision",
+        ),
+    ]
+    """source of the weights: hf://OWNER/NAME of the Hugging Face hub."""
+    revision: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$", min_length=1, max_length=200)] | None
+    ) = None
+    """revision pins a branch, tag or commit of the source. Without it a restart may load other weights."""
+    served_name: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._:/A-Za-z0-9]*$", min_length=1, max_length=200)]
+        | None
+    ) = None
+    """servedName is the model name that clients send. Default: metadata.name."""
+    context_length: Annotated[int, Field(ge=256, le=10_000_000)] | None = None
+    """contextLength is the most tokens of prompt and answer together. Default: the model's own."""
+    credentials_secret: SecretKeyRef | None = None
+    """credentialsSecret names the key of a Secret that holds a Hugging Face token, for gated models."""
+
+
+class EnvVarSource(Model):
+    """Where a variable's value comes from."""
+
+    secret_key_ref: SecretKeyRef
+    """secretKeyRef takes the value from a Secret."""
+
+
+class EnvVar(Model):
+    """One environment variable of the engine."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", min_length=1, max_length=200)]
+    """name of the variable."""
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = None
+    """value as plain text; visible to everybody who may read this resource."""
+    value_from: EnvVarSource | None = None
+    """valueFrom takes the value from a Secret."""
+
+
+_ONE_SOURCE = Cel(
+    "has(self.value) != has(self.valueFrom)",
+    "each item of spec.engine.env needs exactly one of value and valueFrom",
+)
+
+
+class EngineSpec(Model):
+    """The inference server."""
+
+    name: EngineName
+    """name of the engine: vllm, or tgi (in maintenance upstream)."""
+    version: (
+        Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", min_length=5, max_length=20)] | None
+    ) = None
+    """version of the engine, such as 0.33.0. Default: the newest that this release of Flotilla knows."""
+    image: (
+        Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-._:/@a-zA-Z0-9]*$", min_length=1, max_length=500)] | None
+    ) = None
+    """image replaces the engine's own. It must be of spec.engine.version and start the server by itself."""
+    args: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=1000)]], Atomic(64)] = Field(
+        default_factory=list
+    )
+    """args are appended to the engine's command line. Flags that the operator sets itself are refused by name."""
+    env: Annotated[list[Annotated[EnvVar, _ONE_SOURCE]], ListMap(("name",), 64)] = Field(default_factory=list)
+    """env are additional environment variables."""
+
+
+class QuantizationSpec(Model):
+    """How weights and KV cache are stored."""
+
+    method: QuantizationMethod = QuantizationMethod.AUTO
+    """method of the weights.
+
+    auto leaves pre-quantized checkpoints alone and else takes fp8 where the GPU runs it natively."""
+    kv_cache: KvCacheType = KvCacheType.AUTO
+    """kvCache is the type of the KV cache; auto takes that of the model."""
+
+
+class AcceleratorSpec(Model):
+    """The GPUs of one replica."""
+
+    class_: Annotated[DnsLabel, Field(alias="class")]
+    """class is a row of the operator's accelerator table, such as nvidia-l4."""
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+    """count of GPUs for one replica; the model is split over them (tensor parallelism)."""
+
+
+class ScalingSpec(Model):
+    """How many replicas, and who decides."""
+
+    mode: ScalingMode = ScalingMode.INTERNAL
+    """mode is Internal (the operator, on queue depth), External (an HPA or KEDA, on /scale) or None (spec.replicas)."""
+    min_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    """minReplicas is the least number of replicas in mode Internal."""
+    max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
+    """maxReplicas is the greatest number of replicas in mode Internal."""
+    queue_depth_per_replica: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """queueDepthPerReplica is the wanted number of waiting and running requests per replica."""
+    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    """scaleDownDelaySeconds is how long a smaller number must have been enough before replicas are removed."""
+
+
+class Toleration(Model):
+    """Lets pods run on nodes with a taint."""
+
+    key: Annotated[str, StringConstraints(max_length=317)] | None = None
+    """key of the taint; without it every key."""
+    operator: Annotated[str, StringConstraints(pattern="^(Exists|Equal)$", min_length=5, max_length=6)] | None = None
+    """operator is Exists or Equal."""
+    value: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """value of the taint, for Equal."""
+    effect: (
+        Annotated[
+            str,
+            StringConstraints(pattern="^(NoSchedule|PreferNoSchedule|NoExecute)$", min_length=9, max_length=16),
+        ]
+        | None
+    ) = None
+    """effect of the taint; without it every effect."""
+    toleration_seconds: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """tolerationSeconds bounds how long a NoExecute taint is tolerated."""
+
+
+class SchedulingSpec(Model):
+    """Where pods may run, beside what the accelerator class asks for."""
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Atomic(32)] = Field(default_factory=dict)
+    """nodeSelector are labels that a node must have."""
+    tolerations: Annotated[list[Toleration], Atomic(32)] = Field(default_factory=list)
+    """tolerations are added to those of the accelerator class."""
+    affinity: Annotated[dict[str, Any], Preserve()] | None = None
+    """affinity is a Kubernetes pod affinity; required node terms are combined with those of the accelerator class."""
+    topology_spread: TopologySpread = TopologySpread.PREFERRED
+    """topologySpread Preferred spreads replicas over hosts and zones where there is room."""
+    priority_class_name: DnsSubdomain | None = None
+    """priorityClassName lets more important models preempt others."""
+    runtime_class_name: DnsSubdomain | None = None
+    """runtimeClassName selects a container runtime, such as nvidia."""
+    scheduler_name: DnsSubdomain | None = None
+    """schedulerName selects another scheduler than the default one."""
+    queue_name: DnsLabel | None = None
+    """queueName is the Kueue LocalQueue that admits the pods."""
+
+
+class ResourcesSpec(Model):
+    """CPU and memory of the engine's container; the defaults grow with the number of GPUs."""
+
+    cpu: Quantity | None = None
+    """cpu that is requested, in cores. There is no CPU limit: throttling would stall the GPU."""
+    memory: Quantity | None = None
+    """memory that is requested and the limit."""
+    shared_memory: Quantity | None = None
+    """sharedMemory is the size of /dev/shm, which counts against memory."""
+
+
+class HostedModelRef(Model):
+    """A hosted model by the names of the genai-prices catalogue."""
+
+    provider: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-_.a-z0-9]*$", min_length=1, max_length=63)]
+    """provider such as openai or anthropic."""
+    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    """model such as gpt-5-mini."""
+
+
+class CostSpec(Model):
+    """What the deployment is priced at and held against."""
+
+    compare_with: Annotated[list[HostedModelRef], ListMap(("provider", "model"), 5)] = Field(default_factory=list)
+    """compareWith are hosted models that would do the same work. Default: the operator's."""
+    gpu_hourly_price: Usd | None = None
+    """gpuHourlyPrice is your own price of one GPU for one hour in US dollars, such as "2.10"."""
+
+
+_BOUNDS = Cel(
+    # The apiserver judges `default: {}` before it fills the defaults in.
+    "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
+    "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas; maxReplicas is 1 where it is left out",
+    field_path=".minReplicas",
+)
+_REPLICAS_OWNER = Cel(
+    "!has(self.replicas) || self.scaling.mode != 'Internal'",
+    "spec.replicas belongs to scaling.mode External or None; in mode Internal the operator counts between minReplicas "
+    "and maxReplicas, so remove spec.replicas or change spec.scaling.mode",
+    field_path=".replicas",
+)
+NAME_RULE = Cel(
+    "self.metadata.name.size() <= 52 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "metadata.name must start with a letter, hold only lower case letters, digits and dashes, and have at most 52 "
+    "characters: a Service and labels take it",
+)
+
+
+class ModelDeploymentSpec(Model):
+    """What is wanted."""
+
+    model: ModelSpec
+    """model says which weights are served, under which name."""
+    engine: EngineSpec
+    """engine is the inference server."""
+    quantization: QuantizationSpec = QuantizationSpec()
+    """quantization says how weights and KV cache are stored."""
+    accelerator: AcceleratorSpec
+    """accelerator says which GPUs a replica gets."""
+    replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """replicas is the number of pods in scaling.mode External, where /scale writes it, and None.
+
+    Leave it out of Git where an autoscaler writes it."""
+    scaling: Annotated[ScalingSpec, _BOUNDS] = ScalingSpec()
+    """scaling says how many replicas there are and who decides."""
+    scheduling: SchedulingSpec = SchedulingSpec()
+    """scheduling says where pods may run."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """resources override the CPU and memory of the engine's container."""
+    cost: CostSpec = CostSpec()
+    """cost says what the deployment is priced at and held against."""
+
+
+class EngineStatus(Model):
+    """The engine in use."""
+
+    name: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """name of the engine."""
+    version: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """version of the engine."""
+    image: Annotated[str, StringConstraints(max_length=500)] | None = None
+    """image that the pods run."""
+
+
+class QuantizationStatus(Model):
+    """What the quantization was resolved to."""
+
+    method: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """method in use."""
+    kv_cache: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """kvCache type in use."""
+    note: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """note says what is slower or different than one may expect."""
+
+
+class AcceleratorStatus(Model):
+    """The GPUs in use."""
+
+    class_: Annotated[Annotated[str, StringConstraints(max_length=63)] | None, Field(alias="class")] = None
+    """class of the accelerator."""
+    count: Annotated[int, Field(ge=0, le=16)] | None = None
+    """count of GPUs per replica."""
+    resource: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """resource that pods request, such as nvidia.com/gpu."""
+
+
+class ScalingStatus(Model):
+    """What the autoscaler last decided; a restarted operator goes on from here."""
+
+    mode: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """mode in force."""
+    desired_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    """desiredReplicas is the number of pods that is wanted now."""
+
+
+class CostStatus(Model):
+    """Where the dollars come from; the amounts are metrics."""
+
+    gpu_hourly_price: Annotated[str, StringConstraints(max_length=20)] | None = None
+    """gpuHourlyPrice of one GPU in US dollars."""
+    price_source: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """priceSource says where the price is from."""
+    price_as_of: Annotated[str, StringConstraints(max_length=40)] | None = None
+    """priceAsOf is the date of the price."""
+    comparators: Annotated[list[HostedModelRef], ListMap(("provider", "model"), 5)] | None = None
+    """comparators are the hosted models in use, by the catalogue's own names."""
+
+
+class ModelDeploymentStatus(Model):
+    """What is so."""
+
+    conditions: Annotated[list[Condition], ListMap(("type",), 16)] | None = None
+    """conditions: Ready, Reconciling and Stalled sum up.
+
+    SpecValid, Scheduled, ModelLoaded, ScalingActive and CostKnown say why."""
+    observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """observedGeneration is the metadata.generation that this status is about."""
+    replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """replicas that exist."""
+    ready_replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """readyReplicas serve."""
+    ready_summary: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """readySummary is ready/wanted, for a column."""
+    selector: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """selector of the pods, for the /scale subresource."""
+    endpoint: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """endpoint is the base URL for OpenAI clients inside the cluster."""
+    engine: EngineStatus | None = None
+    """engine in use."""
+    quantization: QuantizationStatus | None = None
+    """quantization in use."""
+    accelerator: AcceleratorStatus | None = None
+    """accelerator in use."""
+    scaling: ScalingStatus | None = None
+    """scaling decision in force."""
+    cost: CostStatus | None = None
+    """cost basis."""
+
+
+class ModelDeployment(Model):
+    """ModelDeployment serves one model on GPUs of the cluster."""
+
+    metadata: ObjectMeta
+    spec: Annotated[ModelDeploymentSpec, _REPLICAS_OWNER]

@@ -1,0 +1,127 @@
+"""What the models of the two resources are made of: a base class, field types, and markers for the CRD generator."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
+
+
+class Model(BaseModel):
+    """Reads what the apiserver sends. Unknown fields are ignored: the CRD may be newer than the operator."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Adds to the JSON schema of what it annotates; has no meaning when objects are read."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = dict(handler(core))
+        self.extend(schema)
+        return schema
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Add the extension."""
+        raise TypeError(f"{type(self).__name__} adds nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Cel(Marker):
+    """A validation rule of the CRD. (A messageExpression with a number in it exceeds the apiserver's cost limit.)"""
+
+    rule: str
+    message: str
+    field_path: str = ""
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Append to x-kubernetes-validations."""
+        result = {"rule": self.rule, "message": self.message}
+        if self.field_path:
+            result["fieldPath"] = self.field_path
+        schema["x-kubernetes-validations"] = [*schema.get("x-kubernetes-validations", ()), result]
+
+
+@dataclass(frozen=True, slots=True)
+class ListMap(Marker):
+    """A list whose items are known by these keys, so that two managers can own different items."""
+
+    keys: tuple[str, ...]
+    max_items: int
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Set the list's type, keys and bound."""
+        schema |= {
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": list(self.keys),
+            "maxItems": self.max_items,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ListSet(Marker):
+    """A list of distinct scalars."""
+
+    max_items: int
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Set the list's type and bound."""
+        schema |= {"x-kubernetes-list-type": "set", "maxItems": self.max_items}
+
+
+@dataclass(frozen=True, slots=True)
+class Atomic(Marker):
+    """A list, or a map of labels, that is replaced as a whole."""
+
+    max_items: int
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Set the type and bound of the list or map."""
+        if schema["type"] == "array":
+            schema |= {"x-kubernetes-list-type": "atomic", "maxItems": self.max_items}
+        else:
+            schema |= {"x-kubernetes-map-type": "atomic", "maxProperties": self.max_items}
+
+
+@dataclass(frozen=True, slots=True)
+class Preserve(Marker):
+    """An object of Kubernetes' own that we pass on; the apiserver judges it with the child."""
+
+    def extend(self, schema: dict[str, Any]) -> None:
+        """Leave the object's content open."""
+        schema.pop("additionalProperties", None)
+        schema["x-kubernetes-preserve-unknown-fields"] = True
+
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL, min_length=1, max_length=63)]
+DnsSubdomain = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN, min_length=1, max_length=253)]
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY, min_length=1, max_length=20)]
+Usd = Annotated[
+    str,
+    StringConstraints(pattern=r"^(0\.[0-9]*[1-9][0-9]*|[1-9][0-9]*(\.[0-9]+)?)$", min_length=1, max_length=20),
+]
+"""A positive decimal number of US dollars."""
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
+
+
+class ConditionStatus(StrEnum):
+    """Of a condition."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"

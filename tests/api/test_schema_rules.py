@@ -1,0 +1,165 @@
+"""Each rule of both schemas on the real apiserver: a whole object passes, and each way to break it is named."""
+
+from typing import Any
+
+import pytest
+from tests.support.schema import REMOVED, Path, Violation, cel_messages, missing, put, violations
+from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
+
+from flotilla.api.crd import DEFINITIONS, crd
+from flotilla.devcluster.cluster import Cluster
+from flotilla.errors import InvalidSpec
+
+pytestmark = pytest.mark.controlplane
+
+WHOLE = {"ModelDeployment": MODEL_DEPLOYMENT, "RoutingPolicy": ROUTING_POLICY}
+PLURALS = {definition.kind: definition.plural for definition in DEFINITIONS}
+SCHEMAS: dict[str, Any] = {
+    definition.kind: crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for definition in DEFINITIONS
+}
+ALTERNATIVES = {
+    "spec.engine.env[0].value",  # item 1 has it
+    "spec.targets[0].modelDeploymentRef",  # item 1 has it
+}
+VIOLATIONS = [
+    pytest.param(kind, violation, id=f"{kind} {violation.id}"[:150])
+    for kind, whole in WHOLE.items()
+    for violation in violations(SCHEMAS[kind]["properties"]["spec"], whole["spec"], ("spec",))
+]
+
+
+def create(cluster: Cluster, obj: dict[str, Any], **query: str) -> dict[str, Any]:
+    """A dry run: the apiserver judges and stores nothing."""
+    path = f"/apis/flotilla.dev/v1alpha1/namespaces/default/{PLURALS[obj['kind']]}"
+    answer: dict[str, Any] = cluster.api.request("POST", path, obj, dryRun="All", **query)
+    return answer
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_an_object_with_every_field_is_accepted_and_nothing_is_pruned(controlplane: Cluster, kind: str) -> None:
+    made = create(controlplane, WHOLE[kind], fieldValidation="Strict")
+    assert made["spec"] == WHOLE[kind]["spec"]
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_whole_object_leaves_no_field_of_the_schema_out(kind: str) -> None:
+    left_out = set(missing(SCHEMAS[kind]["properties"]["spec"], WHOLE[kind]["spec"], ("spec",)))
+    assert left_out <= ALTERNATIVES
+
+
+@pytest.mark.parametrize(("kind", "violation"), VIOLATIONS)
+def test_a_broken_rule_is_refused_by_the_fields_name(controlplane: Cluster, kind: str, violation: Violation) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        create(controlplane, violation.break_(WHOLE[kind]))
+    assert violation.field in str(refused.value)
+    assert violation.says in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_misspelt_field_is_refused_by_name(controlplane: Cluster, kind: str) -> None:
+    with pytest.raises(InvalidSpec, match=r'unknown field "spec\.targetz"'):
+        create(controlplane, put(WHOLE[kind], ("spec", "targetz"), 1), fieldValidation="Strict")
+
+
+SCALING: Path = ("spec", "scaling")
+CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
+    (
+        "ModelDeployment",
+        [(("spec", "model", "source"), "s3://bucket/model")],
+        "spec.model.source must be hf://OWNER/NAME",
+    ),
+    ("ModelDeployment", [(("spec", "model", "source"), "hf://too/many/parts")], "spec.model.source must be hf://"),
+    (
+        "ModelDeployment",
+        [((*SCALING, "minReplicas"), 9)],
+        "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas",
+    ),
+    ("ModelDeployment", [(SCALING, {"mode": "External", "minReplicas": 2})], "maxReplicas is 1 where it is left out"),
+    ("ModelDeployment", [((*SCALING, "mode"), "Internal")], "spec.replicas belongs to scaling.mode External or None"),
+    ("ModelDeployment", [(SCALING, REMOVED)], "spec.replicas belongs to scaling.mode External or None"),
+    (
+        "ModelDeployment",
+        [(("spec", "engine", "env", 1), {"name": "A"})],
+        "each item of spec.engine.env needs exactly one of value and valueFrom",
+    ),
+    (
+        "ModelDeployment",
+        [(("spec", "engine", "env", 0, "value"), "both")],
+        "each item of spec.engine.env needs exactly one of value and valueFrom",
+    ),
+    ("ModelDeployment", [(("metadata", "name"), "1st")], "metadata.name must start with a letter"),
+    ("ModelDeployment", [(("metadata", "name"), "a" * 53)], "metadata.name must start with a letter"),
+    ("ModelDeployment", [(("metadata", "name"), "dotted.name")], "metadata.name must start with a letter"),
+    ("RoutingPolicy", [(("metadata", "name"), "1st")], "metadata.name must start with a letter"),
+    (
+        "RoutingPolicy",
+        [(("spec", "targets", 1, "modelDeploymentRef"), REMOVED)],
+        "each item of spec.targets needs exactly one of modelDeploymentRef and external",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "targets", 0, "modelDeploymentRef"), {"name": "x"})],
+        "each item of spec.targets needs exactly one of modelDeploymentRef and external",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "dataPolicy", "unknownClass"), "missing")],
+        "spec.dataPolicy.unknownClass must be the name of one of spec.dataPolicy.classes",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "rules", 0, "match", "promptTokens", "min"), 3000)],
+        "spec.rules[0].match.promptTokens: Invalid value: min must not exceed max",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "rules", 0, "match", "tools", "min"), 2)],
+        "spec.rules[0].match.tools: Invalid value: min must not exceed max",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "rules", 0, "route", "split", 0, "weight"), 0)],
+        "at least one weight of a split must be greater than 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), CEL)
+def test_a_cel_rule_refuses_with_its_message(
+    controlplane: Cluster, kind: str, changes: list[tuple[Path, Any]], message: str
+) -> None:
+    obj = WHOLE[kind]
+    for path, value in changes:
+        obj = put(obj, path, value)
+    with pytest.raises(InvalidSpec) as refused:
+        create(controlplane, obj)
+    said = str(refused.value)
+    assert message in said or message.replace("Invalid value: ", 'Invalid value: "object": ') in said
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_each_cel_rule_has_a_case(kind: str) -> None:
+    tested = [message.rpartition("Invalid value: ")[2] for of, _, message in CEL if of == kind]
+    untested = [rule for rule in cel_messages(SCHEMAS[kind]) if not any(case in rule for case in tested)]
+    assert untested == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"scaling": {"mode": "None"}, "replicas": 0},
+        {"scaling": {"maxReplicas": 4}},
+        {"scaling": {"minReplicas": 1000, "maxReplicas": 1000}},
+        {"accelerator": {"class": "nvidia-l4", "count": 16}},
+        {"cost": {"gpuHourlyPrice": "0.5"}},
+    ],
+)
+def test_what_is_at_the_edge_of_the_rules_is_accepted(controlplane: Cluster, spec: dict[str, Any]) -> None:
+    minimal = {
+        "model": {"source": "hf://a/b"},
+        "engine": {"name": "tgi"},
+        "accelerator": {"class": "nvidia-l4"},
+    }
+    made = create(controlplane, {**MODEL_DEPLOYMENT, "spec": {**minimal, **spec}}, fieldValidation="Strict")
+    assert made["spec"]["scaling"]["minReplicas"] >= 1

@@ -1,0 +1,97 @@
+"""One object of each kind that sets every field of its spec (but for alternatives)."""
+
+from typing import Any
+
+MODEL_DEPLOYMENT: dict[str, Any] = {
+    "apiVersion": "flotilla.dev/v1alpha1",
+    "kind": "ModelDeployment",
+    "metadata": {"name": "whole"},
+    "spec": {
+        "model": {
+            "source": "hf://Qwen/Qwen2.5-7B-Instruct",
+            "revision": "0123abcd",
+            "servedName": "qwen2.5-7b",
+            "contextLength": 8192,
+            "credentialsSecret": {"name": "hf", "key": "token"},
+        },
+        "engine": {
+            "name": "vllm",
+            "version": "0.33.0",
+            "image": "registry.example.com/vllm:v0.33.0",
+            "args": ["--max-num-seqs=64"],
+            "env": [
+                {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                {"name": "VLLM_LOGGING_LEVEL", "value": "INFO"},
+            ],
+        },
+        "quantization": {"method": "fp8", "kvCache": "fp8"},
+        "accelerator": {"class": "nvidia-l4", "count": 2},
+        "replicas": 2,
+        "scaling": {
+            "mode": "External",
+            "minReplicas": 1,
+            "maxReplicas": 8,
+            "queueDepthPerReplica": 8,
+            "scaleDownDelaySeconds": 300,
+        },
+        "scheduling": {
+            "nodeSelector": {"pool": "inference"},
+            "tolerations": [
+                {"key": "dedicated", "operator": "Equal", "value": "ml", "effect": "NoExecute", "tolerationSeconds": 60}
+            ],
+            "affinity": {"podAntiAffinity": {}},
+            "topologySpread": "None",
+            "priorityClassName": "high",
+            "runtimeClassName": "nvidia",
+            "schedulerName": "default-scheduler",
+            "queueName": "team-a",
+        },
+        "resources": {"cpu": "8", "memory": "32Gi", "sharedMemory": "4Gi"},
+        "cost": {"compareWith": [{"provider": "openai", "model": "gpt-5-mini"}], "gpuHourlyPrice": "2.10"},
+    },
+}
+
+ROUTING_POLICY: dict[str, Any] = {
+    "apiVersion": "flotilla.dev/v1alpha1",
+    "kind": "RoutingPolicy",
+    "metadata": {"name": "whole"},
+    "spec": {
+        "hostModels": ["support"],
+        "targets": [
+            {
+                "name": "frontier",
+                "external": {
+                    "baseURL": "https://api.openai.com/v1",
+                    "model": "gpt-5-mini",
+                    "secretRef": {"name": "openai", "key": "api-key"},
+                },
+                "region": "us",
+            },
+            {"name": "small", "modelDeploymentRef": {"name": "qwen2-5-1-5b"}},
+        ],
+        "dataPolicy": {
+            "classHeader": "x-data-class",
+            "unknownClass": "sovereign",
+            "classes": [{"name": "sovereign", "allowBoundaries": ["Cluster"], "allowRegions": ["us"]}],
+        },
+        "rules": [
+            {
+                "name": "classify",
+                "match": {
+                    "models": ["support"],
+                    "tasks": ["classification"],
+                    "headers": [{"name": "x-team", "value": "support"}],
+                    "promptTokens": {"min": 1, "max": 2000},
+                    "tools": {"min": 0, "max": 1},
+                    "streaming": "Whole",
+                },
+                "route": {
+                    "split": [{"target": "small", "weight": 1}],
+                    "fallbackTargets": ["frontier"],
+                    "escalationTarget": "frontier",
+                },
+            }
+        ],
+        "defaultRoute": {"target": "small", "fallbackTargets": ["frontier"]},
+    },
+}
