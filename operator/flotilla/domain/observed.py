@@ -1,0 +1,115 @@
+"""What the cluster says about the children of one ModelDeployment, reduced to what decisions need."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Object = Mapping[str, Any]
+
+STUCK_REASONS = frozenset(
+    {
+        "CrashLoopBackOff",
+        "ImagePullBackOff",
+        "ErrImagePull",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    }
+)
+"""Waiting reasons of the kubelet that do not end by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One engine pod."""
+
+    name: str
+    uid: str
+    ip: str
+    scheduled: bool
+    ready: bool
+    terminating: bool
+    restarts: int
+    scheduling_message: str
+    """Why the scheduler could not place it; empty when it could."""
+    waiting_reason: str
+    waiting_message: str
+    last_exit: str
+    """`exit code 1` or `OOMKilled` of the container's last end; empty when it never ended."""
+    scheduled_time: str
+    """RFC 3339; empty when not scheduled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The child Deployment and its pods."""
+
+    exists: bool
+    generation: int
+    observed_generation: int
+    wanted: int
+    """`spec.replicas`."""
+    replicas: int
+    updated: int
+    ready: int
+    failure: str
+    """Message of the ReplicaFailure condition, such as an exceeded quota; empty when there is none."""
+    pods: tuple[Pod, ...]
+
+    @property
+    def rolled_out(self) -> bool:
+        """No pod of an older template is left, and the controller has seen the newest one."""
+        return self.observed_generation >= self.generation and self.updated >= self.replicas
+
+
+def _condition(status: Object, kind: str) -> Object:
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
+
+
+def pod(obj: Object) -> Pod:
+    """Reduce a v1 Pod; only its first container, the engine, counts."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
+    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    waiting: Object = (container.get("state") or {}).get("waiting") or {}
+    ended: Object = (
+        (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    )
+    last_exit = ""
+    if ended:
+        last_exit = "OOMKilled" if ended.get("reason") == "OOMKilled" else f"exit code {ended.get('exitCode', '?')}"
+    return Pod(
+        name=meta["name"],
+        uid=meta["uid"],
+        ip=status.get("podIP") or "",
+        scheduled=scheduled.get("status") == "True",
+        ready=ready.get("status") == "True",
+        terminating="deletionTimestamp" in meta,
+        restarts=int(container.get("restartCount") or 0),
+        scheduling_message=(scheduled.get("message") or "") if scheduled.get("status") == "False" else "",
+        waiting_reason=waiting.get("reason") or "",
+        waiting_message=waiting.get("message") or "",
+        last_exit=last_exit,
+        scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
+    )
+
+
+def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:
+    """Reduce an apps/v1 Deployment and its pods, sorted by name so that messages are stable."""
+    reduced = tuple(sorted((pod(p) for p in pods), key=lambda p: p.name))
+    if deployment is None:
+        return Workload(False, 0, 0, 0, 0, 0, 0, "", reduced)
+    status = deployment.get("status") or {}
+    failure = _condition(status, "ReplicaFailure")
+    return Workload(
+        exists=True,
+        generation=int(deployment["metadata"].get("generation") or 0),
+        observed_generation=int(status.get("observedGeneration") or 0),
+        wanted=int(deployment["spec"].get("replicas", 1)),
+        replicas=int(status.get("replicas") or 0),
+        updated=int(status.get("updatedReplicas") or 0),
+        ready=int(status.get("readyReplicas") or 0),
+        failure=(failure.get("message") or "") if failure.get("status") == "True" else "",
+        pods=reduced,
+    )

@@ -1,0 +1,156 @@
+"""An ordered chain of questions, each answered by one condition, and the summary that kstatus reads.
+
+The shape follows cert-manager's policy chains: pure functions over what was gathered before. Messages hold no
+number that moves by itself (restart counts, ages), because every changed message is a write that all watchers see.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flotilla.domain.observed import STUCK_REASONS, Pod, Workload
+from flotilla.domain.scaling import METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS, Decision
+from flotilla.errors import Conflict, InvalidSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One condition without its times. `status` is True, False or Unknown."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def spec_valid(error: InvalidSpec | Conflict | None, warnings: Sequence[str] = ()) -> Verdict:
+    """Whether the operator can act on the spec at all, and what it advises against."""
+    if isinstance(error, InvalidSpec):
+        where = f"{error.field}: " if error.field else ""
+        return Verdict("SpecValid", "False", error.reason, f"{where}{error}")
+    if isinstance(error, Conflict):
+        return Verdict("SpecValid", "False", "NameConflict", str(error))
+    if warnings:
+        return Verdict("SpecValid", "True", "ValidWithWarnings", " ".join(("The spec is accepted.", *warnings)))
+    return Verdict("SpecValid", "True", "Valid", "The spec is accepted.")
+
+
+def _live(pods: Iterable[Pod]) -> list[Pod]:
+    return [pod for pod in pods if not pod.terminating]
+
+
+def scheduled(load: Workload) -> Verdict:
+    """Whether the scheduler found a place for every pod; its own words if not."""
+    pods = _live(load.pods)
+    if load.failure:
+        return Verdict("Scheduled", "False", "PodCreationFailed", f"Pods cannot be created: {load.failure}")
+    if load.wanted == 0:
+        return Verdict("Scheduled", "True", "NoReplicas", "No replica is asked for.")
+    unplaced = [pod for pod in pods if not pod.scheduled and pod.scheduling_message]
+    if unplaced:
+        message = unplaced[0].scheduling_message
+        return Verdict("Scheduled", "False", "Unschedulable", f"{message.rstrip('.')}. {_scheduling_help(message)}")
+    if not pods or any(not pod.scheduled for pod in pods):
+        return Verdict("Scheduled", "Unknown", "WaitingForScheduler", "The scheduler has not placed every pod yet.")
+    return Verdict("Scheduled", "True", "AllScheduled", "Every pod has a node.")
+
+
+def _scheduling_help(message: str) -> str:
+    if "Insufficient" in message:
+        return "Add a node with free GPUs, free some, choose another spec.accelerator.class, or lower maxReplicas."
+    if "untolerated taint" in message:
+        return "Add the taint to spec.scheduling.tolerations, or use nodes without it."
+    if "affinity" in message or "selector" in message:
+        return (
+            "No node carries the labels of spec.accelerator.class and spec.scheduling: "
+            "label the nodes (GPU feature discovery does) or correct the two fields."
+        )
+    return "See the pod's events for details."
+
+
+def _obstacle(pod: Pod) -> str:
+    """The reason why this pod will not start by itself, or an empty string.
+
+    A crashing container alternates between running and CrashLoopBackOff, a missing image between ErrImagePull and
+    ImagePullBackOff: both are folded into one reason, or the condition would flap with them.
+    """
+    if pod.ready or pod.terminating:
+        return ""
+    if pod.waiting_reason == "ErrImagePull":
+        return "ImagePullBackOff"
+    if pod.waiting_reason in STUCK_REASONS:
+        return pod.waiting_reason
+    return "CrashLoopBackOff" if pod.restarts > 1 and pod.last_exit else ""
+
+
+def model_loaded(load: Workload) -> Verdict:
+    """Whether at least one replica answers its readiness probe."""
+    pods = _live(load.pods)
+    ready = [pod for pod in pods if pod.ready]
+    stuck = next((pod for pod in pods if _obstacle(pod)), None)
+    if ready:
+        return Verdict("ModelLoaded", "True", "Serving", "At least one replica serves the model.")
+    if load.wanted == 0:
+        return Verdict("ModelLoaded", "False", "NoReplicas", "No replica is asked for, so no model is loaded.")
+    if stuck is not None:
+        reason = _obstacle(stuck)
+        ended = f" after {stuck.last_exit}" if stuck.last_exit else ""
+        # The kubelet's own text names the missing image or Secret; that of a back-off only counts seconds.
+        named = reason.startswith("CreateContainer") and stuck.waiting_message
+        detail = f" {stuck.waiting_message.rstrip('.')}." if named else ""
+        return Verdict(
+            "ModelLoaded",
+            "False",
+            reason,
+            f"The engine does not start: {reason}{ended}.{detail} "
+            f"Read its log with kubectl logs, then correct spec.engine, spec.model or the named Secret.",
+        )
+    return Verdict("ModelLoaded", "False", "Loading", "The engine is starting and loads the model.")
+
+
+def scaling_active(mode: str, decision: Decision | None, desired: int) -> Verdict:
+    """Whether the replica count follows the load, and what it waits for if not."""
+    if decision is not None:
+        status = "False" if decision.reason in (METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS) else "True"
+        return Verdict("ScalingActive", status, decision.reason, decision.message)
+    if mode == "External":
+        message = f"The /scale subresource sets the replica count; it asks for {desired}."
+        return Verdict("ScalingActive", "True", "ExternalScaler", message)
+    return Verdict("ScalingActive", "False", "Disabled", f"spec.scaling.mode is {mode}: spec.replicas is {desired}.")
+
+
+def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:
+    """Ready, Reconciling and Stalled as kstatus reads them, from the chain's answers.
+
+    Ready follows the model, not the replica count: scaling from one to four replicas never makes it flap.
+    """
+    by_type = {verdict.type: verdict for verdict in chain}
+    valid, placed, loaded = by_type["SpecValid"], by_type["Scheduled"], by_type["ModelLoaded"]
+    stalled = _stalled(valid, placed, loaded)
+    idle = load.wanted == 0 and load.exists
+    if valid.status == "False":
+        ready = Verdict("Ready", "False", valid.reason, valid.message)
+    elif idle:
+        ready = Verdict("Ready", "True", "NoReplicas", "The deployment is scaled to zero as asked.")
+    elif loaded.status != "True":
+        cause = placed if placed.status == "False" else loaded
+        ready = Verdict("Ready", "False", cause.reason, cause.message)
+    else:
+        ready = Verdict("Ready", "True", "Serving", loaded.message)
+    working = stalled.status == "False" and (ready.status != "True" or not load.rolled_out)
+    if not working:
+        reconciling = Verdict("Reconciling", "False", "Settled", "Nothing is left to do.")
+    elif ready.status == "True":
+        reconciling = Verdict("Reconciling", "True", "RollingOut", "A new revision replaces the running replicas.")
+    else:
+        reconciling = Verdict("Reconciling", "True", ready.reason, ready.message)
+    return [ready, reconciling, stalled]
+
+
+def _stalled(valid: Verdict, placed: Verdict, loaded: Verdict) -> Verdict:
+    if valid.status == "False":
+        return Verdict("Stalled", "True", valid.reason, valid.message)
+    if loaded.status == "False" and loaded.reason in STUCK_REASONS:
+        return Verdict("Stalled", "True", loaded.reason, loaded.message)
+    if placed.reason == "PodCreationFailed" and loaded.status != "True":
+        return Verdict("Stalled", "True", placed.reason, placed.message)
+    return Verdict("Stalled", "False", "Progressing", "Nothing blocks the resource.")

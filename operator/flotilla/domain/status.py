@@ -1,0 +1,99 @@
+"""Assemble the status of a ModelDeployment: conditions, and the basis of each decision, never its moving numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from flotilla.api.conditions import set_condition
+from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
+from flotilla.domain.observed import Workload
+from flotilla.domain.prices import HostedPrice
+from flotilla.domain.readiness import Verdict
+from flotilla.domain.resolve import Resolved
+from flotilla.render.workload import SERVICE_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class CostBasis:
+    """Where the dollars come from: a GPU price and the hosted models that it is held against."""
+
+    gpu_usd_per_hour: Decimal
+    source: str
+    as_of: str
+    """ISO date; empty when the user gave the price."""
+    comparators: tuple[HostedPrice, ...]
+
+
+def build(
+    live: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    load: Workload,
+    *,
+    now: str,
+    desired: int,
+    spec: ModelDeploymentSpec | None = None,
+    resolved: Resolved | None = None,
+    cost: CostBasis | None = None,
+) -> dict[str, Any]:
+    """The whole status; what is unknown is absent. `now` is RFC 3339 and only ends up in changed conditions."""
+    meta = live["metadata"]
+    generation = int(meta.get("generation") or 0)
+    conditions: list[dict[str, Any]] = list((live.get("status") or {}).get("conditions") or ())
+    for verdict in verdicts:
+        conditions = set_condition(
+            conditions,
+            type=verdict.type,
+            status=verdict.status,
+            reason=verdict.reason,
+            message=verdict.message,
+            generation=generation,
+            now=now,
+        )
+    status: dict[str, Any] = {
+        "conditions": conditions,
+        "observedGeneration": generation,
+        "replicas": load.replicas,
+        "readyReplicas": load.ready,
+        "readySummary": f"{load.ready}/{desired}",
+        "selector": f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={meta['name']}",
+    }
+    if spec is not None:
+        status["scaling"] = {"mode": str(spec.scaling.mode), "desiredReplicas": desired}
+    if resolved is not None:
+        status |= _resolved(meta, resolved)
+    if cost is not None:
+        status["cost"] = _cost(cost)
+    return status
+
+
+def _resolved(meta: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
+    quantization = resolved.quantization
+    return {
+        "endpoint": f"http://{meta['name']}.{meta['namespace']}.svc:{SERVICE_PORT}/v1",
+        "engine": {
+            "name": resolved.profile.name,
+            "version": resolved.engine_version,
+            "image": resolved.image,
+        },
+        "quantization": {
+            "method": quantization.method,
+            "kvCache": quantization.kv_cache,
+            **({"note": quantization.note} if quantization.note else {}),
+        },
+        "accelerator": {
+            "class": resolved.accelerator.class_name,
+            "count": resolved.gpus,
+            "resource": resolved.accelerator.resource,
+        },
+    }
+
+
+def _cost(cost: CostBasis) -> dict[str, Any]:
+    return {
+        "gpuHourlyPrice": str(cost.gpu_usd_per_hour),
+        "priceSource": cost.source,
+        **({"priceAsOf": cost.as_of} if cost.as_of else {}),
+        "comparators": [{"provider": price.provider, "model": price.model} for price in cost.comparators],
+    }

@@ -1,0 +1,87 @@
+"""Would an apply change anything? Server-side apply's own answer, without asking the server."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from flotilla.constants import ANNOTATION_HASH
+
+_KEYS = ("name", "key", "topologyKey", "containerPort", "port", "mountPath", "uid")
+"""What tells the items of Kubernetes' lists of objects apart, in the order in which it is tried."""
+_SUFFIXES = {
+    "m": Decimal("0.001"),
+    "k": Decimal(10) ** 3,
+    "M": Decimal(10) ** 6,
+    "G": Decimal(10) ** 9,
+    "T": Decimal(10) ** 12,
+    "P": Decimal(10) ** 15,
+    "Ki": Decimal(2) ** 10,
+    "Mi": Decimal(2) ** 20,
+    "Gi": Decimal(2) ** 30,
+    "Ti": Decimal(2) ** 40,
+    "Pi": Decimal(2) ** 50,
+}
+_QUANTITY_FIELDS = frozenset({"requests", "limits", "sizeLimit"})
+
+
+def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+    """Whether the live object lacks something of ours, or has something that we set once and no longer want.
+
+    The second is what the hash is for: a field that left the manifest is still ours in the cluster.
+    """
+    annotations = live["metadata"].get("annotations") or {}
+    if annotations.get(ANNOTATION_HASH) != desired["metadata"]["annotations"][ANNOTATION_HASH]:
+        return True
+    # Items of a LIST carry neither apiVersion nor kind.
+    return not all(within(desired[part], live.get(part)) for part in ("metadata", "spec"))
+
+
+def within(desired: Any, live: Any, *, quantity: bool = False) -> bool:
+    """Whether every leaf of `desired` is in `live`; what is only in `live` does not matter."""
+    if isinstance(desired, Mapping):
+        return isinstance(live, Mapping) and all(
+            (key in live or _empty(value))
+            and within(value, live.get(key), quantity=quantity or key in _QUANTITY_FIELDS)
+            for key, value in desired.items()
+        )
+    if isinstance(desired, list):
+        return _list_within(desired, live)
+    if desired == live and type(desired) is type(live):
+        return True
+    if _empty(desired) and live is None:
+        return True
+    return quantity and isinstance(live, str | int) and amount(str(desired)) == amount(str(live))
+
+
+def _empty(value: Any) -> bool:
+    """The apiserver drops empty strings, lists and maps of optional fields."""
+    return value in ("", [], {}) and not isinstance(value, bool)
+
+
+def _list_within(desired: Sequence[Any], live: Any) -> bool:
+    if not isinstance(live, list):
+        return live is None and not desired
+    key = _merge_key(desired)
+    if key is None:
+        return len(desired) == len(live) and all(within(d, item) for d, item in zip(desired, live, strict=True))
+    found = {item.get(key): item for item in live if isinstance(item, Mapping)}
+    return all(item[key] in found and within(item, found[item[key]]) for item in desired)
+
+
+def _merge_key(items: Sequence[Any]) -> str | None:
+    if not items or not all(isinstance(item, Mapping) for item in items):
+        return None
+    for key in _KEYS:
+        values = [item.get(key) for item in items]
+        if None not in values and len(set(map(str, values))) == len(values):
+            return key
+    return None
+
+
+def amount(text: str) -> Decimal | None:
+    """The value of a Kubernetes quantity; None when it is none."""
+    number = text.rstrip("mkKMGTPi")
+    try:
+        return Decimal(number) * _SUFFIXES.get(text[len(number) :], Decimal(1))
+    except ArithmeticError:
+        return None

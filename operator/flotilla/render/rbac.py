@@ -1,0 +1,93 @@
+"""The one table of what the operator may do; the manifests, the check at start and the tests all read it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flotilla.constants import GROUP, LABEL_NAME, LABEL_PART_OF, MANAGER
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of a Role. `own_namespace` rules are granted only where the operator itself lives."""
+
+    group: str
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+    why: str
+    own_namespace: bool = False
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(GROUP, ("modeldeployments", "routingpolicies"), ("list", "watch"), "the resources that users write"),
+    Rule(GROUP, ("modeldeployments/status", "routingpolicies/status"), ("patch",), "conditions"),
+    Rule(
+        GROUP,
+        ("modeldeployments/finalizers",),
+        ("update",),
+        "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
+    ),
+    Rule("apps", ("deployments",), ("list", "watch", "create", "patch", "delete"), "engine pods"),
+    Rule("", ("services",), ("get", "list", "watch", "create", "patch", "delete"), "an address per model"),
+    Rule(
+        "policy",
+        ("poddisruptionbudgets",),
+        ("get", "list", "watch", "create", "patch", "delete"),
+        "drains take one replica at a time",
+    ),
+    Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
+    Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
+    Rule("coordination.k8s.io", ("leases",), ("get", "create", "update"), "leader election", own_namespace=True),
+)
+
+
+def permissions() -> Iterator[tuple[Rule, str, str]]:
+    """Yield (rule, resource, verb), a row per question that the operator asks the apiserver at start."""
+    for rule in RULES:
+        for resource in rule.resources:
+            for verb in rule.verbs:
+                yield rule, resource, verb
+
+
+def _rules(own_namespace: bool) -> list[dict[str, Any]]:
+    return [
+        {"apiGroups": [rule.group], "resources": list(rule.resources), "verbs": list(rule.verbs)}
+        for rule in RULES
+        if rule.own_namespace is own_namespace
+    ]
+
+
+def _meta(name: str, namespace: str | None = None) -> dict[str, Any]:
+    labels = {LABEL_NAME: "flotilla-operator", LABEL_PART_OF: MANAGER}
+    return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": labels}
+
+
+def manifests(*, name: str = "flotilla-operator", namespace: str = "flotilla-system") -> list[dict[str, Any]]:
+    """ServiceAccount, ClusterRole and Role with their bindings for an operator that watches the whole cluster."""
+    rbac, subject = (
+        "rbac.authorization.k8s.io",
+        {"kind": "ServiceAccount", "name": name, "namespace": namespace},
+    )
+
+    def binding(kind: str, role_kind: str, meta: dict[str, Any]) -> dict[str, Any]:
+        role = {"apiGroup": rbac, "kind": role_kind, "name": name}
+        return {
+            "apiVersion": f"{rbac}/v1",
+            "kind": kind,
+            "metadata": meta,
+            "roleRef": role,
+            "subjects": [subject],
+        }
+
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name, namespace)},
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(name), "rules": _rules(False)},
+        binding("ClusterRoleBinding", "ClusterRole", _meta(name)),
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "Role",
+            "metadata": _meta(name, namespace),
+            "rules": _rules(True),
+        },
+        binding("RoleBinding", "Role", _meta(name, namespace)),
+    ]

@@ -1,0 +1,195 @@
+"""What conditions say, and that they do not flap."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.support.schema import put
+from tests.support.whole import ROUTING_POLICY
+
+from flotilla.api.conditions import set_condition
+from flotilla.api.routing_policy import RoutingPolicySpec
+from flotilla.domain import observed
+from flotilla.domain.observed import Workload
+from flotilla.domain.policy_status import judge
+from flotilla.domain.readiness import Verdict, model_loaded, scaling_active, scheduled, spec_valid, summary
+from flotilla.domain.routing import Problem, check
+from flotilla.errors import Conflict, InvalidSpec
+
+
+def pod(**changes: Any) -> observed.Pod:
+    fresh = observed.Pod("p", "u", "10.0.0.1", True, True, False, 0, "", "", "", "", "2026-01-01T00:00:00Z")
+    return replace(fresh, **changes)
+
+
+def load(*pods: observed.Pod, **changes: Any) -> Workload:
+    ready = sum(p.ready for p in pods)
+    count = len(pods)
+    return replace(Workload(True, 1, 1, count, count, count, ready, "", pods), **changes)
+
+
+def judged(of: Workload, error: InvalidSpec | Conflict | None = None) -> dict[str, Verdict]:
+    chain = [spec_valid(error), scheduled(of), model_loaded(of)]
+    return {verdict.type: verdict for verdict in (*summary(chain, of), *chain)}
+
+
+def states(of: dict[str, Verdict]) -> tuple[str, str, str]:
+    return of["Ready"].status, of["Reconciling"].status, of["Stalled"].status
+
+
+def test_a_serving_model_is_ready_and_settled() -> None:
+    assert states(judged(load(pod()))) == ("True", "False", "False")
+
+
+def test_scaling_out_does_not_make_ready_flap() -> None:
+    growing = load(pod(), pod(name="q", ready=False), pod(name="r", ready=False, scheduled=False))
+    assert judged(growing)["Ready"].status == "True"
+
+
+def test_a_loading_model_is_reconciling_and_not_stalled() -> None:
+    found = judged(load(pod(ready=False)))
+    assert states(found) == ("False", "True", "False")
+    assert found["Ready"].reason == "Loading"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"waiting_reason": "CrashLoopBackOff", "last_exit": "exit code 1"}, "CrashLoopBackOff"),
+        ({"restarts": 3, "last_exit": "OOMKilled"}, "CrashLoopBackOff"),
+        ({"waiting_reason": "ErrImagePull"}, "ImagePullBackOff"),
+        ({"waiting_reason": "ImagePullBackOff"}, "ImagePullBackOff"),
+        (
+            {"waiting_reason": "CreateContainerConfigError", "waiting_message": "no secret"},
+            "CreateContainerConfigError",
+        ),
+    ],
+)
+def test_a_pod_that_cannot_start_stalls_with_one_reason(changes: dict[str, Any], reason: str) -> None:
+    found = judged(load(pod(ready=False, **changes)))
+    assert states(found) == ("False", "False", "True")
+    assert found["Stalled"].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("words", "help_"),
+    [
+        ("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "Add a node with free GPUs"),
+        ("0/3 nodes are available: 3 had untolerated taint {a: b}.", "spec.scheduling.tolerations"),
+        ("0/3 nodes are available: 3 didn't match Pod's node affinity/selector.", "No node carries the labels"),
+    ],
+)
+def test_the_schedulers_words_come_with_what_would_help(words: str, help_: str) -> None:
+    verdict = scheduled(load(pod(scheduled=False, ready=False, scheduling_message=words)))
+    assert (verdict.status, verdict.reason) == ("False", "Unschedulable")
+    assert verdict.message.startswith(words.rstrip("."))
+    assert help_ in verdict.message
+
+
+def test_a_quota_that_forbids_pods_is_told() -> None:
+    found = judged(load(wanted=1, failure="exceeded quota"))
+    assert states(found) == ("False", "False", "True")
+    assert "exceeded quota" in found["Scheduled"].message
+
+
+def test_zero_replicas_as_asked_are_ready() -> None:
+    assert states(judged(load())) == ("True", "False", "False")
+
+
+def test_an_invalid_spec_stalls_though_old_pods_serve() -> None:
+    found = judged(load(pod()), InvalidSpec("No.", field="spec.x", reason="Wrong"))
+    assert states(found) == ("False", "False", "True")
+    assert found["SpecValid"].message == "spec.x: No."
+
+
+def test_a_rollout_behind_a_serving_model_is_reconciling() -> None:
+    found = judged(load(pod(), pod(name="q", ready=False), updated=1))
+    assert states(found) == ("True", "True", "False")
+    assert found["Reconciling"].reason == "RollingOut"
+
+
+def test_other_modes_say_who_scales() -> None:
+    assert scaling_active("External", None, 3).reason == "ExternalScaler"
+    assert scaling_active("None", None, 3).reason == "Disabled"
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    def after(existing: list[dict[str, Any]], status: str, now: str) -> list[dict[str, Any]]:
+        return set_condition(existing, type="Ready", status=status, reason="R", message=now, generation=2, now=now)
+
+    first = after([], "False", "t1")
+    assert after(first, "False", "t2")[0]["lastTransitionTime"] == "t1"
+    assert after(first, "True", "t2")[0]["lastTransitionTime"] == "t2"
+    other = {"type": "Accepted", "status": "True", "lastTransitionTime": "t0"}
+    assert [c["type"] for c in after([*first, other], "True", "t3")] == ["Accepted", "Ready"]
+
+
+def test_pods_are_reduced_to_what_decides() -> None:
+    obj = {
+        "metadata": {"name": "p", "uid": "u", "deletionTimestamp": "now"},
+        "status": {
+            "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+            "containerStatuses": [
+                {"restartCount": 2, "state": {"running": {}}, "lastState": {"terminated": {"reason": "OOMKilled"}}}
+            ],
+        },
+    }
+    found = observed.pod(obj)
+    assert (found.ready, found.scheduled, found.terminating) == (True, True, True)
+    assert (found.restarts, found.last_exit) == (2, "OOMKilled")
+    assert observed.workload(None, [obj]).exists is False
+
+
+POLICY = ROUTING_POLICY["spec"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        (("defaultRoute", "target"), "nowhere", Problem.UNKNOWN_TARGET),
+        (("rules", 0, "match", "models"), ["stranger"], Problem.UNKNOWN_HOST_MODEL),
+        (("targets", 1, "modelDeploymentRef", "name"), "gone", Problem.MODEL_DEPLOYMENT_NOT_FOUND),
+        (("dataPolicy", "classes", 0, "allowRegions"), ["mars"], Problem.CLASS_WITHOUT_TARGET),
+        (("dataPolicy", "classes", 0, "allowRegions"), [], Problem.OUTSIDE_EVERY_CLASS),
+    ],
+)
+def test_each_problem_of_a_policy_is_found(path: tuple[str | int, ...], value: Any, problem: Problem) -> None:
+    spec = RoutingPolicySpec.model_validate(put(POLICY, path, value))
+    findings = check(spec, {"qwen2-5-1-5b"})
+    assert problem in {finding.problem for finding in findings}
+    shown = {verdict.type: verdict for verdict in judge(findings)}
+    assert shown["Ready"].status == "False"
+
+
+def test_a_default_route_that_is_closed_for_a_class_is_found() -> None:
+    spec = put(POLICY, ("dataPolicy", "classes", 0), {"name": "sovereign", "allowBoundaries": ["Cluster"]})
+    spec = put(spec, ("defaultRoute",), {"target": "frontier"})
+    problems = {finding.problem for finding in check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})}
+    assert Problem.ROUTE_CLOSED in problems
+
+
+def test_a_rule_behind_a_wider_one_is_unreachable() -> None:
+    wide = {"name": "all", "route": POLICY["rules"][0]["route"]}
+    spec = put(POLICY, ("rules",), [wide, POLICY["rules"][0]])
+    findings = check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})
+    assert [f.path for f in findings if f.problem is Problem.UNREACHABLE_RULE] == ["spec.rules[1].match"]
+
+
+def test_a_sound_policy_waits_for_the_gateway_only() -> None:
+    spec = put(POLICY, ("dataPolicy", "classes", 0), {"name": "sovereign", "allowBoundaries": ["Cluster", "External"]})
+    findings = check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})
+    assert findings == []
+    shown = {verdict.type: verdict for verdict in judge(findings)}
+    assert {v.type for v in shown.values() if v.status == "True"} == {
+        "Accepted",
+        "ResolvedRefs",
+        "SovereigntyEnforceable",
+    }
+    assert shown["Programmed"].reason == "GatewayNotInstalled"
+
+
+def test_a_policy_that_cannot_be_read_is_not_accepted() -> None:
+    shown = {v.type: v for v in judge([], InvalidSpec("odd", field="spec.x"))}
+    assert (shown["Accepted"].status, shown["Stalled"].status) == ("False", "True")
+    assert "spec.x" in shown["Accepted"].message

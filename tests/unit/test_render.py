@@ -1,0 +1,120 @@
+"""Rendered manifests against golden files; `UPDATE_GOLDEN=1 pytest tests/unit/test_render.py` rewrites them."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support.whole import MODEL_DEPLOYMENT
+
+from flotilla.api.model_deployment import ModelDeployment
+from flotilla.constants import ANNOTATION_HASH
+from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.render import rbac
+from flotilla.render.workload import children
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "manifests"
+CATALOG = load_catalog()
+BASE: dict[str, Any] = {
+    "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
+    "engine": {"name": "vllm"},
+    "accelerator": {"class": "nvidia-l4"},
+}
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "vllm-minimal": (BASE, 1),
+    "vllm-whole-two-replicas": (MODEL_DEPLOYMENT["spec"], 2),
+    "vllm-t4": ({**BASE, "accelerator": {"class": "nvidia-t4"}}, 1),
+    "vllm-amd": ({**BASE, "accelerator": {"class": "amd-mi300x", "count": 2}}, 1),
+    "tgi-awq": (
+        {
+            **BASE,
+            "model": {"source": "hf://hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4"},
+            "engine": {"name": "tgi"},
+        },
+        1,
+    ),
+    "user-affinity": (
+        {
+            **BASE,
+            "scheduling": {
+                "affinity": {
+                    "nodeAffinity": {
+                        "requiredDuringSchedulingIgnoredDuringExecution": {
+                            "nodeSelectorTerms": [
+                                {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+                            ]
+                        }
+                    }
+                }
+            },
+        },
+        1,
+    ),
+}
+
+
+def rendered(spec: dict[str, Any], replicas: int = 1) -> list[dict[str, Any]]:
+    meta = {"name": "tiny", "namespace": "models", "uid": "0000-1111", "generation": 1}
+    model = ModelDeployment.model_validate({"metadata": meta, "spec": spec})
+    return children(model, resolve("tiny", model.spec, CATALOG), replicas=replicas)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_manifests_are_the_golden_ones(name: str) -> None:
+    spec, replicas = CASES[name]
+    text = yaml.safe_dump_all(rendered(spec, replicas), sort_keys=False, width=110)
+    path = GOLDEN / f"{name}.yaml"
+    if "UPDATE_GOLDEN" in os.environ:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_there_is_a_golden_file_for_each_case_and_no_other() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_child_is_owned_labelled_and_hashed(name: str) -> None:
+    spec, replicas = CASES[name]
+    for child in rendered(spec, replicas):
+        meta = child["metadata"]
+        assert meta["ownerReferences"][0]["uid"] == "0000-1111"
+        assert meta["labels"]["app.kubernetes.io/managed-by"] == "flotilla"
+        assert len(meta["annotations"][ANNOTATION_HASH]) == 64
+
+
+def test_replicas_belong_to_the_scaler() -> None:
+    assert "replicas" not in rendered(BASE)[0]["spec"]
+
+
+def test_a_budget_comes_with_the_second_replica() -> None:
+    assert [child["kind"] for child in rendered(BASE, 1)] == ["Deployment", "Service"]
+    assert [child["kind"] for child in rendered(BASE, 2)] == ["Deployment", "Service", "PodDisruptionBudget"]
+
+
+def test_the_pod_template_changes_with_what_the_pod_uses_and_with_nothing_else() -> None:
+    template = rendered(BASE)[0]["spec"]["template"]
+    other = copy.deepcopy(BASE)
+    other |= {"cost": {"gpuHourlyPrice": "9"}, "scaling": {"maxReplicas": 4}}
+    assert rendered(other)[0]["spec"]["template"] == template
+    assert rendered({**BASE, "engine": {"name": "vllm", "args": ["--x"]}})[0]["spec"]["template"] != template
+
+
+def test_the_committed_role_is_the_table() -> None:
+    assert list(yaml.safe_load_all((ROOT / "manifests/base/rbac.yaml").read_text())) == rbac.manifests()
+
+
+def test_the_role_grants_no_secrets_no_exec_and_no_writing_of_specs() -> None:
+    for rule, resource, verb in rbac.permissions():
+        assert "*" not in (rule.group, resource, verb)
+        assert resource not in ("secrets", "pods/exec", "pods/portforward")
+        if resource in ("modeldeployments", "routingpolicies"):
+            assert verb in ("list", "watch")
+
+
+def test_operator_is_no_package_for_it_would_shadow_the_standard_librarys() -> None:
+    assert not (ROOT / "operator" / "__init__.py").exists()
