@@ -1,0 +1,312 @@
+"""The one way to the apiserver: dictionaries in and out, a timeout on every call, errors of our own tree.
+
+Built on the transport of `kubernetes.aio` (its configuration, TLS and token refresh) and not on its typed API: those
+models refuse partial objects, which server-side apply is made of, and cost three times the CPU.
+"""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.request import getproxies_environment
+
+import aiohttp
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from flotilla.errors import InvalidSpec, Transient
+from flotilla.kube.kinds import Kind
+from flotilla.kube.protocol import APPLY, JSON, PATCHES, NotFound, ObjectList, failure, silence, url, watch_event
+
+Object = dict[str, Any]
+OnCall = Callable[[str, str, int, float], None]
+"""Told of each call: verb, resource, HTTP code (0 when there was no answer), seconds."""
+
+TOKEN_AGE_S = 60.0
+_UNBOUNDED = 0
+_SILENT = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+"""ValueError: an answer that is not JSON, or a watch event beyond the read buffer of 4 MiB."""
+
+
+class Connection:
+    """Where the apiserver is, and who we are there: the client and the watch layer log in by it."""
+
+    def __init__(self, configuration: Configuration, kubeconfig: Path | None) -> None:
+        configuration.connection_pool_maxsize = _UNBOUNDED  # the client counts its calls itself, outside of timeouts
+        # Where the environment names no proxy, trusting it only means that aiohttp reads ~/.netrc in a thread for each
+        # request (a sixth of the operator's CPU), and fails where that names the apiserver's host.
+        self.trust_env = bool(getproxies_environment())
+        configuration.client_session_kwargs = {"trust_env": self.trust_env}
+        self._configuration = configuration
+        self._kubeconfig = kubeconfig
+        self._read_at = time.monotonic()
+        self.host: str = configuration.host.rstrip("/")
+        self.proxy: str | None = configuration.proxy
+        self.transport = RESTClientObject(configuration)
+        self.tls: ssl.SSLContext = self.transport.ssl_context
+
+    @classmethod
+    async def load(cls, kubeconfig: Path | None) -> "Connection":
+        """None means the pod's ServiceAccount. Raises InvalidSpec when it cannot be read. Sends nothing."""
+        return cls(await _configuration(kubeconfig), kubeconfig)
+
+    async def authorization(self) -> str | None:
+        """The value of the Authorization header, if any. Tokens rotate, so they are read again every minute.
+
+        Raises Transient when they cannot be read just now.
+        """
+        mine = self._configuration
+        try:
+            if self._kubeconfig is not None and mine.api_key and time.monotonic() - self._read_at > TOKEN_AGE_S:
+                self._read_at = time.monotonic()
+                mine.api_key = (await _configuration(self._kubeconfig)).api_key
+            token: str | None = await mine.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except (ConfigException, InvalidSpec, OSError) as error:
+            raise Transient(f"The credentials cannot be read again: {error}") from error
+        return token
+
+
+async def _configuration(kubeconfig: Path | None) -> Configuration:
+    configuration = Configuration()
+    try:
+        if kubeconfig is None:
+            load_incluster_config(client_configuration=configuration)
+        else:
+            await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    except (ConfigException, OSError) as error:
+        where = "the pod's ServiceAccount" if kubeconfig is None else f"the kubeconfig {kubeconfig}"
+        raise InvalidSpec(f"Cannot read {where}: {error}", field="kubeconfig") from error
+    return configuration
+
+
+class KubeClient:
+    """Make one with `connect`, end it with `close`."""
+
+    def __init__(
+        self, connection: Connection, *, user_agent: str, timeout_s: float, pool: int, on_call: OnCall | None
+    ) -> None:
+        self._connection = connection
+        self._user_agent = user_agent
+        self._timeout_s = timeout_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._slots = asyncio.Semaphore(pool)
+        self._on_call = on_call
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        kubeconfig: Path | None = None,
+        user_agent: str,
+        timeout_s: float = 10.0,
+        pool: int = 32,
+        on_call: OnCall | None = None,
+    ) -> "KubeClient":
+        """`kubeconfig` None means the pod's ServiceAccount.
+
+        `pool` bounds the calls at one time, watches aside; the timeout of a call starts when it is sent.
+        Raises InvalidSpec when the kubeconfig cannot be read. Nothing is sent yet.
+        """
+        connection = await Connection.load(kubeconfig)
+        return cls(connection, user_agent=user_agent, timeout_s=timeout_s, pool=pool, on_call=on_call)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._connection.transport.close()
+
+    async def pages(
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        page_size: int = 100,
+    ) -> AsyncIterator[ObjectList]:
+        """A LIST page by page, so that a large one need not be in memory at once; items carry no kind.
+
+        `resource_version` is that of the snapshot which all pages show.
+        """
+        query = {"limit": str(page_size), "labelSelector": label_selector, "fieldSelector": field_selector}
+        while True:
+            page = await self._call("list", "GET", kind, kind.path(namespace), query=query)
+            yield ObjectList(page.get("items") or [], page["metadata"]["resourceVersion"])
+            query["continue"] = page["metadata"].get("continue") or None
+            if query["continue"] is None:
+                return
+
+    async def list(self, kind: Kind, *, namespace: str | None = None, field_selector: str | None = None) -> ObjectList:
+        """All objects."""
+        items: list[Object] = []
+        version = ""
+        async for page in self.pages(kind, namespace=namespace, field_selector=field_selector):
+            items += page.items
+            version = page.resource_version
+        return ObjectList(items, version)
+
+    async def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Object | None:
+        """The object, None when there is none."""
+        try:
+            return await self._call("get", "GET", kind, kind.path(namespace, name))
+        except NotFound:
+            return None
+
+    async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
+        """POST; raises Conflict when the name is taken."""
+        return await self._call("create", "POST", kind, kind.path(obj["metadata"].get("namespace")), body=obj)
+
+    async def update(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
+        """PUT; raises Conflict when `metadata.resourceVersion` is no longer the newest."""
+        return await self._call("update", "PUT", kind, kind.path_of(obj), body=obj)
+
+    async def apply(
+        self,
+        kind: Kind,
+        obj: Mapping[str, Any],
+        *,
+        manager: str,
+        force: bool = True,
+        subresource: str | None = None,
+    ) -> Object:
+        """Server-side apply; without `force` a field of another manager raises Conflict, which names both."""
+        path = kind.path_of(obj, subresource)
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self._call("patch", "PATCH", kind, path, query=query, body=obj, content_type=APPLY)
+
+    async def apply_status(self, kind: Kind, obj: Mapping[str, Any], *, manager: str) -> Object:
+        """Server-side apply to the status subresource."""
+        return await self.apply(kind, obj, manager=manager, subresource="status")
+
+    async def patch(
+        self,
+        kind: Kind,
+        name: str,
+        body: object,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        patch_type: Literal["merge", "strategic", "json"] = "merge",
+    ) -> Object:
+        """PATCH of any other type; raises NotReady when there is no such object."""
+        path = kind.path(namespace, name, subresource)
+        return await self._call("patch", "PATCH", kind, path, body=body, content_type=PATCHES[patch_type])
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        grace_period_s: int | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        """False when it was gone already; with `uid`, Conflict when a namesake has taken its place."""
+        options: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        if grace_period_s is not None:
+            options["gracePeriodSeconds"] = grace_period_s
+        try:
+            await self._call("delete", "DELETE", kind, kind.path(namespace, name), body=options)
+        except NotFound:
+            return False
+        return True
+
+    async def watch(
+        self,
+        kind: Kind,
+        *,
+        resource_version: str,
+        namespace: str | None = None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        idle_timeout_s: float = 90.0,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Yield (type, object), bookmarks too, from `resource_version` on.
+
+        Ends with Transient when the server closes the stream, answers 410, or is silent for `idle_timeout_s`
+        (bookmarks come each minute): list again then.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+        }
+        path = kind.path(namespace)
+        started, code = time.monotonic(), 0
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=idle_timeout_s)
+        try:
+            async with await self._send("GET", path, query=query, timeout=timeout) as answer:
+                code = answer.status
+                if code >= 400:
+                    raise failure(f"watch {path}", code, answer.headers, await answer.read())
+                async for line in answer.content:
+                    yield watch_event(f"watch {path}", line)
+        except _SILENT as error:
+            raise silence(f"watch {path}", error) from error
+        finally:
+            self._observe("watch", kind, code, started)
+        raise Transient(f"watch {path}: the apiserver closed it.")
+
+    async def _call(
+        self,
+        verb: str,
+        method: str,
+        kind: Kind,
+        path: str,
+        *,
+        query: Mapping[str, str | None] | None = None,
+        body: object | None = None,
+        content_type: str = JSON,
+    ) -> Object:
+        async with self._slots:
+            started, code = time.monotonic(), 0
+            try:
+                async with await self._send(
+                    method, path, query=query, body=body, content_type=content_type, timeout=self._timeout
+                ) as answer:
+                    content = await answer.read()
+                    code = answer.status
+                    if code >= 400:
+                        raise failure(f"{verb} {path}", code, answer.headers, content)
+                    result: Object = json.loads(content)
+                    return result
+            except _SILENT as error:
+                code = 0
+                raise silence(f"{verb} {path}", error) from error
+            finally:
+                self._observe(verb, kind, code, started)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | None] | None,
+        timeout: aiohttp.ClientTimeout,
+        body: object | None = None,
+        content_type: str = JSON,
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": self._user_agent}
+        if token := await self._connection.authorization():
+            headers["Authorization"] = token
+        answer = await self._connection.transport.request(
+            method,
+            url(self._connection.host, path, query),
+            headers=headers,
+            body=body,
+            _request_timeout=timeout,
+        )
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    def _observe(self, verb: str, kind: Kind, code: int, started: float) -> None:
+        if self._on_call is not None:
+            self._on_call(verb, kind.plural, code, time.monotonic() - started)

@@ -1,0 +1,137 @@
+"""Leader election by a Lease: one operator acts, the others watch the Lease.
+
+The client library's own elector lets network errors escape without stopping the leader, so this one is ours. Times are
+judged by how long *we* have seen the Lease unchanged on our monotonic clock, as client-go does: clocks of other hosts
+do not matter.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from flotilla.errors import Conflict, FlotillaError
+from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import LEASE
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Run `run` as a task, wait for `acquired`, and end the process when `on_lost` is called."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        namespace: str,
+        name: str,
+        identity: str,
+        duration_s: float,
+        renew_deadline_s: float,
+        retry_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._duration_s = duration_s
+        self._renew_deadline_s = renew_deadline_s
+        self._retry_s = retry_s
+        self._clock = clock
+        self._held: dict[str, Any] | None = None
+        self._seen: tuple[str, float] = ("", clock())
+        """The last resourceVersion of a Lease of somebody else, and when we first saw it."""
+        self._acquired = asyncio.Event()
+
+    async def acquired(self) -> None:
+        """Wait until we lead."""
+        await self._acquired.wait()
+
+    async def run(self, *, on_lost: Callable[[], None]) -> None:
+        """Take the Lease, then renew it; ends after `on_lost` when it could not be renewed in time."""
+        while not await self._attempt(self._take):
+            await asyncio.sleep(self._retry_s)
+        self._acquired.set()
+        log.info("leading", extra={"lease": f"{self._namespace}/{self._name}", "identity": self._identity})
+        renewed = self._clock()
+        while self._clock() - renewed < self._renew_deadline_s:
+            await asyncio.sleep(self._retry_s)
+            if await self._attempt(self._renew):
+                renewed = self._clock()
+            elif self._held is None:
+                break
+        log.error("the lease is lost; another operator may act now", extra={"identity": self._identity})
+        on_lost()
+
+    async def release(self) -> None:
+        """Give the Lease up, so that a standby need not wait for it to expire. Failing to is no harm."""
+        if self._held is not None:
+            self._held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+            await self._attempt(self._write)
+            self._held = None
+
+    async def _attempt(self, action: Callable[[], Any]) -> bool:
+        try:
+            async with asyncio.timeout(self._retry_s):
+                return bool(await action())
+        except Conflict:
+            self._held = None
+            return False
+        except (FlotillaError, TimeoutError) as error:
+            log.warning("the lease could not be reached", extra={"cause": str(error) or type(error).__name__})
+            return False
+
+    async def _take(self) -> bool:
+        lease = await self._client.get(LEASE, self._name, namespace=self._namespace)
+        if lease is None:
+            lease = {
+                "apiVersion": LEASE.api_version,
+                "kind": LEASE.kind,
+                "metadata": {"name": self._name, "namespace": self._namespace},
+                "spec": {"leaseTransitions": 0},
+            }
+            self._stamp(lease, taken=True)
+            self._held = await self._client.create(LEASE, lease)
+            return True
+        if not self._expired(lease):
+            return False
+        self._stamp(lease, taken=True)
+        self._held = await self._client.update(LEASE, lease)
+        return True
+
+    def _expired(self, lease: dict[str, Any]) -> bool:
+        holder = lease["spec"].get("holderIdentity") or ""
+        if holder in ("", self._identity):
+            return True
+        version, since = lease["metadata"]["resourceVersion"], self._seen[1]
+        if version != self._seen[0]:
+            self._seen = (version, self._clock())
+            return False
+        return self._clock() - since > float(lease["spec"].get("leaseDurationSeconds") or self._duration_s)
+
+    async def _renew(self) -> bool:
+        if self._held is None:
+            return False
+        self._stamp(self._held, taken=False)
+        return await self._write()
+
+    async def _write(self) -> bool:
+        assert self._held is not None
+        self._held = await self._client.update(LEASE, self._held)
+        return True
+
+    def _stamp(self, lease: dict[str, Any], *, taken: bool) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = lease["spec"]
+        if taken:
+            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
+            spec["acquireTime"] = now
+        spec |= {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": max(1, round(self._duration_s)),
+            "renewTime": now,
+        }

@@ -1,0 +1,179 @@
+"""The cluster as this process last saw it. Confined to one thread: the main loop's."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from typing import Any
+
+from flotilla.kube.kinds import DEPLOYMENT, Kind
+
+Object = dict[str, Any]
+Name = tuple[str, str]
+"""Namespace and name."""
+
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_REPLICAS_MANAGERS = "flotilla.dev/replicas-managers"
+"""Key under which a stored Deployment keeps the managers of spec.replicas; never sent anywhere."""
+_TOMBSTONES = 4096
+_SHARED_PARTS = 50_000
+
+
+class Store:
+    """Objects by kind and name, with an index by owner.
+
+    Events, answers to our own writes and lists arrive in any order; for one uid the higher resourceVersion wins. They
+    are integers that grow (documented so since Kubernetes 1.35).
+    """
+
+    def __init__(self, owner: Callable[[Kind, Mapping[str, Any]], Hashable | None]) -> None:
+        self._owner = owner
+        self._objects: dict[Kind, dict[Name, Object]] = {}
+        self._owned: dict[tuple[Kind, Hashable], dict[Name, Object]] = {}
+        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._share = _Shared()
+
+    def put(self, kind: Kind, obj: Object) -> bool:
+        """Remember `obj`; False when it says nothing new (stale, known, or of a deleted uid)."""
+        meta = obj["metadata"]
+        name = _name(meta)
+        if meta["uid"] in self._tombstones:
+            return False
+        known = self._objects.setdefault(kind, {}).get(name)
+        if known is not None and known["metadata"]["uid"] == meta["uid"] and _version(obj) <= _version(known):
+            return False
+        slim = _slim(kind, obj, self._share)
+        if known is not None:
+            self._unindex(kind, known)
+        self._objects[kind][name] = slim
+        owner = self._owner(kind, slim)
+        if owner is not None:
+            self._owned.setdefault((kind, owner), {})[name] = slim
+        return True
+
+    def drop(self, kind: Kind, obj: Mapping[str, Any]) -> bool:
+        """Forget `obj` for good; False when it was not known."""
+        meta = obj["metadata"]
+        self._tombstones[meta["uid"]] = None
+        if len(self._tombstones) > _TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        known = self._objects.get(kind, {}).get(_name(meta))
+        if known is None or known["metadata"]["uid"] != meta["uid"]:
+            return False
+        self._unindex(kind, known)
+        del self._objects[kind][_name(meta)]
+        return True
+
+    def retain(self, kind: Kind, uids: Collection[str], *, resource_version: int) -> list[Object]:
+        """After all objects of a LIST were put: drop what it lacks, and return that.
+
+        Objects that are newer than the list stay: an event overtook it.
+        """
+        gone = [
+            known
+            for known in self.all(kind)
+            if known["metadata"]["uid"] not in uids and _version(known) <= resource_version
+        ]
+        for known in gone:
+            self.drop(kind, known)
+        return gone
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """The object, None when there is none."""
+        return self._objects.get(kind, {}).get((namespace, name))
+
+    def all(self, kind: Kind) -> Iterator[Object]:
+        """Every object of a kind."""
+        return iter(self._objects.get(kind, {}).values())
+
+    def in_namespace(self, kind: Kind, namespace: str) -> list[Object]:
+        """Every object of a kind in one namespace."""
+        return [obj for (where, _), obj in self._objects.get(kind, {}).items() if where == namespace]
+
+    def owned_by(self, kind: Kind, owner: Hashable) -> list[Object]:
+        """The objects of a kind whose owner, by the function given at the start, is `owner`."""
+        return list(self._owned.get((kind, owner), {}).values())
+
+    def counts(self) -> dict[str, int]:
+        """Number of objects by plural name."""
+        return {kind.plural: len(objects) for kind, objects in self._objects.items()}
+
+    def _unindex(self, kind: Kind, known: Object) -> None:
+        owner = self._owner(kind, known)
+        owned = self._owned.get((kind, owner), {})
+        owned.pop(_name(known["metadata"]), None)
+        if not owned:
+            self._owned.pop((kind, owner), None)
+
+
+def replicas_managers(deployment: Mapping[str, Any] | None) -> frozenset[str]:
+    """Field managers that own `spec.replicas` of a stored Deployment."""
+    managers: frozenset[str] = (deployment or {}).get(_REPLICAS_MANAGERS, frozenset())
+    return managers
+
+
+def _name(meta: Mapping[str, Any]) -> Name:
+    return meta.get("namespace") or "", meta["name"]
+
+
+def _version(obj: Mapping[str, Any]) -> int:
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def _slim(kind: Kind, obj: Object, share: "_Shared") -> Object:
+    """A copy without what nobody reads: half of an object's bytes are managedFields."""
+    meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
+    if annotations := meta.get("annotations"):
+        meta["annotations"] = {key: value for key, value in annotations.items() if key != _LAST_APPLIED}
+    slim: Object = {sys.intern(key): value for key, value in obj.items()}
+    slim["metadata"] = _interned(meta)
+    if "spec" in slim:
+        slim["spec"] = share(slim["spec"])
+    if "status" in slim:
+        slim["status"] = _interned(slim["status"])
+    if kind == DEPLOYMENT:
+        slim[_REPLICAS_MANAGERS] = frozenset(
+            entry.get("manager", "")
+            for entry in obj["metadata"].get("managedFields") or ()
+            if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        )
+    return slim
+
+
+def _interned(value: Any) -> Any:
+    """Share equal strings: a fleet's objects repeat each other's keys and labels."""
+    if type(value) is dict:
+        return {sys.intern(key): _interned(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_interned(item) for item in value]
+    return sys.intern(value) if type(value) is str and len(value) < 64 else value
+
+
+class _Shared:
+    """Equal parts of specs, once in memory: those of a fleet differ in a few strings. What is stored is never changed.
+
+    Parts are known by the identity of what they hold, which the table keeps alive.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[Hashable, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if len(self._parts) > _SHARED_PARTS:
+            self._parts.clear()
+        return self._part(value)
+
+    def _part(self, value: Any) -> Any:
+        if type(value) is dict:
+            made: Any = {sys.intern(key): self._part(item) for key, item in value.items()}
+            items: Hashable = tuple((key, self._mark(item)) for key, item in made.items())
+        elif type(value) is list:
+            made = [self._part(item) for item in value]
+            items = tuple(self._mark(item) for item in made)
+        else:
+            return sys.intern(value) if type(value) is str and len(value) < 64 else value
+        return self._parts.setdefault((type(value), items), made)
+
+    @staticmethod
+    def _mark(item: Any) -> Hashable:
+        # With the type, for 1 equals True and a number equals no identity.
+        return (type(item), id(item)) if type(item) in (dict, list) else (type(item), item)
