@@ -1,0 +1,160 @@
+"""Wire the operator: the start order, the stop order, and what ends the process."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flotilla import __version__
+from flotilla.config import OperatorConfig
+from flotilla.control.control_loop import ControlLoop
+from flotilla.errors import FlotillaError
+from flotilla.kube.access import missing_permissions
+from flotilla.kube.client import KubeClient
+from flotilla.kube.lease import Lease
+from flotilla.telemetry import health, logs
+from flotilla.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_CONFIG, EXIT_ACCESS, EXIT_LOST_LEASE = 0, 2, 3, 4
+
+
+def load_config(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bool | None) -> OperatorConfig:
+    """Merge file and options; raises ValueError with the file, field and reason."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        loaded = yaml.safe_load(file.read_text())
+        if not isinstance(loaded, dict | None):
+            raise ValueError(f"{file}: a mapping of settings is expected, not {type(loaded).__name__}.")
+        values = dict(loaded or {})
+    values.update(overrides)
+    if leader_election is not None:
+        values["leader_election"] = {**values.get("leader_election", {}), "enabled": leader_election}
+    try:
+        return OperatorConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{file or 'options'}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (value: {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise ValueError("\n".join(lines)) from error
+
+
+def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bool | None = None) -> int:
+    """Run until SIGTERM; returns the exit code."""
+    try:
+        config = load_config(file, overrides, leader_election=leader_election)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CONFIG
+    logs.configure(config.log_level, config.log_format)
+    try:
+        return asyncio.run(_run(config))
+    except FlotillaError as error:
+        log.error("operator ends", extra={"cause": str(error)})
+        return EXIT_ACCESS
+
+
+async def _run(config: OperatorConfig) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics = Metrics(version=__version__)
+    client = await KubeClient.connect(
+        kubeconfig=config.kubeconfig,
+        user_agent=f"flotilla-operator/{__version__}",
+        timeout_s=config.request_timeout_s,
+        on_call=metrics.api_call,
+    )
+    control = ControlLoop(config, client, metrics)
+    server = await health.start(
+        host=config.listen_host,
+        port=config.listen_port,
+        registry=metrics.registry,
+        live=control.live_checks(),
+        ready=control.ready_checks(),
+    )
+    log.info("listening", extra={"host": config.listen_host, "port": server.port})
+    try:
+        return await _lead(config, client, control, stop)
+    finally:
+        await server.stop()
+        await client.close()
+        log.info("operator stopped")
+
+
+async def _lead(config: OperatorConfig, client: KubeClient, control: ControlLoop, stop: asyncio.Event) -> int:
+    election = config.leader_election
+    missing = await missing_permissions(
+        client,
+        namespaces=config.namespaces,
+        own_namespace=election.namespace,
+        leader_election=election.enabled,
+    )
+    if missing:
+        log.error(
+            "permissions are missing; apply manifests/base/rbac.yaml or the chart's role",
+            extra={"missing": missing},
+        )
+        return EXIT_ACCESS
+    if not election.enabled:
+        return await _serve(control, stop)
+    lease = Lease(
+        client,
+        namespace=election.namespace,
+        name=election.name,
+        identity=f"{os.uname().nodename}-{os.getpid()}",
+        duration_s=election.duration_s,
+        renew_deadline_s=election.renew_deadline_s,
+        retry_s=election.retry_s,
+    )
+    lost = asyncio.Event()
+    elector = asyncio.create_task(lease.run(on_lost=lost.set), name="lease")
+    try:
+        control.standing_by()
+        if await _first(lease.acquired(), stop.wait()) == 1:
+            return EXIT_OK
+        code = await _serve(control, stop, lost)
+        return EXIT_LOST_LEASE if lost.is_set() else code
+    finally:
+        elector.cancel()
+        if not lost.is_set():
+            await lease.release()
+
+
+async def _serve(control: ControlLoop, stop: asyncio.Event, lost: asyncio.Event | None = None) -> int:
+    started = time.monotonic()
+    running = asyncio.create_task(control.run(), name="control-loop")
+    try:
+        ends = [running, asyncio.create_task(stop.wait())]
+        if lost is not None:
+            ends.append(asyncio.create_task(lost.wait()))
+        await asyncio.wait([*ends, asyncio.create_task(control.synced.wait())], return_when=asyncio.FIRST_COMPLETED)
+        if control.synced.is_set():
+            log.info("ready", extra={"after_s": round(time.monotonic() - started, 3)})
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        return EXIT_OK
+    finally:
+        await control.stop()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _first(*awaitables: Any) -> int:
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    return tasks.index(next(iter(done)))

@@ -1,0 +1,154 @@
+"""The operator between start and stop: store, queue, workers, watch, resync and scaler, wired once."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from flotilla.config import OperatorConfig
+from flotilla.control.executor import CHILD_KINDS, Executor
+from flotilla.control.fleet import Fleet
+from flotilla.control.keys import USER_KINDS, Key, owner
+from flotilla.control.model_deployment import ModelDeploymentReconciler
+from flotilla.control.pricing import Pricing
+from flotilla.control.queue import Queue
+from flotilla.control.resync import Resync
+from flotilla.control.routing_policy import RoutingPolicyReconciler
+from flotilla.control.scaler import Scaler
+from flotilla.control.status import StatusWriter
+from flotilla.control.workers import Workers
+from flotilla.domain.resolve import load_catalog
+from flotilla.kube.client import KubeClient
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
+from flotilla.kube.store import Store
+from flotilla.kube.watch import Watch
+from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.collector import FleetCollector
+from flotilla.telemetry.ledger import Ledger
+from flotilla.telemetry.metrics import Metrics
+from flotilla.telemetry.price_desk import PriceDesk
+from flotilla.telemetry.scrape import Scraper
+
+log = logging.getLogger(__name__)
+
+WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
+
+
+def _rfc3339_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class ControlLoop:
+    """Everything that acts; built at once, run only while this process leads."""
+
+    def __init__(self, config: OperatorConfig, client: KubeClient, metrics: Metrics) -> None:
+        clock = time.monotonic
+        self._metrics = metrics
+        self.synced = asyncio.Event()
+        self._standby = False
+        self.store = Store(owner)
+        self.queue: Queue[Key] = Queue(clock=clock)
+        self._events = EventRecorder(client, instance=os.uname().nodename)
+        self._scraper = Scraper(AddressMap.parse(config.pod_address_map))
+        self._scaler = Scaler(
+            self.store,
+            self._scraper,
+            interval_s=config.scaling_interval_s,
+            clock=clock,
+            enqueue=self.queue.add,
+        )
+        status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
+        models = ModelDeploymentReconciler(
+            store=self.store,
+            executor=Executor(client, self.store),
+            status=status,
+            scaler=self._scaler,
+            events=self._events,
+            catalog=load_catalog(),
+            pricing=Pricing(PriceDesk(), config.compare_with),
+            now=_rfc3339_now,
+        )
+        policies = RoutingPolicyReconciler(store=self.store, status=status, now=_rfc3339_now)
+        self._workers = Workers(
+            self.queue,
+            {MODEL_DEPLOYMENT: models, ROUTING_POLICY: policies},
+            metrics,
+            count=config.workers,
+            clock=clock,
+        )
+        self._resync = Resync(
+            client,
+            self.store,
+            WATCHED_KINDS,
+            namespaces=config.namespaces,
+            interval_s=config.resync_interval_s,
+            enqueue=self.queue.add,
+        )
+        self._watch = Watch(
+            WATCHED_KINDS,
+            self._on_event,
+            namespaces=config.namespaces,
+            kubeconfig=config.kubeconfig,
+            on_restart=self._on_watch_restart,
+        )
+        self._fleet = Fleet(self.store, self._scaler, Ledger(), clock=clock)
+        metrics.registry.register(FleetCollector(self._fleet.view))
+        metrics.observe(
+            depth=lambda: self.queue.depth,
+            oldest_age_s=lambda: self.queue.oldest_age_s,
+            watch_restarts=lambda: self._watch.restarts,
+            watch_silent_s=lambda: self._watch.last_event_age_s,
+            objects=self.store.counts,
+            kinds=tuple(kind.plural for kind in WATCHED_KINDS),
+        )
+
+    def standing_by(self) -> None:
+        """Another process leads: healthy and ready, but idle."""
+        self._standby = True
+
+    async def run(self) -> None:
+        """Until cancelled, or until a part of it breaks."""
+        self._standby = False
+        self._metrics.leading(True)
+        await self._resync.first()
+        self._watch.start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._workers.run(), name="workers")
+            group.create_task(self._scaler.run(after=self._fleet.account), name="scaler")
+            group.create_task(self._resync.run(), name="resync")
+            group.create_task(self._events.run(), name="events")
+            self.synced.set()
+
+    async def stop(self) -> None:
+        """Stop the watch; the tasks of `run` end with its cancellation."""
+        await asyncio.to_thread(self._watch.stop)
+        await self._scraper.close()
+        self._metrics.leading(False)
+
+    def live_checks(self) -> Mapping[str, Callable[[], bool]]:
+        """A false one asks the kubelet for a restart."""
+        return {"watch": lambda: self._standby or not self.synced.is_set() or self._watch.alive}
+
+    def ready_checks(self) -> Mapping[str, Callable[[], bool]]:
+        """A false one takes the pod out of its Service."""
+        return {"synced": lambda: self._standby or self.synced.is_set()}
+
+    def _on_event(self, kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+        self._metrics.event(kind.plural)
+        changed = self.store.drop(kind, obj) if type_ == "DELETED" else self.store.put(kind, obj)
+        if not changed:
+            return
+        key = owner(kind, obj)
+        if key is not None:
+            self.queue.add(key)
+        if kind == MODEL_DEPLOYMENT:
+            for policy in self.store.in_namespace(ROUTING_POLICY, obj["metadata"]["namespace"]):
+                self.queue.add(Key(ROUTING_POLICY, policy["metadata"]["namespace"], policy["metadata"]["name"]))
+
+    def _on_watch_restart(self) -> None:
+        log.warning("the watch layer was restarted; listing everything again")
+        self._resync.soon()

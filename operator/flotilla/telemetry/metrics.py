@@ -1,0 +1,99 @@
+"""The operator's own metrics, on a registry of its own."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+
+class Metrics:
+    """What the operator does, for those who run it."""
+
+    def __init__(self, *, version: str) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._reconciles = Counter(
+            "flotilla_reconcile_total", "Passes by outcome.", ["kind", "outcome"], registry=self.registry
+        )
+        self._durations = Histogram(
+            "flotilla_reconcile_duration_seconds",
+            "Time of a pass.",
+            ["kind"],
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+            registry=self.registry,
+        )
+        self._calls = Counter(
+            "flotilla_api_requests_total",
+            "Calls to the apiserver; code 0 had no answer.",
+            ["verb", "resource", "code"],
+            registry=self.registry,
+        )
+        self._call_durations = Histogram(
+            "flotilla_api_request_duration_seconds",
+            "Time of a call to the apiserver.",
+            ["verb", "resource"],
+            buckets=(0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
+            registry=self.registry,
+        )
+        self._events = Gauge(
+            "flotilla_last_event_timestamp_seconds",
+            "When the last event of a resource came.",
+            ["resource"],
+            registry=self.registry,
+        )
+        self._leader = Gauge("flotilla_leader", "1 while this process acts.", registry=self.registry)
+        build = Gauge("flotilla_build_info", "The version.", ["version"], registry=self.registry)
+        build.labels(version).set(1)
+
+    def reconciled(self, kind: str, outcome: str, seconds: float) -> None:
+        """One pass."""
+        self._reconciles.labels(kind, outcome).inc()
+        self._durations.labels(kind).observe(seconds)
+
+    def api_call(self, verb: str, resource: str, code: int, seconds: float) -> None:
+        """One call to the apiserver."""
+        self._calls.labels(verb, resource, str(code)).inc()
+        self._call_durations.labels(verb, resource).observe(seconds)
+
+    def event(self, resource: str) -> None:
+        """One event of the watch layer."""
+        self._events.labels(resource).set(time.time())
+
+    def leading(self, leads: bool) -> None:
+        """Whether this process acts."""
+        self._leader.set(1 if leads else 0)
+
+    def observe(
+        self,
+        *,
+        depth: Callable[[], int],
+        oldest_age_s: Callable[[], float],
+        watch_restarts: Callable[[], int],
+        watch_silent_s: Callable[[], float],
+        objects: Callable[[], Mapping[str, int]],
+        kinds: tuple[str, ...],
+    ) -> None:
+        """Gauges that are read when Prometheus asks."""
+
+        def gauge(name: str, help_: str, read: Callable[[], float]) -> None:
+            Gauge(name, help_, registry=self.registry).set_function(read)
+
+        gauge("flotilla_workqueue_depth", "Keys that wait for a worker.", depth)
+        gauge("flotilla_workqueue_oldest_age_seconds", "How long the first of them waits.", oldest_age_s)
+        gauge("flotilla_watch_restarts", "How often the watch layer was started again.", watch_restarts)
+        gauge(
+            "flotilla_watch_silent_seconds", "Time since the apiserver last spoke to the watch layer.", watch_silent_s
+        )
+        family = Gauge("flotilla_objects", "Objects in the store.", ["resource"], registry=self.registry)
+        for kind in kinds:
+            family.labels(kind).set_function(lambda kind=kind: float(objects().get(kind, 0)))  # type: ignore[misc]

@@ -1,0 +1,134 @@
+"""Read the engines' own /metrics: seconds fresh, and only the few families that decide something."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from flotilla.telemetry.addresses import AddressMap
+
+_LIMIT_BYTES = 4 * 2**20
+_AT_ONCE = 64
+_HIGHEST = frozenset({"kv_usage"})
+"""Names that are combined over data-parallel ranks by maximum; the others add up."""
+_QUEUE = ("running", "waiting")
+_ALIVE = "alive"
+"""Not a value: metrics that show the engine to be there while it has yet to make its queue's. TGI exports a metric
+from its first use on, so that the queue of a fresh replica is empty rather than unknown."""
+_HEADERS = {
+    # Compressing 50 KB every two seconds would be the engine's work, between its tokens.
+    "Accept-Encoding": "identity",
+    "Accept": "text/plain;version=0.0.4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One pod's endpoint. `names` maps the names of EngineSample's fields to the engine's own, the newest first."""
+
+    uid: str
+    address: str
+    port: int
+    path: str
+    names: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSample:
+    """What an engine says; counters are since its start, None is what it does not have."""
+
+    running: float
+    waiting: float
+    kv_usage: float | None = None
+    prompt_tokens: float | None = None
+    generation_tokens: float | None = None
+    cached_tokens: float | None = None
+    requests_success: float | None = None
+    rejected: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeError:
+    """Why a pod's queue is unknown."""
+
+    reason: str
+
+
+class Scraper:
+    """One session for all pods; `close` it."""
+
+    def __init__(self, addresses: AddressMap, *, timeout_s: float = 1.0) -> None:
+        self._addresses = addresses
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def scrape(self, targets: Sequence[Target]) -> dict[str, EngineSample | ScrapeError]:
+        """All targets, 64 at once, by pod uid; never raises. A pod's second counts from when it is its turn."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0), headers=_HEADERS
+            )
+        session, turn = self._session, asyncio.Semaphore(_AT_ONCE)
+
+        async def one(target: Target) -> EngineSample | ScrapeError:
+            async with turn:
+                return await self._one(session, target)
+
+        answers = await asyncio.gather(*map(one, targets))
+        return {target.uid: answer for target, answer in zip(targets, answers, strict=True)}
+
+    async def _one(self, session: aiohttp.ClientSession, target: Target) -> EngineSample | ScrapeError:
+        host = self._addresses.translate(target.address)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{target.port}{target.path}"
+        try:
+            # Redirects could lead anywhere; an engine has no reason to send one.
+            async with session.get(url, allow_redirects=False) as answer:
+                if answer.status != 200:
+                    return ScrapeError(f"HTTP {answer.status}")
+                body = bytearray()
+                async for chunk in answer.content.iter_any():
+                    body += chunk
+                    if len(body) > _LIMIT_BYTES:
+                        return ScrapeError(f"more than {_LIMIT_BYTES} bytes")
+        except TimeoutError:
+            return ScrapeError(f"no answer in {self._timeout.total:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return ScrapeError(str(error) or type(error).__name__)
+        return parse(body.decode(errors="replace"), target.names)
+
+
+def parse(text: str, names: Mapping[str, Sequence[str]]) -> EngineSample | ScrapeError:
+    """Read a metric text. Running and waiting must be there and finite; the rest may be absent."""
+    wanted = {name for candidates in names.values() for name in candidates}
+    # A full parse of 50 KB takes milliseconds, and a fleet is scraped every two seconds.
+    lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in wanted]
+    found: dict[str, list[float]] = {}
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append(sample.value)
+    except ValueError as error:
+        return ScrapeError(f"unreadable metrics: {error}")
+    values: dict[str, float] = {}
+    for name, candidates in names.items():
+        present = next((found[candidate] for candidate in candidates if candidate in found), ())
+        wrong = next((value for value in present if not math.isfinite(value) or value < 0), None)
+        if wrong is not None:
+            return ScrapeError(f"{name} is {wrong}")
+        if present:
+            values[name] = max(present) if name in _HIGHEST else sum(present)
+    if values.pop(_ALIVE, None) is not None:
+        values = dict.fromkeys(_QUEUE, 0.0) | values
+    missing = [name for name in _QUEUE if name not in values]
+    if missing:
+        return ScrapeError(f"no {' and '.join(missing)} among the metrics")
+    return EngineSample(**values)

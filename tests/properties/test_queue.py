@@ -1,0 +1,112 @@
+"""The work queue under any order of calls."""
+
+import asyncio
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from flotilla.control.queue import Queue
+
+KEYS = st.sampled_from("abc")
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Against a model: which keys still owe a pass, and from when on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.queue: Queue[str] = Queue(clock=lambda: self.now, jitter=lambda: 1.0)
+        self.owed: set[str] = set()
+        self.later: dict[str, float] = {}
+        self.working: set[str] = set()
+
+    @rule(key=KEYS)
+    def add(self, key: str) -> None:
+        self.queue.add(key)
+        self.owed.add(key)
+        self.later.pop(key, None)
+
+    @rule(key=KEYS, delay_s=st.integers(0, 5))
+    def add_after(self, key: str, delay_s: int) -> None:
+        in_line = key in self.owed and key not in self.working
+        self.queue.add_after(key, delay_s)
+        if not in_line:
+            self.later[key] = min(self.later.get(key, float("inf")), self.now + delay_s)
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    def due(self) -> set[str]:
+        return {key for key, at in self.later.items() if at <= self.now}
+
+    @precondition(lambda self: (self.owed | self.due()) - self.working)
+    @rule()
+    def take(self) -> None:
+        key = asyncio.run(self.queue.get())
+        assert key not in self.working
+        for late in self.due():
+            del self.later[late]
+            self.owed.add(late)
+        assert key in self.owed
+        self.owed.discard(key)
+        self.working.add(key)
+
+    @precondition(lambda self: self.working)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.working)))
+        self.queue.done(key)
+        self.working.discard(key)
+
+    @invariant()
+    def what_works_is_counted(self) -> None:
+        assert self.queue.working == len(self.working)
+        assert self.queue.depth <= 3
+
+    def teardown(self) -> None:
+        for key in sorted(self.working):
+            self.queue.done(key)
+        self.now += 10
+        left = self.owed | set(self.later)
+        drained = {asyncio.run(self.queue.get()) for _ in left}
+        assert drained == left
+        assert self.queue.depth == 0
+
+
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestQueue = QueueMachine.TestCase
+
+
+def fresh(clock: Callable[[], float]) -> Queue[str]:
+    return Queue(clock=clock, base_s=0.2, cap_s=60.0, jitter=lambda: 1.0)
+
+
+@given(failures=st.integers(1, 40))
+def test_backoff_doubles_up_to_its_cap(failures: int) -> None:
+    now = 0.0
+    queue = fresh(lambda: now)
+    for _ in range(failures - 1):
+        queue.retry("a")
+        queue._due.clear()
+    queue.retry("a")
+    assert queue._due["a"] == min(0.2 * 2 ** (failures - 1), 60.0)
+
+
+def test_a_success_resets_the_backoff() -> None:
+    queue = fresh(lambda: 0.0)
+    for _ in range(5):
+        queue.retry("a")
+    queue.succeeded("a")
+    queue._due.clear()
+    queue.retry("a")
+    assert queue._due["a"] == 0.2
+
+
+def test_the_servers_wish_outweighs_a_shorter_backoff() -> None:
+    queue = fresh(lambda: 0.0)
+    queue.retry("a", after_s=7)
+    assert queue._due["a"] == 7

@@ -1,0 +1,206 @@
+"""Configuration, CLI, health, logs and metrics of the operator's process."""
+
+import json
+import logging
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from typer.testing import CliRunner
+
+from flotilla import __version__
+from flotilla.api.crd import dump
+from flotilla.app import load_config, main
+from flotilla.cli import app
+from flotilla.config import OperatorConfig
+from flotilla.devcluster.demo.report import samples, value
+from flotilla.domain.cost import TokenPrices, Usage
+from flotilla.domain.prices import HostedPrice, Tiers
+from flotilla.errors import InvalidSpec
+from flotilla.telemetry import health
+from flotilla.telemetry.collector import DeploymentView, FleetCollector
+from flotilla.telemetry.ledger import Account, Window
+from flotilla.telemetry.logs import JsonFormatter, redact
+from flotilla.telemetry.metrics import Metrics
+from flotilla.telemetry.price_desk import PriceDesk
+
+D = Decimal
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("workers: 3\nlog_level: DEBUG\nleader_election: {name: mine}\n")
+    config = load_config(file, {"log_level": "ERROR"}, leader_election=False)
+    assert (config.workers, config.log_level, config.listen_port) == (3, "ERROR", OperatorConfig().listen_port)
+    assert (config.leader_election.name, config.leader_election.enabled) == ("mine", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("worker: 3", "worker: Extra inputs are not permitted (value: 3)"),
+        ("workers: many", "workers: Input should be a valid integer"),
+        ("- 1", "a mapping of settings is expected, not list"),
+        ("leader_election: {duration_s: 5}", "duration_s (5) must exceed renew_deadline_s (45)"),
+    ],
+)
+def test_a_wrong_configuration_names_file_field_and_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert main(file, {}) == 2
+    told = capsys.readouterr().err
+    assert str(file) in told
+    assert message in told
+
+
+def test_a_kubeconfig_that_is_not_there_ends_the_operator_with_words(tmp_path: Path) -> None:
+    from flotilla.errors import FlotillaError
+    from flotilla.kube.client import KubeClient
+
+    async def connect() -> None:
+        await KubeClient.connect(kubeconfig=tmp_path / "none", user_agent="x")
+
+    import asyncio
+
+    with pytest.raises(FlotillaError, match="Cannot read the kubeconfig"):
+        asyncio.run(connect())
+
+
+def test_the_command_prints_its_version_and_the_crds() -> None:
+    run = CliRunner()
+    assert run.invoke(app, ["--version"]).stdout.strip() == __version__
+    assert run.invoke(app, ["crds"]).stdout == dump()
+
+
+async def test_health_follows_the_checks_and_metrics_are_served() -> None:
+    metrics, well = Metrics(version="1.2.3"), {"part": True}
+    server = await health.start(
+        host="127.0.0.1",
+        port=0,
+        registry=metrics.registry,
+        live={"part": lambda: well["part"]},
+        ready={"synced": lambda: well["part"]},
+    )
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            for path in ("/healthz", "/readyz"):
+                for good, status in ((True, 200), (False, 503)):
+                    well["part"] = good
+                    async with session.get(path) as answer:
+                        assert answer.status == status
+                        assert ("failed" in await answer.text()) is not good
+            async with session.get("/metrics") as answer:
+                assert 'flotilla_build_info{version="1.2.3"} 1.0' in await answer.text()
+    finally:
+        await server.stop()
+
+
+def test_own_metrics_count_passes_calls_and_the_queue() -> None:
+    metrics = Metrics(version="1")
+    metrics.reconciled("ModelDeployment", "success", 0.1)
+    metrics.api_call("patch", "deployments", 200, 0.1)
+    metrics.event("pods")
+    metrics.leading(True)
+    metrics.observe(
+        depth=lambda: 4,
+        oldest_age_s=lambda: 1.5,
+        watch_restarts=lambda: 2,
+        watch_silent_s=lambda: 7.0,
+        objects=lambda: {"pods": 9},
+        kinds=("pods", "services"),
+    )
+    found = samples(generate_latest(metrics.registry).decode())
+    assert value(found, "flotilla_reconcile_total", kind="ModelDeployment", outcome="success") == 1
+    assert value(found, "flotilla_api_requests_total", verb="patch", resource="deployments", code="200") == 1
+    assert (value(found, "flotilla_last_event_timestamp_seconds", resource="pods") or 0) > 1_700_000_000
+    assert value(found, "flotilla_workqueue_depth") == 4
+    assert value(found, "flotilla_workqueue_oldest_age_seconds") == D("1.5")
+    assert value(found, "flotilla_watch_restarts") == 2
+    assert value(found, "flotilla_watch_silent_seconds") == 7
+    assert value(found, "flotilla_objects", resource="services") == 0
+    assert value(found, "flotilla_leader") == 1
+
+
+@pytest.mark.parametrize(
+    "secret", ["Bearer abc.def-123", "hf_abcdefghijk", "sk-proj-abcdefgh", "eyJhbGciOiJIUzI1.eyJzdWIi.x"]
+)
+def test_secrets_do_not_reach_the_log(secret: str) -> None:
+    assert "[redacted]" in redact(f"before {secret} after")
+    assert secret not in redact(f"before {secret} after")
+
+
+def test_a_log_line_is_one_json_object_with_the_extra_fields_and_the_traceback() -> None:
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "it %s", ("failed",), sys.exc_info())
+    record.key = "ns/a"
+    line = JsonFormatter().format(record)
+    entry = json.loads(line)
+    assert "\n" not in line
+    assert (entry["level"], entry["message"], entry["key"]) == ("ERROR", "it failed", "ns/a")
+    assert "ValueError: boom" in entry["exception"]
+
+
+HOSTED = HostedPrice("openai", "mini", "test", Tiers(D(1), ((1000, D(3)),)), Tiers(D(10)), Tiers(D("0.5")))
+
+
+def view(**changes: object) -> DeploymentView:
+    values: dict[str, object] = {
+        "namespace": "ns",
+        "name": "m",
+        "gpu_type": "nvidia-l4",
+        "price_source": "test",
+        "comparators": (HOSTED,),
+        "account": None,
+        "window": None,
+        "desired_replicas": 1,
+        "ready_replicas": 1,
+        "waiting": None,
+        "running": None,
+        **changes,
+    }
+    return DeploymentView(**values)  # type: ignore[arg-type]
+
+
+def exposed(*views: DeploymentView) -> dict[str, list[tuple[dict[str, str], Decimal]]]:
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: views))
+    return samples(generate_latest(registry).decode())
+
+
+def test_what_is_unknown_has_no_series() -> None:
+    found = exposed(view())
+    assert set(found) == {"flotilla_desired_replicas", "flotilla_ready_replicas"}
+    assert exposed() == {}
+
+
+def test_savings_and_unit_cost_are_those_of_the_window() -> None:
+    usage = Usage(prompt=D(1_000_000), generated=D(100_000), cached=D(200_000))
+    account = Account(requests=D(1000), usd_per_hour=D(2))
+    account.tokens |= {"prompt": usage.prompt, "generated": usage.generated, "cached": usage.cached}
+    found = exposed(view(account=account, window=Window(D("4.4"), usage, D(1000)), waiting=2.0, running=3.0))
+    assert value(found, "flotilla_deployment_cost_usd_per_million_tokens", window="1h") == 4
+    assert value(found, "flotilla_savings_usd", comparator="openai/mini") == D("-2.5")
+    assert value(found, "flotilla_queue_depth") == 5
+    assert value(found, "flotilla_deployment_tokens_total", token_type="cached_input") == 200_000
+
+
+def test_a_tier_is_chosen_by_the_mean_request_and_not_by_the_sum() -> None:
+    assert HOSTED.at(1000) == TokenPrices(D(1), D(10), D("0.5"))
+    assert HOSTED.at(1001).input_usd_per_million == 3
+
+
+async def test_hosted_prices_come_from_the_catalogue_and_unknown_names_get_near_ones() -> None:
+    desk = PriceDesk()
+    price = await desk.find("openai", "gpt-5-mini", field="spec.cost.compareWith[0]")
+    assert price.comparator == "openai/gpt-5-mini"
+    assert price.input.base > 0
+    with pytest.raises(InvalidSpec, match="Did you mean") as refused:
+        await desk.find("openai", "gpt-nonsense", field="spec.cost.compareWith[0]")
+    assert (refused.value.field, refused.value.reason) == ("spec.cost.compareWith[0].model", "UnknownHostedModel")

@@ -1,0 +1,131 @@
+"""Reading the engines' metrics: real texts, simulated engines, and everything that can go wrong."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from tests.support.engine_sim import running_tgi, running_vllm
+
+from flotilla.engines.profile import load_profiles
+from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target, parse
+
+PROFILES = load_profiles()
+VLLM = PROFILES["vllm"].metrics.names
+TGI = PROFILES["tgi"].metrics.names
+
+
+def target(url: str, names: object = VLLM, uid: str = "u") -> Target:
+    assert isinstance(names, dict)
+    host, _, port = url.removeprefix("http://").partition(":")
+    return Target(uid, host, int(port), "/metrics", names)
+
+
+def test_data_parallel_ranks_add_up_and_the_fullest_cache_counts() -> None:
+    text = "\n".join(
+        f'vllm:{name}{{engine="{rank}"}} {value}'
+        for rank, values in enumerate(((3, 1, 0.25), (4, 2, 0.5)))
+        for name, value in zip(
+            ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"), values, strict=True
+        )
+    )
+    assert parse(text, VLLM) == EngineSample(running=7, waiting=3, kv_usage=0.5)
+
+
+def test_a_fresh_tgi_without_queue_metrics_is_idle() -> None:
+    assert parse("tgi_batch_max_total_tokens 4096\n", TGI) == EngineSample(running=0, waiting=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("vllm:num_requests_waiting 1\n", "no running among the metrics"),
+        ("nothing 1\n", "no running and waiting among the metrics"),
+        ("vllm:num_requests_running NaN\nvllm:num_requests_waiting 1\n", "running is nan"),
+        ("vllm:num_requests_running 1\nvllm:num_requests_waiting -1\n", "waiting is -1"),
+        ("vllm:num_requests_running x\n", "unreadable metrics"),
+    ],
+)
+def test_what_cannot_be_believed_is_an_error_with_a_reason(text: str, reason: str) -> None:
+    answer = parse(text, VLLM)
+    assert isinstance(answer, ScrapeError)
+    assert reason in answer.reason
+
+
+def test_every_metric_of_vllms_profile_is_one_that_vllm_exports() -> None:
+    golden = Path(__file__).parents[1] / "golden" / "vllm-0.33-metric-families.txt"
+    known = golden.read_text()
+    for candidates in VLLM.values():
+        assert any(name.removesuffix("_total") in known for name in candidates), candidates
+
+
+async def test_simulated_engines_are_read_by_the_packaged_names() -> None:
+    scraper = Scraper(AddressMap())
+    try:
+        async with running_vllm() as vllm, running_tgi() as tgi:
+            body = {"model": "m/x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+            assert (await vllm.post("/v1/chat/completions", body))[0] == 200
+            answers = await scraper.scrape([target(vllm.url, VLLM, "v"), target(tgi.url, TGI, "t")])
+            first, second = answers["v"], answers["t"]
+            assert isinstance(first, EngineSample)
+            assert (first.running, first.waiting, first.generation_tokens, first.requests_success) == (0, 0, 5, 1)
+            assert isinstance(second, EngineSample)
+            assert (second.running, second.waiting) == (0, 0)
+    finally:
+        await scraper.close()
+
+
+@asynccontextmanager
+async def server(answer: web.Response) -> AsyncIterator[str]:
+    app = web.Application()
+
+    async def handle(_: web.Request) -> web.Response:
+        return answer
+
+    app.add_routes([web.get("/metrics", handle)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (web.Response(status=500), "HTTP 500"),
+        (web.Response(status=302, headers={"Location": "http://elsewhere/"}), "HTTP 302"),
+        (web.Response(body=b"x" * (4 * 2**20 + 1)), "more than"),
+    ],
+)
+async def test_a_pod_that_answers_wrongly_is_an_error(answer: web.Response, reason: str) -> None:
+    scraper = Scraper(AddressMap())
+    async with server(answer) as url:
+        found = (await scraper.scrape([target(url)]))["u"]
+    await scraper.close()
+    assert isinstance(found, ScrapeError)
+    assert reason in found.reason
+
+
+async def test_a_pod_that_does_not_answer_is_an_error() -> None:
+    scraper = Scraper(AddressMap())
+    found = (await scraper.scrape([target("http://127.0.0.1:1")]))["u"]
+    await scraper.close()
+    assert isinstance(found, ScrapeError)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "a=b", "10.0.0.0/8=127.0.0.0/16", "::/0=::/0"])
+def test_a_wrong_address_map_is_refused_with_an_example(text: str) -> None:
+    from flotilla.errors import InvalidSpec
+
+    with pytest.raises(InvalidSpec, match=r"10\.244\.0\.0/16=127\.244\.0\.0/16"):
+        AddressMap.parse(text)
+
+
+def test_addresses_are_mapped_with_their_host_bits() -> None:
+    mapped = AddressMap.parse("10.244.0.0/16=127.244.0.0/16")
+    assert mapped.translate("10.244.3.9") == "127.244.3.9"
+    assert mapped.translate("10.1.1.1") == "10.1.1.1"
+    assert AddressMap.parse("").translate("10.244.3.9") == "10.244.3.9"
