@@ -1,0 +1,45 @@
+"""`python -m flotilla.devcluster.nodeagent --kubeconfig K --config F --directory D`."""
+
+import argparse
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+
+from flotilla.devcluster.nodeagent.agent import Agent
+from flotilla.devcluster.nodeagent.nodes import AgentConfig
+from flotilla.kube.client import KubeClient
+from flotilla.telemetry import logs
+
+
+async def run(kubeconfig: Path, config: AgentConfig, directory: Path) -> None:
+    """Until SIGTERM or SIGINT."""
+    client = await KubeClient.connect(kubeconfig=kubeconfig, user_agent="flotilla-nodeagent", pool=64)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        work = asyncio.create_task(Agent(client, session, config, directory).run())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, work.cancel)
+        with suppress(asyncio.CancelledError):
+            await work
+    await client.close()
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    options = parser.parse_args()
+    logs.configure("INFO", "json")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    config = AgentConfig.model_validate_json(options.config.read_text())
+    asyncio.run(run(options.kubeconfig, config, options.directory))
+
+
+if __name__ == "__main__":
+    main()

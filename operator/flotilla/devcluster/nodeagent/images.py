@@ -1,0 +1,20 @@
+"""Which image is run as which local program."""
+
+import re
+import sys
+
+_ENGINES = (
+    ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
+    ("tgi", re.compile(r"(^|/)text-generation-inference(:|@|$)")),
+)
+
+
+def program(image: str, address: str, arguments: list[str]) -> list[str] | None:
+    """The local command for a container, None when the image is not known and is played by a timer.
+
+    `arguments` are the container's, as its image's entrypoint would get them.
+    """
+    for engine, pattern in _ENGINES:
+        if pattern.search(image):
+            return [sys.executable, "-m", "flotilla.devcluster.engine", engine, address, "--", *arguments]
+    return None

@@ -1,0 +1,56 @@
+"""One whole cluster for the session: control plane, simulated GPU nodes, the operator under its own role."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.models import Models
+
+from flotilla.devcluster.nodeagent.nodes import AgentConfig
+from flotilla.devcluster.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+FAST = {
+    "scaling_interval_s": 0.5,
+    "status_interval_s": 0.2,
+    "resync_interval_s": 3600,
+    "leader_election": {"duration_s": 6, "renew_deadline_s": 4, "retry_s": 0.5},
+}
+NODES = AgentConfig(
+    simulation={"FLOTILLA_SIM_LOAD_SECONDS": "0.2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "4000"}, crash_backoff_s=0.5
+)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The running cluster."""
+    directory = tmp_path_factory.mktemp("stack")
+    with Stack.start(directory=directory, crds=ROOT / "crds", nodes=NODES, settings=FAST) as running:
+        yield running
+
+
+@pytest.fixture
+def models(stack: Stack, namespace_of_stack: str) -> Models:
+    """ModelDeployments and their children in a namespace of the test's own."""
+    return Models(stack, namespace_of_stack)
+
+
+@pytest.fixture
+def namespace_of_stack(stack: Stack) -> Iterator[str]:
+    """A fresh namespace in the session's cluster."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    stack.plane.create_namespace(name)
+    yield name
+    stack.plane.delete_namespace(name)
+
+
+@pytest.fixture
+def spec() -> dict[str, Any]:
+    """The smallest ModelDeployment spec."""
+    return {
+        "model": {"source": "hf://Qwen/Qwen2.5-1.5B-Instruct"},
+        "engine": {"name": "vllm"},
+        "accelerator": {"class": "nvidia-l4"},
+    }
