@@ -25,7 +25,6 @@ demo: sync ## Local control plane, operator, three models, traffic, scaling, a c
 
 .PHONY: test
 test: lint ## Everything that CI runs.
-	$(RUN) flotilla devcluster build
 	$(RUN) pytest
 
 .PHONY: lint
@@ -44,7 +43,6 @@ generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
 
 .PHONY: bench
 bench: sync ## Benchmarks on the real control plane; prints tables.
-	$(RUN) flotilla devcluster build
 	$(RUN) python benchmarks/reconcile.py
 
 .PHONY: clean
