@@ -149,6 +149,11 @@ POLICY = ROUTING_POLICY["spec"]
     [
         (("defaultRoute", "target"), "nowhere", Problem.UNKNOWN_TARGET),
         (("rules", 0, "match", "models"), ["stranger"], Problem.UNKNOWN_HOST_MODEL),
+        (
+            ("rules", 0, "match", "headers"),
+            [{"name": "x-data-class", "value": "secret"}],
+            Problem.UNKNOWN_DATA_CLASS,
+        ),
         (("targets", 1, "modelDeploymentRef", "name"), "gone", Problem.MODEL_DEPLOYMENT_NOT_FOUND),
         (("dataPolicy", "classes", 0, "allowRegions"), ["mars"], Problem.CLASS_WITHOUT_TARGET),
         (("dataPolicy", "classes", 0, "allowRegions"), [], Problem.OUTSIDE_EVERY_CLASS),
@@ -167,6 +172,16 @@ def test_a_default_route_that_is_closed_for_a_class_is_found() -> None:
     spec = put(spec, ("defaultRoute",), {"target": "frontier"})
     problems = {finding.problem for finding in check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})}
     assert Problem.ROUTE_CLOSED in problems
+
+
+def test_a_key_that_two_hosts_would_see_is_found() -> None:
+    stranger = put(POLICY["targets"][0], ("name",), "other")
+    same = RoutingPolicySpec.model_validate({**POLICY, "targets": [*POLICY["targets"], stranger]})
+    assert Problem.SHARED_KEY not in {finding.problem for finding in check(same, {"qwen2-5-1-5b"})}
+    stranger = put(stranger, ("external", "baseURL"), "https://elsewhere.example/v1")
+    leaking = RoutingPolicySpec.model_validate({**POLICY, "targets": [*POLICY["targets"], stranger]})
+    found = [finding for finding in check(leaking, {"qwen2-5-1-5b"}) if finding.problem is Problem.SHARED_KEY]
+    assert [finding.path for finding in found] == ["spec.targets[2].external.secretRef"]
 
 
 def test_a_rule_behind_a_wider_one_is_unreachable() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 from flotilla.api.routing_policy import Boundary, Match, RoutingPolicySpec, Target
 
@@ -13,6 +14,8 @@ class Problem(StrEnum):
     UNKNOWN_TARGET = "UnknownTarget"
     UNKNOWN_HOST_MODEL = "UnknownHostModel"
     UNREACHABLE_RULE = "UnreachableRule"
+    UNKNOWN_DATA_CLASS = "UnknownDataClass"
+    SHARED_KEY = "KeySharedBetweenHosts"
     MODEL_DEPLOYMENT_NOT_FOUND = "ModelDeploymentNotFound"
     CLASS_WITHOUT_TARGET = "ClassWithoutTarget"
     OUTSIDE_EVERY_CLASS = "TargetOutsideEveryClass"
@@ -30,7 +33,7 @@ class Finding:
 
 def boundary(target: Target) -> Boundary:
     """A ModelDeployment is in the cluster, a hosted model is not: nobody can declare otherwise."""
-    return Boundary.CLUSTER if target.model_deployment_ref is not None else Boundary.EXTERNAL
+    return Boundary.CLUSTER if target.external is None else Boundary.EXTERNAL
 
 
 def allowed_targets(spec: RoutingPolicySpec, data_class: str) -> frozenset[str]:
@@ -49,7 +52,7 @@ def allowed_targets(spec: RoutingPolicySpec, data_class: str) -> frozenset[str]:
 
 def check(spec: RoutingPolicySpec, deployments: Collection[str]) -> list[Finding]:
     """All findings, in the order of the spec. `deployments` are the ModelDeployments of the namespace."""
-    return [*_references(spec, deployments), *_rules(spec), *_sovereignty(spec)]
+    return [*_references(spec, deployments), *_keys(spec), *_rules(spec), *_sovereignty(spec)]
 
 
 def _references(spec: RoutingPolicySpec, deployments: Collection[str]) -> Iterator[Finding]:
@@ -71,6 +74,22 @@ def _references(spec: RoutingPolicySpec, deployments: Collection[str]) -> Iterat
             )
 
 
+def _keys(spec: RoutingPolicySpec) -> Iterator[Finding]:
+    hosts: dict[tuple[str, str], str] = {}
+    for index, target in enumerate(spec.targets):
+        if target.external is None:
+            continue
+        secret, host = target.external.secret_ref, urlsplit(target.external.base_url).netloc
+        first = hosts.setdefault((secret.name, secret.key), host)
+        if first != host:
+            yield Finding(
+                Problem.SHARED_KEY,
+                f"spec.targets[{index}].external.secretRef",
+                f"Key {secret.key!r} of Secret {secret.name!r} goes to {first} already, and would be shown to {host} "
+                "too. Give each provider a key of its own.",
+            )
+
+
 def _uses(spec: RoutingPolicySpec) -> Iterator[tuple[str, str]]:
     """Every mention of a target: path and name."""
     for r, rule in enumerate(spec.rules):
@@ -87,7 +106,7 @@ def _uses(spec: RoutingPolicySpec) -> Iterator[tuple[str, str]]:
 
 
 def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
-    hosts = set(spec.host_models)
+    hosts, classes = set(spec.host_models), {c.name for c in spec.data_policy.classes}
     for index, rule in enumerate(spec.rules):
         path = f"spec.rules[{index}].match"
         strangers = sorted(set(rule.match.models) - hosts)
@@ -97,6 +116,14 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
                 f"{path}.models",
                 f"Clients cannot ask for {', '.join(map(repr, strangers))}: add it to spec.hostModels or remove it.",
             )
+        for number, header in enumerate(rule.match.headers):
+            if header.name == spec.data_policy.class_header and header.value not in classes:
+                yield Finding(
+                    Problem.UNKNOWN_DATA_CLASS,
+                    f"{path}.headers[{number}].value",
+                    f"{header.value!r} is not one of spec.dataPolicy.classes ({', '.join(sorted(classes))}), so "
+                    f"requests that carry it count as {spec.data_policy.unknown_class!r}. Add the class or correct the value.",
+                )
         for earlier in spec.rules[:index]:
             if covers(earlier.match, rule.match):
                 yield Finding(
