@@ -121,8 +121,8 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
                 yield Finding(
                     Problem.UNKNOWN_DATA_CLASS,
                     f"{path}.headers[{number}].value",
-                    f"{header.value!r} is not one of spec.dataPolicy.classes ({', '.join(sorted(classes))}), so "
-                    f"requests that carry it count as {spec.data_policy.unknown_class!r}. Add the class or correct the value.",
+                    f"{header.value!r} is not one of spec.dataPolicy.classes ({', '.join(sorted(classes))}): requests "
+                    f"that carry it count as {spec.data_policy.unknown_class!r}. Add the class or correct the value.",
                 )
         for earlier in spec.rules[:index]:
             if covers(earlier.match, rule.match):
