@@ -32,7 +32,7 @@ CONCURRENCY, BACKGROUND = 40, 4
 BURST_S = 14.0
 SIMULATION = {"FLOTILLA_SIM_LOAD_SECONDS": "2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "1800"}
 
-WIDTH = 110
+WIDTH = 120
 """Of the output where there is no terminal that says its own, such as in a CI log."""
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background it would be ignored
     binaries.find()
     steps = Steps()
     with tempfile.TemporaryDirectory(prefix="flotilla-demo-") as directory:
