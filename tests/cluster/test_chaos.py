@@ -88,7 +88,7 @@ def test_an_apiserver_that_is_away_for_half_a_minute_loses_nothing(
 def test_refused_writes_are_made_later(
     chaos: Chaos, models: Models, spec: dict[str, Any], code: int, reason: str
 ) -> None:
-    left = 4
+    left = 3
 
     def fault(request: web.BaseRequest) -> web.StreamResponse | None:
         nonlocal left

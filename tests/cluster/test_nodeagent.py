@@ -16,7 +16,7 @@ def run(models: Models, name: str, *, failure: str = "", **container: Any) -> No
     annotations = {"flotilla.dev/sim-failure": failure} if failure else {}
     pod = {
         "metadata": {"name": name, "annotations": annotations},
-        "spec": {"nodeName": "cpu-1", "terminationGracePeriodSeconds": 1, "containers": [engine]},
+        "spec": {"nodeName": "cpu-1", "terminationGracePeriodSeconds": 10, "containers": [engine]},
     }
     models.stack.plane.api.request("POST", models.path("Pod"), pod)
 
@@ -63,7 +63,9 @@ def test_an_image_that_cannot_be_pulled_waits(models: Models) -> None:
 
 
 def test_a_deleted_pod_leaves_after_its_pre_stop_hook(models: Models) -> None:
-    run(models, "leaving", lifecycle={"preStop": {"sleep": {"seconds": 1}}})
+    engine: dict[str, Any] = {"image": "vllm/vllm-openai:v0.33.0", "args": ["m/x", "--port", "8000"]}
+    run(models, "leaving", **engine, lifecycle={"preStop": {"sleep": {"seconds": 2}}})
+    models.wait(lambda: "running" in main(models, "leaving").get("state", {}), "the engine's process to run")
     models.wait(lambda: main(models, "leaving").get("ready"), "the pod to be ready")
     models.delete("Pod", "leaving")
     assert (models.get("Pod", "leaving") or {})["metadata"]["deletionTimestamp"]
