@@ -4,7 +4,8 @@ FlotillaError
 ├── InvalidSpec     the user must change something; retrying is useless
 ├── Transient       the same call may succeed later
 │   └── Forbidden   until somebody grants the permission
-├── Conflict        somebody else owns the object or changed it meanwhile
+├── Conflict        the object changed meanwhile, or its name is taken: look again, then retry
+│   └── NameTaken   an object of that name belongs to somebody else
 └── NotReady        something that this depends on is not there yet
 """
 
@@ -41,7 +42,11 @@ class Forbidden(Transient):
 
 
 class Conflict(FlotillaError):
-    """HTTP 409: an object of that name is not ours, or changed under us."""
+    """HTTP 409: an object of that name is there, or it changed under us."""
+
+
+class NameTaken(Conflict):
+    """The object was looked at and belongs to somebody else: only its owner, or a new name, helps."""
 
 
 class NotReady(FlotillaError):

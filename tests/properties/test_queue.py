@@ -77,7 +77,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.depth == 0
 
 
-QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestQueue = QueueMachine.TestCase
 
 

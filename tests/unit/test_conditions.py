@@ -14,7 +14,7 @@ from flotilla.domain.observed import Workload
 from flotilla.domain.policy_status import judge
 from flotilla.domain.readiness import Verdict, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.domain.routing import Problem, check
-from flotilla.errors import Conflict, InvalidSpec
+from flotilla.errors import InvalidSpec, NameTaken
 
 
 def pod(**changes: Any) -> observed.Pod:
@@ -28,7 +28,7 @@ def load(*pods: observed.Pod, **changes: Any) -> Workload:
     return replace(Workload(True, 1, 1, count, count, count, ready, "", pods), **changes)
 
 
-def judged(of: Workload, error: InvalidSpec | Conflict | None = None) -> dict[str, Verdict]:
+def judged(of: Workload, error: InvalidSpec | NameTaken | None = None) -> dict[str, Verdict]:
     chain = [spec_valid(error), scheduled(of), model_loaded(of)]
     return {verdict.type: verdict for verdict in (*summary(chain, of), *chain)}
 

@@ -14,7 +14,7 @@ from flotilla.errors import Conflict, FlotillaError, InvalidSpec, NotReady, Tran
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.lease import Lease
-from flotilla.kube.protocol import failure, watch_event
+from flotilla.kube.protocol import FieldConflict, failure, watch_event
 from flotilla.kube.store import Store
 from flotilla.telemetry.metrics import Metrics
 
@@ -238,6 +238,12 @@ def test_http_codes_become_errors_of_our_tree(code: int, error: type[FlotillaErr
     if code == 429:
         assert isinstance(found, Transient)
         assert found.retry_after_s == 3
+
+
+def test_only_another_managers_field_is_told_from_a_lost_race() -> None:
+    cause = b'{"message": "x", "details": {"causes": [{"reason": "FieldManagerConflict", "field": ".spec.ports"}]}}'
+    assert isinstance(failure("patch /x", 409, {}, cause), FieldConflict)
+    assert not isinstance(failure("patch /x", 409, {}, b'{"message": "the object has been modified"}'), FieldConflict)
 
 
 def test_a_watch_error_asks_for_a_new_list() -> None:

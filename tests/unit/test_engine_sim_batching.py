@@ -82,7 +82,7 @@ def run(limits: Limits, operations: list[Operation], *, looks: int = 1, reserve:
 
 
 @given(LIMITS, OPERATIONS, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_sequence_ends_once_and_leaves_nothing_behind(
     limits: Limits, operations: list[Operation], reserve: bool
 ) -> None:
@@ -97,7 +97,7 @@ def test_every_sequence_ends_once_and_leaves_nothing_behind(
 
 
 @given(LIMITS, OPERATIONS, st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tokens_of_steps_counters_and_sequences_agree(
     limits: Limits, operations: list[Operation], reserve: bool
 ) -> None:
@@ -112,7 +112,7 @@ def test_tokens_of_steps_counters_and_sequences_agree(
 
 
 @given(LIMITS, OPERATIONS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_sequences_are_admitted_in_order_and_never_above_the_slots(limits: Limits, operations: list[Operation]) -> None:
     outcome = run(limits, operations)
     admitted = [event.sequence for event in outcome.of_kind(EventKind.ADMITTED)]
@@ -121,7 +121,7 @@ def test_sequences_are_admitted_in_order_and_never_above_the_slots(limits: Limit
 
 
 @given(LIMITS, OPERATIONS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_times_of_a_sequence_are_in_order_and_at_least_what_its_steps_take(
     limits: Limits, operations: list[Operation]
 ) -> None:
@@ -137,7 +137,7 @@ def test_times_of_a_sequence_are_in_order_and_at_least_what_its_steps_take(
 
 
 @given(LIMITS, OPERATIONS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_jumping_over_steps_gives_the_same_times_as_looking_all_the_time(
     limits: Limits, operations: list[Operation]
 ) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from flotilla.constants import MANAGER, SCALER_MANAGER
 from flotilla.control.keys import Key, controlled_by
-from flotilla.errors import Conflict, NotReady
+from flotilla.errors import NameTaken, NotReady
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE, Kind
+from flotilla.kube.protocol import FieldConflict
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.render.diff import needs_apply
 
@@ -30,7 +31,7 @@ class Executor:
     async def converge(self, key: Key, uid: str, children: Sequence[Object], *, replicas: int) -> int:
         """Apply, scale and prune; returns how many writes that took.
 
-        Raises Conflict when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
+        Raises NameTaken when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
         refuses a child, NotReady while the children of a deleted namesake are still being collected.
         """
         writes = 0
@@ -76,7 +77,7 @@ class Executor:
             child = {**child, "spec": {**child["spec"], "replicas": replicas}}
         try:
             applied = await self._client.apply(kind, child, manager=MANAGER, force=live is not None)
-        except Conflict as conflict:
+        except FieldConflict as conflict:
             if live is None:
                 raise _taken(kind, meta["name"]) from conflict
             raise
@@ -107,8 +108,8 @@ class Executor:
                     yield kind, live
 
 
-def _taken(kind: Kind, name: str) -> Conflict:
-    return Conflict(
+def _taken(kind: Kind, name: str) -> NameTaken:
+    return NameTaken(
         f"A {kind.kind} named {name!r} exists and does not belong to this resource. "
         f"Rename the ModelDeployment, or delete that {kind.kind}."
     )

@@ -17,7 +17,7 @@ from flotilla.control.status import StatusWriter
 from flotilla.domain import observed, readiness, status
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Catalog, Resolved, resolve
-from flotilla.errors import Conflict, InvalidSpec
+from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import DEPLOYMENT, POD
 from flotilla.kube.store import Store
@@ -72,7 +72,7 @@ class ModelDeploymentReconciler:
         if live is None or "deletionTimestamp" in live["metadata"]:
             self._forget(key)
             return None
-        error: InvalidSpec | Conflict | None = None
+        error: InvalidSpec | NameTaken | None = None
         compiled: Compiled | None = None
         try:
             compiled = await self._compile(key, live)
@@ -80,7 +80,7 @@ class ModelDeploymentReconciler:
             manifests = children(compiled.model, compiled.resolved, replicas=desired)
             if await self._executor.converge(key, live["metadata"]["uid"], manifests, replicas=desired):
                 self._status.defer(key)
-        except (InvalidSpec, Conflict) as failure:
+        except (InvalidSpec, NameTaken) as failure:
             error = failure
             if compiled is None:
                 self._scaler.forget(key)
@@ -91,7 +91,7 @@ class ModelDeploymentReconciler:
         key: Key,
         live: Mapping[str, Any],
         compiled: Compiled | None,
-        error: InvalidSpec | Conflict | None,
+        error: InvalidSpec | NameTaken | None,
     ) -> float | None:
         """Write the status and an event per transition; returns when to look again."""
         load = observed.workload(self._store.get(DEPLOYMENT, key.namespace, key.name), self._store.owned_by(POD, key))
@@ -117,7 +117,7 @@ class ModelDeploymentReconciler:
         again_s = await self._status.write(key, live, wanted, urgent=error is not None)
         if again_s is None:
             self._announce(key, live, verdicts, desired)
-        if isinstance(error, Conflict):
+        if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
         return again_s
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flotilla.domain.observed import STUCK_REASONS, Pod, Workload
 from flotilla.domain.scaling import METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS, Decision
-from flotilla.errors import Conflict, InvalidSpec
+from flotilla.errors import InvalidSpec, NameTaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class Verdict:
     message: str
 
 
-def spec_valid(error: InvalidSpec | Conflict | None, warnings: Sequence[str] = ()) -> Verdict:
+def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = ()) -> Verdict:
     """Whether the operator can act on the spec at all, and what it advises against."""
     if isinstance(error, InvalidSpec):
         where = f"{error.field}: " if error.field else ""
         return Verdict("SpecValid", "False", error.reason, f"{where}{error}")
-    if isinstance(error, Conflict):
+    if isinstance(error, NameTaken):
         return Verdict("SpecValid", "False", "NameConflict", str(error))
     if warnings:
         return Verdict("SpecValid", "True", "ValidWithWarnings", " ".join(("The spec is accepted.", *warnings)))

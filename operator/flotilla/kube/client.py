@@ -172,7 +172,7 @@ class KubeClient:
         force: bool = True,
         subresource: str | None = None,
     ) -> Object:
-        """Server-side apply; without `force` a field of another manager raises Conflict, which names both."""
+        """Server-side apply; without `force` a field of another manager raises FieldConflict, which names both."""
         path = kind.path_of(obj, subresource)
         query = {"fieldManager": manager, "force": "true" if force else "false"}
         return await self._call("patch", "PATCH", kind, path, query=query, body=obj, content_type=APPLY)

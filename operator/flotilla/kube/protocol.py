@@ -29,6 +29,10 @@ class ObjectList:
     resource_version: str
 
 
+class FieldConflict(Conflict):
+    """HTTP 409 of a server-side apply: another manager owns a field. Any other 409 is a race that was lost."""
+
+
 class NotFound(NotReady):
     """HTTP 404: no such object, no such namespace, or a CRD that is not installed."""
 
@@ -49,7 +53,7 @@ def failure(call: str, code: int, headers: Mapping[str, str], body: bytes) -> Fl
     if code in _UNAUTHORIZED:
         return Forbidden(message)
     if code == 409:
-        return Conflict(message)
+        return FieldConflict(message) if _fields_conflict(status) else Conflict(message)
     if code in _REJECTED:
         return InvalidSpec(message, reason="Rejected")
     return Transient(message, retry_after_s=_retry_after_s(headers, status))
@@ -74,6 +78,11 @@ def _status(body: bytes) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
+
+
+def _fields_conflict(status: Mapping[str, Any]) -> bool:
+    causes = (status.get("details") or {}).get("causes") or ()
+    return any(cause.get("reason") == "FieldManagerConflict" for cause in causes)
 
 
 def _retry_after_s(headers: Mapping[str, str], status: Mapping[str, Any]) -> float | None:
