@@ -1,7 +1,7 @@
 """Make the children in the cluster equal to the plan, with as few calls as that takes: none for a steady resource."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flotilla.constants import MANAGER, SCALER_MANAGER
@@ -16,6 +16,8 @@ from flotilla.render.diff import needs_apply
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
+Part = tuple[Any, ...]
+"""What of a child a plan can be compared with: neither its status nor its versions, which move all the time."""
 
 CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
 _BY_NAME = {kind.kind: kind for kind in CHILD_KINDS}
@@ -27,21 +29,37 @@ class Executor:
     def __init__(self, client: KubeClient, store: Store) -> None:
         self._client = client
         self._store = store
+        self._settled: dict[Key, tuple[Hashable, dict[tuple[Kind, str], Part | None]]] = {}
+        """The plan that was last made true, and the children as they were then."""
 
-    async def converge(self, key: Key, uid: str, children: Sequence[Object], *, replicas: int) -> int:
+    async def converge(
+        self, key: Key, uid: str, plan: Callable[[], Sequence[Object]], *, revision: Hashable, replicas: int
+    ) -> int:
         """Apply, scale and prune; returns how many writes that took.
+
+        `plan` renders the children, and is asked only where `revision`, `replicas` or a child changed.
 
         Raises NameTaken when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
         refuses a child, NotReady while the children of a deleted namesake are still being collected.
         """
+        goal = (revision, replicas)
+        if self._settled.get(key) == (goal, self._parts(key)):
+            return 0
+        self._settled.pop(key, None)
         writes = 0
+        seen: dict[tuple[Kind, str], Part | None] = {}
+        children = plan()
         for child in children:
-            kind = _BY_NAME[child["kind"]]
+            kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
             live = self._live(kind, child, uid)
             if live is None or needs_apply(child, live):
-                await self._apply(kind, child, live, replicas=replicas)
+                seen[kind, name] = await self._apply(kind, child, live, replicas=replicas)
                 writes += 1
-        writes += await self._scale(key, replicas)
+            else:
+                seen[kind, name] = _part(live)
+        if self._scaled_otherwise(key, replicas):
+            seen[DEPLOYMENT, key.name] = await self._scale(key, replicas)
+            writes += 1
         for kind, stale in self._stale(key, uid, children):
             await self._client.delete(
                 kind, stale["metadata"]["name"], namespace=key.namespace, uid=stale["metadata"]["uid"]
@@ -49,7 +67,27 @@ class Executor:
             self._store.drop(kind, stale)
             log.info("child pruned", extra={"key": str(key), "child": f"{kind.kind}/{stale['metadata']['name']}"})
             writes += 1
+        self._settled[key] = (goal, seen)
         return writes
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone."""
+        self._settled.pop(key, None)
+
+    def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
+        return {
+            (kind, live["metadata"]["name"]): _part(live)
+            for kind in CHILD_KINDS
+            for live in self._store.owned_by(kind, key)
+        }
+
+    def _remember(self, kind: Kind, answer: Object) -> Part | None:
+        """Put the answer to a write into the store; None where an event overtook it, so that the next pass looks."""
+        meta = answer["metadata"]
+        if not self._store.put(kind, answer):
+            return None
+        stored = self._store.get(kind, meta["namespace"], meta["name"])
+        return _part(stored) if stored is not None else None
 
     def _live(self, kind: Kind, child: Object, uid: str) -> Object | None:
         meta = child["metadata"]
@@ -65,7 +103,7 @@ class Executor:
             raise _taken(kind, meta["name"])
         return live
 
-    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int) -> None:
+    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int) -> Part | None:
         meta = child["metadata"]
         # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
         # conflict. A Deployment's selector is immutable and atomic: there the apply itself says no.
@@ -81,13 +119,16 @@ class Executor:
             if live is None:
                 raise _taken(kind, meta["name"]) from conflict
             raise
-        self._store.put(kind, applied)
         log.info("child applied", extra={"child": f"{kind.kind} {meta['namespace']}/{meta['name']}"})
+        return self._remember(kind, applied)
 
-    async def _scale(self, key: Key, replicas: int) -> int:
+    def _scaled_otherwise(self, key: Key, replicas: int) -> bool:
         live = self._store.get(DEPLOYMENT, key.namespace, key.name)
-        if live is None or live["spec"].get("replicas", 1) == replicas:
-            return 0
+        return live is not None and live["spec"].get("replicas", 1) != replicas
+
+    async def _scale(self, key: Key, replicas: int) -> Part | None:
+        live = self._store.get(DEPLOYMENT, key.namespace, key.name)
+        assert live is not None
         body = {
             "apiVersion": DEPLOYMENT.api_version,
             "kind": DEPLOYMENT.kind,
@@ -95,9 +136,9 @@ class Executor:
             "metadata": {"name": key.name, "namespace": key.namespace, "uid": live["metadata"]["uid"]},
             "spec": {"replicas": replicas},
         }
-        self._store.put(DEPLOYMENT, await self._client.apply(DEPLOYMENT, body, manager=SCALER_MANAGER))
+        scaled = await self._client.apply(DEPLOYMENT, body, manager=SCALER_MANAGER)
         log.info("scaled", extra={"key": str(key), "from": live["spec"].get("replicas", 1), "to": replicas})
-        return 1
+        return self._remember(DEPLOYMENT, scaled)
 
     def _stale(self, key: Key, uid: str, children: Sequence[Object]) -> Iterable[tuple[Kind, Object]]:
         wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
@@ -106,6 +147,20 @@ class Executor:
                 mine = controlled_by(live, uid) and "deletionTimestamp" not in live["metadata"]
                 if mine and (kind.kind, live["metadata"]["name"]) not in wanted:
                     yield kind, live
+
+
+def _part(live: Mapping[str, Any]) -> Part:
+    # Specs are stored once, so that comparing equal ones costs nothing.
+    meta = live["metadata"]
+    return (
+        meta["uid"],
+        "deletionTimestamp" in meta,
+        meta.get("labels"),
+        meta.get("annotations"),
+        meta.get("ownerReferences"),
+        live["spec"],
+        replicas_managers(live),
+    )
 
 
 def _taken(kind: Kind, name: str) -> NameTaken:

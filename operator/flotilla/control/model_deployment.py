@@ -25,7 +25,7 @@ from flotilla.render.workload import children
 
 log = logging.getLogger(__name__)
 
-_COMPILED_LIMIT = 256
+_COMPILED_LIMIT = 1024
 """Those that just moved are looked at again within seconds; a compiled spec takes 20 KB and half a millisecond."""
 _CONFLICT_RETRY_S = 30.0
 """Strangers' objects are not watched, so nothing wakes us when one of them goes."""
@@ -77,14 +77,23 @@ class ModelDeploymentReconciler:
         try:
             compiled = await self._compile(key, live)
             desired = self._scaler.track(key, live, compiled.model, compiled.resolved, compiled.cost)
-            manifests = children(compiled.model, compiled.resolved, replicas=desired)
-            if await self._executor.converge(key, live["metadata"]["uid"], manifests, replicas=desired):
+            if await self._converge(key, live, compiled, desired):
                 self._status.defer(key)
         except (InvalidSpec, NameTaken) as failure:
             error = failure
             if compiled is None:
                 self._scaler.forget(key)
         return await self._say(key, live, compiled, error)
+
+    async def _converge(self, key: Key, live: Mapping[str, Any], compiled: Compiled, desired: int) -> int:
+        meta = live["metadata"]
+        return await self._executor.converge(
+            key,
+            meta["uid"],
+            lambda: children(compiled.model, compiled.resolved, replicas=desired),
+            revision=_revision(meta),
+            replicas=desired,
+        )
 
     async def _say(
         self,
@@ -154,7 +163,7 @@ class ModelDeploymentReconciler:
 
     async def _compile(self, key: Key, live: Mapping[str, Any]) -> Compiled:
         meta = live["metadata"]
-        revision = (meta["uid"], int(meta["generation"]))
+        revision = _revision(meta)
         cached = self._compiled.get(key)
         if cached is not None and cached[0] == revision:
             return cached[1]
@@ -172,8 +181,13 @@ class ModelDeploymentReconciler:
 
     def _forget(self, key: Key) -> None:
         self._compiled.pop(key, None)
+        self._executor.forget(key)
         self._scaler.forget(key)
         self._status.forget(key)
+
+
+def _revision(meta: Mapping[str, Any]) -> tuple[str, int]:
+    return meta["uid"], int(meta["generation"])
 
 
 def _invalid(error: ValidationError) -> InvalidSpec:

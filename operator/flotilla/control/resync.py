@@ -60,7 +60,7 @@ class Resync:
 
     async def run(self) -> None:
         """Until cancelled."""
-        wait_s = min(_SECOND_LOOK_S, self._interval_s)
+        wait_s, first = min(_SECOND_LOOK_S, self._interval_s), True
         while True:
             try:
                 async with asyncio.timeout(wait_s):
@@ -69,17 +69,17 @@ class Resync:
                 pass
             self._hurry.clear()
             try:
-                await self.once()
-                wait_s = self._interval_s
+                await self.once(everyone=not first)
+                wait_s, first = self._interval_s, False
             except Transient as failure:
                 log.warning("resync is retried", extra={"cause": str(failure)})
                 wait_s = failure.retry_after_s or _SECOND_LOOK_S
 
-    async def once(self) -> None:
-        """One pass over every kind; wakes whoever owns something that changed, and every user resource."""
+    async def once(self, *, everyone: bool = True) -> None:
+        """One pass over every kind; wakes whoever owns something that changed, or `everyone`."""
         for kind in self._kinds:
             await self._one(kind)
-        for kind in USER_KINDS:
+        for kind in USER_KINDS if everyone else ():
             for obj in self._store.all(kind):
                 self._wake(kind, (obj,))
 

@@ -5,7 +5,6 @@ models refuse partial objects, which server-side apply is made of, and cost thre
 """
 
 import asyncio
-import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from urllib.request import getproxies_environment
 
 import aiohttp
+import orjson
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
@@ -276,7 +276,7 @@ class KubeClient:
                     code = answer.status
                     if code >= 400:
                         raise failure(f"{verb} {path}", code, answer.headers, content)
-                    result: Object = json.loads(content)
+                    result: Object = orjson.loads(content)
                     return result
             except _SILENT as error:
                 code = 0

@@ -1,10 +1,11 @@
 """How a request to the apiserver is put, and what its answers mean in our own errors. Pure: no I/O."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
+
+import orjson
 
 from flotilla.errors import Conflict, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 
@@ -61,7 +62,7 @@ def failure(call: str, code: int, headers: Mapping[str, str], body: bytes) -> Fl
 
 def watch_event(call: str, line: bytes) -> tuple[str, dict[str, Any]]:
     """Type and object of one line of a watch; an ERROR (410 above all) raises Transient."""
-    event = json.loads(line)
+    event = orjson.loads(line)
     if event["type"] == "ERROR":
         raise Transient(f"{call}: the apiserver ended it: {event['object'].get('message') or 'no explanation'}")
     return event["type"], event["object"]
@@ -74,7 +75,7 @@ def silence(call: str, error: BaseException) -> Transient:
 
 def _status(body: bytes) -> Mapping[str, Any]:
     try:
-        parsed = json.loads(body)
+        parsed = orjson.loads(body)
     except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}

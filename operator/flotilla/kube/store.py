@@ -41,7 +41,7 @@ class Store:
         known = self._objects.setdefault(kind, {}).get(name)
         if known is not None and known["metadata"]["uid"] == meta["uid"] and _version(obj) <= _version(known):
             return False
-        slim = _slim(kind, obj, self._share)
+        slim = _slim(kind, obj, known, self._share)
         if known is not None:
             self._unindex(kind, known)
         self._objects[kind][name] = slim
@@ -119,7 +119,7 @@ def _version(obj: Mapping[str, Any]) -> int:
     return int(obj["metadata"]["resourceVersion"])
 
 
-def _slim(kind: Kind, obj: Object, share: "_Shared") -> Object:
+def _slim(kind: Kind, obj: Object, known: Object | None, share: "_Shared") -> Object:
     """A copy without what nobody reads: half of an object's bytes are managedFields."""
     meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if annotations := meta.get("annotations"):
@@ -127,7 +127,9 @@ def _slim(kind: Kind, obj: Object, share: "_Shared") -> Object:
     slim: Object = {sys.intern(key): value for key, value in obj.items()}
     slim["metadata"] = _interned(meta)
     if "spec" in slim:
-        slim["spec"] = share(slim["spec"])
+        # Most versions of an object differ in nothing but their status.
+        same = known is not None and known.get("spec") == slim["spec"]
+        slim["spec"] = known["spec"] if known is not None and same else share(slim["spec"])
     if "status" in slim:
         slim["status"] = _interned(slim["status"])
     if kind == DEPLOYMENT:

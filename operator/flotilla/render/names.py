@@ -1,8 +1,9 @@
 """Labels, owner and hash that every child carries."""
 
 import hashlib
-import json
 from typing import Any
+
+import orjson
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import (
@@ -62,4 +63,4 @@ def child(md: ModelDeployment, *, api_version: str, kind: str, spec: Object) -> 
 
 def digest(manifest: Object) -> str:
     """SHA-256 of the canonical JSON."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -54,20 +55,24 @@ class Metrics:
         self._leader = Gauge("flotilla_leader", "1 while this process acts.", registry=self.registry)
         build = Gauge("flotilla_build_info", "The version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
+        # The library looks a label set up under a lock and through strings, each time.
+        self._reconciles_of, self._durations_of = cache(self._reconciles.labels), cache(self._durations.labels)
+        self._calls_of, self._call_durations_of = cache(self._calls.labels), cache(self._call_durations.labels)
+        self._events_of = cache(self._events.labels)
 
     def reconciled(self, kind: str, outcome: str, seconds: float) -> None:
         """One pass."""
-        self._reconciles.labels(kind, outcome).inc()
-        self._durations.labels(kind).observe(seconds)
+        self._reconciles_of(kind, outcome).inc()
+        self._durations_of(kind).observe(seconds)
 
     def api_call(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """One call to the apiserver."""
-        self._calls.labels(verb, resource, str(code)).inc()
-        self._call_durations.labels(verb, resource).observe(seconds)
+        self._calls_of(verb, resource, str(code)).inc()
+        self._call_durations_of(verb, resource).observe(seconds)
 
     def event(self, resource: str) -> None:
         """One event of the watch layer."""
-        self._events.labels(resource).set(time.time())
+        self._events_of(resource).set(time.time())
 
     def leading(self, leads: bool) -> None:
         """Whether this process acts."""

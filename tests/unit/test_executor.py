@@ -1,0 +1,98 @@
+"""When the executor renders and writes, and when it need not, with an apiserver that only answers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flotilla.control.executor import Executor, Object
+from flotilla.control.keys import Key, owner
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Kind
+from flotilla.kube.store import Store
+
+KEY = Key(MODEL_DEPLOYMENT, "ns", "a")
+OWNER = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "a", "uid": "u", "controller": True}
+
+
+def manifest(kind: Kind, **spec: Any) -> Object:
+    meta = {"name": "a", "namespace": "ns", "ownerReferences": [OWNER], "annotations": {"flotilla.dev/hash": "h"}}
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, "spec": spec}
+
+
+class Answering:
+    """Stands for KubeClient: an apply is answered with the object, a version, and `spec.replicas` of one."""
+
+    def __init__(self) -> None:
+        self.applied: list[str] = []
+        self.meanwhile: list[tuple[Kind, Object]] = []
+        """Objects that the watch brings before the answer."""
+        self.store = Store(owner)
+
+    async def get(self, kind: Kind, name: str, *, namespace: str) -> None:
+        return None
+
+    async def apply(self, kind: Kind, obj: Mapping[str, Any], **_: object) -> Object:
+        self.applied.append(kind.kind)
+        while self.meanwhile:
+            self.store.put(*self.meanwhile.pop())
+        version = str(len(self.applied))
+        return {**obj, "metadata": {**obj["metadata"], "uid": f"uid-{kind.kind}", "resourceVersion": version}}
+
+
+class Planned:
+    """Counts how often the plan is rendered."""
+
+    def __init__(self) -> None:
+        self.rendered = 0
+
+    def __call__(self) -> list[Object]:
+        self.rendered += 1
+        return [manifest(DEPLOYMENT, template={"x": 1}), manifest(SERVICE, ports=[])]
+
+
+async def settled(client: Answering, plan: Planned) -> Executor:
+    executor = Executor(client, client.store)  # type: ignore[arg-type]
+    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 2
+    return executor
+
+
+async def test_what_was_just_made_true_is_not_rendered_again_until_the_plan_changes() -> None:
+    client, plan = Answering(), Planned()
+    executor = await settled(client, plan)
+    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 0
+    assert plan.rendered == 1
+    await executor.converge(KEY, "u", plan, revision=2, replicas=1)
+    assert plan.rendered == 2
+
+
+async def test_an_edited_child_is_looked_at_and_a_new_status_of_it_is_not() -> None:
+    client, plan = Answering(), Planned()
+    executor = await settled(client, plan)
+    live = client.store.get(DEPLOYMENT, "ns", "a")
+    assert live is not None
+    newer = {**live, "metadata": {**live["metadata"], "resourceVersion": "50"}, "status": {"replicas": 1}}
+    client.store.put(DEPLOYMENT, newer)
+    await executor.converge(KEY, "u", plan, revision=1, replicas=1)
+    assert plan.rendered == 1
+    edited = {**newer, "metadata": {**newer["metadata"], "resourceVersion": "51"}, "spec": {"template": {"x": 2}}}
+    client.store.put(DEPLOYMENT, edited)
+    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert client.applied[-1] == "Deployment"
+
+
+async def test_a_deleted_child_is_made_again() -> None:
+    client, plan = Answering(), Planned()
+    executor = await settled(client, plan)
+    live = client.store.get(SERVICE, "ns", "a")
+    assert live is not None
+    client.store.drop(SERVICE, live)
+    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert client.applied[-1] == "Service"
+
+
+async def test_an_edit_that_overtakes_the_answer_to_our_write_is_seen() -> None:
+    client, plan = Answering(), Planned()
+    edited = manifest(DEPLOYMENT, template={"x": "by hand"}, replicas=1)
+    edited["metadata"] |= {"uid": "uid-Deployment", "resourceVersion": "9"}
+    client.meanwhile.append((DEPLOYMENT, edited))
+    executor = await settled(client, plan)
+    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert plan.rendered == 2
