@@ -136,7 +136,7 @@ async def test_tgi_serves_the_openai_client_and_ends_with_zero() -> None:
         ("vllm", ["m", "--swap-space", "4"], 2, "vllm: error: unrecognized arguments: --swap-space 4"),
         ("tgi", ["--swap-space", "4"], 2, "error: unexpected argument '--swap-space' found"),
         ("vllm", ["m", "--quantization", "gguf"], 1, "Unknown quantization method: gguf."),
-        ("sglang", [], 2, "usage: python -m flotilla.devcluster.engine"),
+        ("triton", [], 2, "usage: python -m flotilla.devcluster.engine"),
     ],
 )
 async def test_a_refusal_ends_the_process_with_the_real_exit_code_and_text(

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from flotilla.devcluster.engine.settings import Refused
 
-ENGINES: Final = {"vllm": "vllm", "tgi": "tgi"}
+ENGINES: Final = {"vllm": "vllm", "tgi": "tgi", "sglang": "sglang", "llamacpp": "llamacpp"}
 """Engine name to module NAME: `NAME_config.configure(argv, env)` and `NAME.make(config)`."""
-_USAGE: Final = "usage: python -m flotilla.devcluster.engine {vllm|tgi} BIND_IP -- [ARGUMENT...]"
+_LISTEN_EARLY: Final = ("llamacpp",)
+"""Engines that answer health checks while they load."""
+_USAGE: Final = f"usage: python -m flotilla.devcluster.engine {{{'|'.join(ENGINES)}}} BIND_IP -- [ARGUMENT...]"
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +34,10 @@ def main(arguments: list[str]) -> int:
         engine = _module(ENGINES[name])
         listener = bind(config, address)
         make = engine.make
-        return asyncio.run(serve(config, lambda: make(config), listener=listener, started_s=started_s))
+        early = name in _LISTEN_EARLY
+        return asyncio.run(
+            serve(config, lambda: make(config), listener=listener, started_s=started_s, listens_early=early)
+        )
     except Refused as refused:
         print(refused.text, file=sys.stderr)
         return refused.exit_code

@@ -53,12 +53,40 @@ def python_number(value: float) -> str:
     """As prometheus_client writes it: always a float, with an exponent from a million on."""
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
+    if math.isnan(value):
+        return "NaN"
     text = repr(float(value))
     point = text.find(".")
     if value > 0 and point > 6:
         mantissa = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
         return f"{mantissa}e+{point - 1:02d}"
     return text
+
+
+def multiprocess_text(metrics: Metrics) -> str:
+    """As prometheus_client writes what several processes count: no `_created`, untouched: absent, the sum first."""
+    lines: list[str] = []
+    for family in metrics.families.values():
+        if not family.values and not family.distributions:
+            continue
+        lines.append(f"# HELP {family.name} {_escape_help(family.help)}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        for key, value in family.values.items():
+            lines.append(f"{family.name}{_braces(family, key)} {python_number(value.value)}")
+        for key, distribution in family.distributions.items():
+            *buckets, count, total = _python_distribution(family, key, distribution)
+            lines += [total, *buckets, count]
+    return "\n".join(lines) + "\n"
+
+
+def stream_text(metrics: Metrics) -> str:
+    """As a C++ stream writes doubles: six significant digits."""
+    lines: list[str] = []
+    for family in metrics.families.values():
+        lines.append(f"# HELP {family.name} {family.help}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        lines += [f"{family.name}{_braces(family, key)} {value.value:g}" for key, value in family.values.items()]
+    return "\n".join(lines) + "\n"
 
 
 def rust_text(metrics: Metrics) -> str:

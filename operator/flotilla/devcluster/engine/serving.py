@@ -35,6 +35,9 @@ class Config(Protocol):
 
 class Engine(Protocol):
     def app(self) -> web.Application: ...
+    def loaded(self) -> None:
+        """Called once, when the weights are read and connections are accepted."""
+
     async def terminate(self, server: RunningServer) -> None:
         """Called at SIGTERM; the process ends when it returns."""
 
@@ -97,23 +100,45 @@ def bind(config: Config, address: str) -> socket.socket:
     return listener
 
 
-async def serve(config: Config, make: Callable[[], Engine], *, listener: socket.socket, started_s: float) -> int:
-    """Load since `started_s` (monotonic), serve until SIGTERM or SIGINT, return the exit code."""
+async def serve(
+    config: Config,
+    make: Callable[[], Engine],
+    *,
+    listener: socket.socket,
+    started_s: float,
+    listens_early: bool = False,
+) -> int:
+    """Load since `started_s` (monotonic), serve until SIGTERM or SIGINT, return the exit code.
+
+    `listens_early`: connections are accepted before the load ends, and the engine answers that it is loading.
+    """
+    server: RunningServer | None = None
+    if listens_early:
+        engine = make()
+        server = await _listening(engine, listener)
     load_s = config.settings.load_seconds
     if config.load_failure is not None:
         await asyncio.sleep(max(0.0, started_s + load_s * _FAILURE_SHARE - time.monotonic()))
         raise Refused(1, config.load_failure)
     await asyncio.sleep(max(0.0, started_s + load_s - time.monotonic()))
-    engine = make()
-    server = RunningServer(engine.app())
+    if server is None:
+        engine = make()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await server.listen(listener)
+    if server is None:
+        server = await _listening(engine, listener)
+    engine.loaded()
     print("Application startup complete.", flush=True)
     await stop.wait()
     print("Received SIGTERM, shutting down.", flush=True)
     await engine.terminate(server)
     await server.close()
     return 0
+
+
+async def _listening(engine: Engine, listener: socket.socket) -> RunningServer:
+    server = RunningServer(engine.app())
+    await server.listen(listener)
+    return server

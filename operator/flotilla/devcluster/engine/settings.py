@@ -32,7 +32,8 @@ class SimSettings:
     context_length: the model's own, tokens. kv_tokens: room of the KV cache. max_num_seqs: where the command
     line has none. output_tokens: mean length of an answer that ends by itself; 0: 64 where the request has no
     max_tokens, else exactly max_tokens. tick_seconds: a stream gets a chunk at most so often.
-    teardown_seconds: from the last answer of a drain to the exit.
+    teardown_seconds: from the last answer of a drain to the exit. drain_poll_seconds: how often SGLang looks for
+    the signal, and then for requests that are left (in the real one a constant).
     """
 
     load_seconds: float = 1.0
@@ -45,6 +46,7 @@ class SimSettings:
     output_tokens: int = 0
     tick_seconds: float = 0.05
     teardown_seconds: float = 0.0
+    drain_poll_seconds: float = 5.0
 
     @property
     def speed(self) -> Speed:
@@ -63,7 +65,13 @@ class SimSettings:
             if name in env:
                 values[item.name] = _number(name, env[name], whole=isinstance(item.default, int))
         settings = cls(**values)
-        for name in ("tokens_per_second", "prefill_tokens_per_second", "step_seconds", "tick_seconds"):
+        for name in (
+            "tokens_per_second",
+            "prefill_tokens_per_second",
+            "step_seconds",
+            "tick_seconds",
+            "drain_poll_seconds",
+        ):
             if getattr(settings, name) <= 0:
                 raise Refused(2, f"{PREFIX}{name.upper()} must be more than 0.")
         return settings

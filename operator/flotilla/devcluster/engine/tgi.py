@@ -67,6 +67,9 @@ class TgiEngine:
         )
         return app
 
+    def loaded(self) -> None:
+        """Nothing more to do."""
+
     async def terminate(self, server: RunningServer) -> None:
         """SIGTERM: no new connections, running and waiting requests end, health is refused with the rest."""
         await server.stop_listening()

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from flotilla.devcluster.engine.asked import Asked
 from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.engine_loop import EngineLoop
-from flotilla.devcluster.engine.sequences import Sequence
+from flotilla.devcluster.engine.keys import opens
 from flotilla.devcluster.engine.serving import RunningServer
 from flotilla.devcluster.engine.streaming import DONE, collect, failed_stream, json_response, relay
 from flotilla.devcluster.engine.vllm_config import VERSION, VllmConfig
 from flotilla.devcluster.engine.vllm_metrics import VllmMetrics
 from flotilla.devcluster.engine.vllm_requests import (
     ApiError,
-    Asked,
     read_chat,
     read_completion,
     read_json,
@@ -58,6 +57,9 @@ class VllmEngine:
             ]
         )
         return app
+
+    def loaded(self) -> None:
+        """Nothing more to do."""
 
     async def terminate(self, server: RunningServer) -> None:
         """SIGTERM: with a time-out the engine drains, and its health stays good meanwhile.
@@ -119,16 +121,8 @@ class VllmEngine:
             raise refusal(reason)
 
     async def _generate(self, request: web.Request, asked: Asked) -> web.StreamResponse:
-        sequences = [
-            Sequence(
-                prompt_tokens=asked.prompt_of(index).tokens,
-                output_tokens=answer.tokens,
-                finish_reason=answer.finish_reason,
-            )
-            for index, answer in enumerate(asked.answers)
-        ]
         self.metrics.asked(max_tokens=asked.max_tokens, sequences=asked.choices_per_prompt)
-        ticket = self.loop.submit(sequences, streaming=asked.stream)
+        ticket = self.loop.submit(asked.sequences(), streaming=asked.stream)
         writer = Writer(asked, self.config)
         if asked.stream:
             return await relay(request, loop=self.loop, ticket=ticket, writer=writer, headers=_STREAM_HEADERS)
@@ -138,11 +132,9 @@ class VllmEngine:
     @web.middleware
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         keys = self.config.api_keys
-        if keys and request.method != "OPTIONS" and request.path.startswith(_GUARDED):
-            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-            known = any(hmac.compare_digest(key.encode(), expected.encode()) for expected in keys)
-            if scheme.lower() != "bearer" or not known:
-                return json_response({"error": "Unauthorized"}, status=401)
+        guarded = request.method != "OPTIONS" and request.path.startswith(_GUARDED)
+        if keys and guarded and not opens(request.headers.get("Authorization", ""), keys):
+            return json_response({"error": "Unauthorized"}, status=401)
         return await handler(request)
 
     @web.middleware

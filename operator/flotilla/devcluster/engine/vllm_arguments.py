@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final, NoReturn
 
-from flotilla.devcluster.engine.settings import DATA, Refused
+from flotilla.devcluster.engine.flag_tables import RefusingParser, add_options
+from flotilla.devcluster.engine.settings import Refused
 
 _FLAGS_FILE: Final = "vllm-0.33.flags"
 _SUBCOMMANDS: Final = "{chat,complete,serve,launch,bench,collect-env,download-kernels,preload,run-batch,snapshot}"
@@ -21,14 +22,12 @@ _DECIMAL: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises Refused where argparse would print and exit."""
-
+class _Parser(RefusingParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments:"):
             # those are found by the parser above the `serve` subcommand
             raise Refused(2, f"usage: vllm [-h] [-v]\n            {_SUBCOMMANDS} ...\nvllm: error: {message}")
-        raise Refused(2, f"{self.format_usage()}{self.prog}: error: {message}")
+        super().error(message)
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -108,32 +107,8 @@ def _json_or_text(text: str) -> Any:
 def _build_parser() -> _Parser:
     parser = _Parser(prog="vllm serve", usage="vllm serve [model_tag] [options]", argument_default=argparse.SUPPRESS)
     parser.add_argument("model_tag", nargs="?", default=None)
-    table = (DATA / _FLAGS_FILE).read_text()
-    for line in table.splitlines():
-        if line and not line.startswith("#"):
-            _add(parser, line)
+    add_options(parser, _FLAGS_FILE, _KINDS)
     return parser
-
-
-def _add(parser: _Parser, line: str) -> None:
-    name, kind, *rest = line.split()
-    options = dict(part.partition("=")[::2] for part in rest)
-    names = [name, *filter(None, options.get("alias", "").split(",")), *filter(None, [options.get("short")])]
-    destination = name[2:].replace("-", "_")
-    if kind in ("bool", "flag"):
-        parser.add_argument(*names, dest=destination, action="store_true")
-        for negative in filter(None, options.get("no", "").split(",")):
-            parser.add_argument(negative, dest=destination, action="store_false")
-        return
-    convert = _KINDS[kind]
-    extra: dict[str, Any] = {}
-    if "choices" in options:
-        extra["choices"] = [convert(choice) for choice in options["choices"].split("|")]
-    if "nargs" in options:
-        extra["nargs"] = options["nargs"]
-    if "append" in options:
-        extra["action"] = "append"
-    parser.add_argument(*names, dest=destination, type=convert, **extra)
 
 
 def human_readable_int(text: str) -> int:

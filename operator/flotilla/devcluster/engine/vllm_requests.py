@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flotilla.devcluster.engine.generation import (
-    Answer,
-    Prompt,
-    answers,
-    chat_prompt,
-    text_prompt,
-    token_prompt,
-)
+from flotilla.devcluster.engine.asked import Asked, ask, prompts_of
+from flotilla.devcluster.engine.generation import Prompt, chat_prompt
 from flotilla.devcluster.engine.vllm_config import VllmConfig
 
 _ELSEWHERE = "Please try again later or on a different instance."
@@ -33,27 +26,6 @@ class ApiError(Exception):
         self.document = {
             "error": {"message": message, "type": kind, "param": param, "code": status.value},
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A checked request: one answer per choice, in the order of their index."""
-
-    chat: bool
-    prompts: tuple[Prompt, ...]
-    answers: tuple[Answer, ...]
-    choices_per_prompt: int
-    max_tokens: int
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(prompt.tokens for prompt in self.prompts)
-
-    def prompt_of(self, index: int) -> Prompt:
-        return self.prompts[index // self.choices_per_prompt]
 
 
 def read_json(body: bytes, content_type: str) -> dict[str, Any]:
@@ -86,17 +58,9 @@ def read_chat(document: Mapping[str, Any], config: VllmConfig) -> Asked:
 
 def read_completion(document: Mapping[str, Any], config: VllmConfig) -> Asked:
     """A body of /v1/completions: a text, a list of texts, token ids or a list of those. Raises ApiError."""
-    prompt = document.get("prompt")
     _check_model(document, config)
-    if isinstance(prompt, str):
-        prompts = [text_prompt(prompt)]
-    elif isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
-        prompts = [token_prompt(prompt)]
-    elif isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
-        prompts = [text_prompt(item) for item in prompt]
-    elif isinstance(prompt, list) and prompt and all(isinstance(item, list) for item in prompt):
-        prompts = [token_prompt(item) for item in prompt]
-    else:
+    prompts = prompts_of(document.get("prompt"))
+    if prompts is None:
         message = "Either prompt or prompt_embeds must be provided and non-empty."
         raise ApiError(HTTPStatus.BAD_REQUEST, "BadRequestError", message)
     # the completions endpoint alone has OpenAI's old default
@@ -115,42 +79,27 @@ def _asked(
     limit = _whole(document, limit_name)
     limit = default if limit is None else limit
     count = _whole(document, "n") or 1
-    stream = bool(document.get("stream"))
-    stream_options = _stream_options(document, stream=stream)
+    _check_stream_options(document)
     _check_lengths(prompts, limit, limit_name, config)
-    planned = [
-        answer
-        for prompt in prompts
-        for answer in answers(
-            prompt,
-            count=count,
-            max_tokens=limit,
-            room=config.context_tokens - prompt.tokens,
-            mean_tokens=config.settings.output_tokens,
-            ignore_eos=bool(document.get("ignore_eos")),
-        )
-    ]
-    include_usage = bool(stream_options.get("include_usage")) or config.force_usage
-    return Asked(
+    return ask(
+        document,
+        prompts,
         chat=chat,
-        prompts=tuple(prompts),
-        answers=tuple(planned),
-        choices_per_prompt=count,
-        max_tokens=config.context_tokens - prompts[0].tokens if limit is None else limit,
-        stream=stream,
-        include_usage=include_usage,
-        continuous_usage=include_usage and bool(stream_options.get("continuous_usage_stats")),
+        count=count,
+        limit=limit,
+        context=config.context_tokens,
+        mean_tokens=config.settings.output_tokens,
+        force_usage=config.force_usage,
     )
 
 
-def _stream_options(document: Mapping[str, Any], *, stream: bool) -> dict[str, Any]:
+def _check_stream_options(document: Mapping[str, Any]) -> None:
     options = document.get("stream_options") or {}
     if not isinstance(options, dict):
         raise _invalid(_field("model_attributes_type", "stream_options", "Input should be a valid dictionary"))
-    if options and not stream:
+    if options and not document.get("stream"):
         message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
         raise ApiError(HTTPStatus.BAD_REQUEST, "Bad Request", message, "stream_options")
-    return options
 
 
 def _check_lengths(prompts: list[Prompt], limit: int | None, name: str, config: VllmConfig) -> None:

@@ -7,9 +7,9 @@ import time
 import uuid
 from typing import Any
 
+from flotilla.devcluster.engine.asked import Asked
 from flotilla.devcluster.engine.streaming import DONE, compact
 from flotilla.devcluster.engine.vllm_config import VllmConfig
-from flotilla.devcluster.engine.vllm_requests import Asked
 
 
 def models(config: VllmConfig) -> dict[str, Any]:
@@ -108,18 +108,17 @@ class Writer:
         return {"index": index, "message": {**message, "function_call": None, "reasoning": None}, **common}
 
     def _usage(self) -> dict[str, Any]:
-        completion = sum(answer.tokens for answer in self._asked.answers)
-        prompt = self._asked.prompt_tokens
+        asked = self._asked
         return {
-            "prompt_tokens": prompt,
-            "total_tokens": prompt + completion,
-            "completion_tokens": completion,
+            "prompt_tokens": asked.prompt_tokens,
+            "total_tokens": asked.prompt_tokens + asked.completion_tokens,
+            "completion_tokens": asked.completion_tokens,
             "prompt_tokens_details": None,
         }
 
     def _chunk(self, choice: str, tokens: int) -> bytes:
         usage = ""
-        if self._asked.continuous_usage:
+        if self._asked.include_usage and self._asked.continuous_usage:
             prompt = self._asked.prompt_tokens
             usage = (
                 f',"usage":{{"prompt_tokens":{prompt},"total_tokens":{prompt + tokens},"completion_tokens":{tokens}}}'

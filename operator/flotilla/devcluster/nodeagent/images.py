@@ -6,6 +6,10 @@ import sys
 _ENGINES = (
     ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
     ("tgi", re.compile(r"(^|/)text-generation-inference(:|@|$)")),
+    # has no entrypoint: the container's command names the program, and the simulated engine insists on it
+    ("sglang", re.compile(r"(^|/)sglang(:|@|$)")),
+    # the tags full and light are other programs
+    ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
 )
 
 
