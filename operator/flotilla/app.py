@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from flotilla import __version__
 from flotilla.config import OperatorConfig
 from flotilla.control.control_loop import ControlLoop
-from flotilla.errors import FlotillaError
+from flotilla.domain.resolve import Catalog, load_catalog
+from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.kube.access import missing_permissions
 from flotilla.kube.client import KubeClient
 from flotilla.kube.lease import Lease
@@ -54,18 +55,19 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
     """Run until SIGTERM; returns the exit code."""
     try:
         config = load_config(file, overrides, leader_election=leader_election)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators)
+    except (OSError, ValueError, yaml.YAMLError, InvalidSpec) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format)
     try:
-        return asyncio.run(_run(config))
+        return asyncio.run(_run(config, catalog))
     except FlotillaError as error:
         log.error("operator ends", extra={"cause": str(error)})
         return EXIT_ACCESS
 
 
-async def _run(config: OperatorConfig) -> int:
+async def _run(config: OperatorConfig, catalog: Catalog) -> int:
     # Python's defaults walk the whole store at each burst: a sixth of the CPU at 1000 objects. Reference counts free
     # nearly everything; the collector only has to find what tracebacks hold.
     gc.set_threshold(20_000, 20, 50)
@@ -80,7 +82,7 @@ async def _run(config: OperatorConfig) -> int:
         timeout_s=config.request_timeout_s,
         on_call=metrics.api_call,
     )
-    control = ControlLoop(config, client, metrics)
+    control = ControlLoop(config, catalog, client, metrics)
     server = await health.start(
         host=config.listen_host,
         port=config.listen_port,

@@ -68,6 +68,12 @@ class OperatorConfig(BaseModel):
         HostedModel(provider="openai", model="gpt-5-mini"),
         description="The hosted model that a ModelDeployment without spec.cost.compareWith is priced against.",
     )
+    engines: Path | None = Field(
+        None, description="A folder with engine profiles (*.yaml), which add to the packaged ones and win over them."
+    )
+    accelerators: Path | None = Field(
+        None, description="A YAML list of accelerator classes, which add to the packaged ones and win over them."
+    )
     pod_address_map: str = Field(
         "",
         description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",

@@ -23,4 +23,7 @@ LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
 ANNOTATION_HASH: Final = f"{GROUP}/hash"
 """SHA-256 of the manifest that the operator rendered, without `spec.replicas`."""
 
+ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+"""SHA-256 of the pod template of a Deployment: a new one is a rollout."""
+
 MANAGED_BY_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGER}"

@@ -65,8 +65,15 @@ SCALING: Path = ("spec", "scaling")
 CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
     (
         "ModelDeployment",
-        [(("spec", "model", "source"), "s3://bucket/model")],
+        [(("spec", "model", "source"), "https://example.com/model")],
         "spec.model.source must be hf://OWNER/NAME",
+    ),
+    ("ModelDeployment", [(("spec", "model", "source"), "pvc://claim/../../etc")], "spec.model.source must be hf://"),
+    ("ModelDeployment", [(("spec", "model", "source"), "s3://Bucket")], "spec.model.source must be hf://"),
+    (
+        "ModelDeployment",
+        [(("spec", "model", "adapters"), [{"name": "a", "source": "s3://bucket/adapter"}])],
+        "spec.model.adapters[*].source must be hf://OWNER/NAME or pvc://CLAIM/PATH",
     ),
     ("ModelDeployment", [(("spec", "model", "source"), "hf://too/many/parts")], "spec.model.source must be hf://"),
     (

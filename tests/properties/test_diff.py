@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.constants import ANNOTATION_HASH
-from flotilla.render.diff import amount, needs_apply, within
+from flotilla.domain.quantity import amount
+from flotilla.render.diff import needs_apply, within
 
 Path = tuple[str | int, ...]
 

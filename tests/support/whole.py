@@ -12,7 +12,24 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
             "revision": "0123abcd",
             "servedName": "qwen2.5-7b",
             "contextLength": 8192,
+            "architecture": {
+                "parametersMillions": 7616,
+                "layers": 28,
+                "hiddenSize": 3584,
+                "intermediateSize": 18944,
+                "attentionHeads": 28,
+                "kvHeads": 4,
+                "headDim": 128,
+                "vocabSize": 152064,
+                "embeddings": "Untied",
+                "maxContextLength": 32768,
+                "slidingWindow": 4096,
+                "slidingWindowLayers": 14,
+                "latentWidth": 0,
+            },
             "credentialsSecret": {"name": "hf", "key": "token"},
+            "adapters": [{"name": "triage", "source": "hf://acme/triage-lora", "rank": 8}],
+            "cache": {"claimName": "weights"},
         },
         "engine": {
             "name": "vllm",
@@ -34,6 +51,7 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
             "queueDepthPerReplica": 8,
             "scaleDownDelaySeconds": 300,
         },
+        "rollout": {"strategy": "Surge", "timeoutSeconds": 1800},
         "scheduling": {
             "nodeSelector": {"pool": "inference"},
             "tolerations": [

@@ -12,7 +12,7 @@ from flotilla.api.routing_policy import RoutingPolicySpec
 from flotilla.domain import observed
 from flotilla.domain.observed import Workload
 from flotilla.domain.policy_status import judge
-from flotilla.domain.readiness import Verdict, model_loaded, scaling_active, scheduled, spec_valid, summary
+from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.domain.routing import Problem, check
 from flotilla.errors import InvalidSpec, NameTaken
 
@@ -25,11 +25,11 @@ def pod(**changes: Any) -> observed.Pod:
 def load(*pods: observed.Pod, **changes: Any) -> Workload:
     ready = sum(p.ready for p in pods)
     count = len(pods)
-    return replace(Workload(True, 1, 1, count, count, count, ready, "", pods), **changes)
+    return replace(Workload(True, 1, 1, count, count, count, ready, "", overdue=False, pods=pods), **changes)
 
 
 def judged(of: Workload, error: InvalidSpec | NameTaken | None = None) -> dict[str, Verdict]:
-    chain = [spec_valid(error), scheduled(of), model_loaded(of)]
+    chain = [spec_valid(error), fits_memory(error, None), scheduled(of), model_loaded(of)]
     return {verdict.type: verdict for verdict in (*summary(chain, of), *chain)}
 
 

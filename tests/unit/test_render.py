@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.support.whole import MODEL_DEPLOYMENT
+from tests.support.combinations import COMBINATIONS as CASES
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
+from flotilla.devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.render import rbac
 from flotilla.render.workload import children
@@ -18,42 +19,14 @@ from flotilla.render.workload import children
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
 CATALOG = load_catalog()
-BASE: dict[str, Any] = {
-    "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
-    "engine": {"name": "vllm"},
-    "accelerator": {"class": "nvidia-l4"},
+BASE = CASES["vllm-minimal"][0]
+PARSERS = {
+    "vllm": vllm_config.configure,
+    "tgi": tgi_config.configure,
+    "sglang": sglang_config.configure,
+    "llamacpp": llamacpp_config.configure,
 }
-CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "vllm-minimal": (BASE, 1),
-    "vllm-whole-two-replicas": (MODEL_DEPLOYMENT["spec"], 2),
-    "vllm-t4": ({**BASE, "accelerator": {"class": "nvidia-t4"}}, 1),
-    "vllm-amd": ({**BASE, "accelerator": {"class": "amd-mi300x", "count": 2}}, 1),
-    "tgi-awq": (
-        {
-            **BASE,
-            "model": {"source": "hf://hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4"},
-            "engine": {"name": "tgi"},
-        },
-        1,
-    ),
-    "user-affinity": (
-        {
-            **BASE,
-            "scheduling": {
-                "affinity": {
-                    "nodeAffinity": {
-                        "requiredDuringSchedulingIgnoredDuringExecution": {
-                            "nodeSelectorTerms": [
-                                {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
-                            ]
-                        }
-                    }
-                }
-            },
-        },
-        1,
-    ),
-}
+"""The simulated engines' own readings of a command line, made from the real parsers' tables."""
 
 
 def rendered(spec: dict[str, Any], replicas: int = 1) -> list[dict[str, Any]]:
@@ -75,6 +48,20 @@ def test_manifests_are_the_golden_ones(name: str) -> None:
 
 def test_there_is_a_golden_file_for_each_case_and_no_other() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_engine_starts_with_every_golden_command_line(name: str) -> None:
+    spec, replicas = CASES[name]
+    container = rendered(spec, replicas)[0]["spec"]["template"]["spec"]["containers"][0]
+    arguments = [*container.get("command", ()), *container["args"]]
+    values = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    # As large a cache as it takes: whether it fits a real card is the memory fit's business.
+    PARSERS[spec["engine"]["name"]](arguments, {**values, "FLOTILLA_SIM_KV_TOKENS": "1000000000"})
+
+
+def test_there_are_at_least_forty_combinations() -> None:
+    assert len(CASES) >= 40
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -23,13 +23,6 @@ from flotilla.api.types import (
 MAX_REPLICAS = 1000
 
 
-class EngineName(StrEnum):
-    """Engines of this release."""
-
-    VLLM = "vllm"
-    TGI = "tgi"
-
-
 class QuantizationMethod(StrEnum):
     """How weights are stored and multiplied."""
 
@@ -64,11 +57,37 @@ class ScalingMode(StrEnum):
     NONE = "None"
 
 
+class Embeddings(StrEnum):
+    """Whether input and output embeddings are one table."""
+
+    TIED = "Tied"
+    UNTIED = "Untied"
+
+
+class RolloutStrategy(StrEnum):
+    """How a changed pod template replaces running pods."""
+
+    AUTO = "Auto"
+    SURGE = "Surge"
+    REPLACE = "Replace"
+
+
 class TopologySpread(StrEnum):
     """Whether replicas prefer different hosts and zones."""
 
     PREFERRED = "Preferred"
     NONE = "None"
+
+
+_SOURCE_RULE = (
+    r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$"
+    r"|^(s3|gs)://[a-z0-9][-._a-z0-9]*/[^ ]+$|^oci://[a-z0-9][-._:/@a-zA-Z0-9]*$"
+    r"|^pvc://[a-z0-9][-.a-z0-9]*(/[^: ]*)?$') && !self.contains('/../')"
+)
+_SOURCE_MESSAGE = (
+    "spec.model.source must be hf://OWNER/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, oci://IMAGE or pvc://CLAIM/PATH, "
+    "such as hf://Qwen/Qwen2.5-7B-Instruct; pin a revision with spec.model.revision"
+)
 
 
 class SecretKeyRef(Model):
@@ -80,19 +99,84 @@ class SecretKeyRef(Model):
     """key within the Secret."""
 
 
+class CredentialsSecret(Model):
+    """A Secret in the same namespace, and the key where one value of it is meant."""
+
+    name: DnsSubdomain
+    """name of the Secret, in the namespace of this resource."""
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)] | None = None
+    """key within the Secret. Default: token for hf, key.json for gs; s3 takes all keys, oci the pull secret's own."""
+
+
+class ArchitectureSpec(Model):
+    """What a model is made of, by its config.json."""
+
+    parameters_millions: Annotated[int, Field(ge=1, le=10_000_000)]
+    """parametersMillions are all parameters, in millions; those of every expert."""
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    """layers with attention: num_hidden_layers."""
+    hidden_size: Annotated[int, Field(ge=1, le=100_000)]
+    """hiddenSize: hidden_size."""
+    intermediate_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    """intermediateSize: intermediate_size."""
+    attention_heads: Annotated[int, Field(ge=1, le=1000)]
+    """attentionHeads: num_attention_heads."""
+    kv_heads: Annotated[int, Field(ge=1, le=1000)]
+    """kvHeads: num_key_value_heads."""
+    head_dim: Annotated[int, Field(ge=1, le=10_000)]
+    """headDim: head_dim, or hidden_size / num_attention_heads."""
+    vocab_size: Annotated[int, Field(ge=1, le=10_000_000)]
+    """vocabSize: vocab_size."""
+    embeddings: Embeddings = Embeddings.UNTIED
+    """embeddings are Tied where tie_word_embeddings is true."""
+    max_context_length: Annotated[int, Field(ge=1, le=100_000_000)]
+    """maxContextLength: max_position_embeddings."""
+    sliding_window: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """slidingWindow in tokens of the layers that have one."""
+    sliding_window_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """slidingWindowLayers are the layers that see a window only."""
+    latent_width: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """latentWidth of models with latent attention (MLA): kv_lora_rank + qk_rope_head_dim."""
+
+
+class Adapter(Model):
+    """One LoRA adapter."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$", min_length=1, max_length=100)]
+    """name that clients send as the model."""
+    source: Annotated[
+        str,
+        StringConstraints(min_length=6, max_length=300),
+        Cel(
+            r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$|^pvc://[a-z0-9][-.a-z0-9]*/[^:]+$')",
+            "spec.model.adapters[*].source must be hf://OWNER/NAME or pvc://CLAIM/PATH",
+        ),
+    ]
+    """source of the adapter: hf://OWNER/NAME, or pvc://CLAIM/PATH."""
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """rank of the adapter's matrices: r in its adapter_config.json."""
+
+
+class ModelCache(Model):
+    """Where downloads and compiled kernels live."""
+
+    claim_name: DnsSubdomain | None = None
+    """claimName is a PersistentVolumeClaim, so that the next start finds them; ReadWriteMany for several replicas.
+
+    Default: a folder that goes with the pod."""
+
+
 class ModelSpec(Model):
     """Which weights are served, under which name."""
 
     source: Annotated[
         str,
         StringConstraints(min_length=6, max_length=300),
-        Cel(
-            r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$')",
-            "spec.model.source must be hf://OWNER/NAME, such as hf://Qwen/Qwen2.5-7B-Instruct; "
-            "pin a revision with spec.model.revision",
-        ),
+        Cel(_SOURCE_RULE, _SOURCE_MESSAGE),
     ]
-    """source of the weights: hf://OWNER/NAME of the Hugging Face hub."""
+    """source of the weights.
+
+    hf://OWNER/NAME of the Hugging Face hub, s3:// or gs:// for a bucket, oci:// for an image, pvc://CLAIM/PATH."""
     revision: (
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$", min_length=1, max_length=200)] | None
     ) = None
@@ -103,9 +187,21 @@ class ModelSpec(Model):
     ) = None
     """servedName is the model name that clients send. Default: metadata.name."""
     context_length: Annotated[int, Field(ge=256, le=10_000_000)] | None = None
-    """contextLength is the most tokens of prompt and answer together. Default: the model's own."""
-    credentials_secret: SecretKeyRef | None = None
-    """credentialsSecret names the key of a Secret that holds a Hugging Face token, for gated models."""
+    """contextLength is the most tokens of prompt and answer together.
+
+    Default: the model's own, or what fits where that is less."""
+    architecture: ArchitectureSpec | None = None
+    """architecture are facts for the memory fit of a model that the catalogue does not have.
+
+    `flotilla estimate --config config.json` prints them."""
+    credentials_secret: CredentialsSecret | None = None
+    """credentialsSecret gives access to the source.
+
+    hf: a token. s3: variables such as AWS_ACCESS_KEY_ID. gs: a key file. oci: a pull secret."""
+    adapters: Annotated[list[Adapter], ListMap(("name",), 32)] = Field(default_factory=list)
+    """adapters are LoRA adapters that are served beside the model, each under its own name."""
+    cache: ModelCache = ModelCache()
+    """cache says where downloaded weights and compiled kernels are kept."""
 
 
 class EnvVarSource(Model):
@@ -135,10 +231,10 @@ _ONE_SOURCE = Cel(
 class EngineSpec(Model):
     """The inference server."""
 
-    name: EngineName
-    """name of the engine: vllm, or tgi (in maintenance upstream)."""
+    name: DnsLabel
+    """name of the engine: vllm, sglang, llamacpp, tgi (in maintenance upstream), or one that the operator was given."""
     version: (
-        Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", min_length=5, max_length=20)] | None
+        Annotated[str, StringConstraints(pattern=r"^b?[0-9]+(\.[0-9]+)*$|^latest$", min_length=1, max_length=20)] | None
     ) = None
     """version of the engine, such as 0.33.0. Default: the newest that this release of Flotilla knows."""
     image: (
@@ -169,8 +265,10 @@ class AcceleratorSpec(Model):
 
     class_: Annotated[DnsLabel, Field(alias="class")]
     """class is a row of the operator's accelerator table, such as nvidia-l4."""
-    count: Annotated[int, Field(ge=1, le=16)] = 1
-    """count of GPUs for one replica; the model is split over them (tensor parallelism)."""
+    count: Annotated[int, Field(ge=1, le=16)] | None = None
+    """count of GPUs for one replica; the model is split over them (tensor parallelism).
+
+    Default: the fewest that fit, or 1 where the model's architecture is not known."""
 
 
 class ScalingSpec(Model):
@@ -186,6 +284,19 @@ class ScalingSpec(Model):
     """queueDepthPerReplica is the wanted number of waiting and running requests per replica."""
     scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     """scaleDownDelaySeconds is how long a smaller number must have been enough before replicas are removed."""
+
+
+class RolloutSpec(Model):
+    """How a change of the model, the engine or its flags reaches the pods."""
+
+    strategy: RolloutStrategy = RolloutStrategy.AUTO
+    """strategy is Surge (a new replica starts before an old one goes) or Replace (an old one makes room first).
+
+    Auto surges where a node has the accelerators free when the change is made."""
+    timeout_seconds: Annotated[int, Field(ge=60, le=86_400)] | None = None
+    """timeoutSeconds is how long a rollout may make no progress before it is reported; old replicas keep serving.
+
+    Default: what the model may take to start, and ten minutes."""
 
 
 class Toleration(Model):
@@ -295,6 +406,8 @@ class ModelDeploymentSpec(Model):
     Leave it out of Git where an autoscaler writes it."""
     scaling: Annotated[ScalingSpec, _BOUNDS] = ScalingSpec()
     """scaling says how many replicas there are and who decides."""
+    rollout: RolloutSpec = RolloutSpec()
+    """rollout says how a change reaches the pods."""
     scheduling: SchedulingSpec = SchedulingSpec()
     """scheduling says where pods may run."""
     resources: ResourcesSpec = ResourcesSpec()
@@ -336,6 +449,25 @@ class AcceleratorStatus(Model):
     """resource that pods request, such as nvidia.com/gpu."""
 
 
+class FitStatus(Model):
+    """How the model fits into the memory of one GPU."""
+
+    verdict: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """verdict is Fits, Tight or Unknown."""
+    weights_mib: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """weightsMib of the model on each GPU."""
+    working_mib: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """workingMib is the estimate of what the engine needs beside weights and cache."""
+    kv_cache_mib: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """kvCacheMib is left for the KV cache."""
+    context_length: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
+    """contextLength in tokens that requests may have."""
+    longest_context_length: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
+    """longestContextLength would fit by the estimate."""
+    concurrent_requests: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """concurrentRequests of the whole context length fit at one time."""
+
+
 class ScalingStatus(Model):
     """What the autoscaler last decided; a restarted operator goes on from here."""
 
@@ -364,7 +496,7 @@ class ModelDeploymentStatus(Model):
     conditions: Annotated[list[Condition], ListMap(("type",), 16)] | None = None
     """conditions: Ready, Reconciling and Stalled sum up.
 
-    SpecValid, Scheduled, ModelLoaded, ScalingActive and CostKnown say why."""
+    SpecValid, FitsMemory, Scheduled, ModelLoaded, ScalingActive and CostKnown say why."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """observedGeneration is the metadata.generation that this status is about."""
     replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
@@ -383,6 +515,8 @@ class ModelDeploymentStatus(Model):
     """quantization in use."""
     accelerator: AcceleratorStatus | None = None
     """accelerator in use."""
+    fit: FitStatus | None = None
+    """fit of the model into the accelerator's memory."""
     scaling: ScalingStatus | None = None
     """scaling decision in force."""
     cost: CostStatus | None = None

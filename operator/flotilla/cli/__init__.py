@@ -67,6 +67,53 @@ def crds() -> None:
     typer.echo(import_module("flotilla.api.crd").dump(), nl=False)
 
 
+@app.command()
+def estimate(
+    model: Annotated[str | None, typer.Argument(help="OWNER/NAME of the hub, or any spec.model.source.")] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option("--accelerator", "-a", help="L4 or nvidia-l4; repeatable. Default: all.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer. Default: what fits.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, max=16, help="GPUs. Default: the fewest that fit.")] = None,
+    quantization: Annotated[str, typer.Option("--quantization", "-q", help="As spec.quantization.method.")] = "auto",
+    kv_cache: Annotated[str, typer.Option(help="As spec.quantization.kvCache.")] = "auto",
+    engine: Annotated[str, typer.Option(help="As spec.engine.name.")] = "vllm",
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json, for a model that the catalogue does not know.")
+    ] = None,
+    parameters: Annotated[str | None, typer.Option(help="With --config: 7.6B; default: counted from it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether a model fits an accelerator. Exit code 0: it does, or may; 1: it does not; 2: a wrong question."""
+    verb = import_module("flotilla.cli.estimate")
+    errors = import_module("flotilla.errors")
+    try:
+        if model is None and config is None:
+            raise errors.InvalidSpec("Name a model, or a config.json with --config.", field="MODEL")
+        described = verb.described(config, parameters) if config else None
+        answers = verb.estimates(
+            model,
+            described,
+            class_names=accelerator or [],
+            engine=engine,
+            method=quantization,
+            kv_cache=kv_cache,
+            context=context,
+            count=count,
+        )
+    except (errors.InvalidSpec, ValueError) as error:
+        typer.echo(f"{getattr(error, 'field', '')}: {error}".lstrip(": "), err=True)
+        raise typer.Exit(verb.EXIT_INVALID) from error
+    if as_json:
+        typer.echo(import_module("json").dumps(answers, indent=2))
+    else:
+        console = import_module("rich.console").Console()
+        verb.show(console, f"{model or config} on {engine}", answers)
+        if described is not None:
+            console.print(f"\n[bold]spec.model of a ModelDeployment:[/]\n{verb.architecture_yaml(described)}")
+    raise typer.Exit(verb.exit_code(answers))
+
+
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

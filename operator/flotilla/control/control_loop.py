@@ -16,11 +16,12 @@ from flotilla.control.model_deployment import ModelDeploymentReconciler
 from flotilla.control.pricing import Pricing
 from flotilla.control.queue import Queue
 from flotilla.control.resync import Resync
+from flotilla.control.rollout import Rollouts
 from flotilla.control.routing_policy import RoutingPolicyReconciler
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.control.workers import Workers
-from flotilla.domain.resolve import load_catalog
+from flotilla.domain.resolve import Catalog
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
@@ -45,7 +46,7 @@ def _rfc3339_now() -> str:
 class ControlLoop:
     """Everything that acts; built at once, run only while this process leads."""
 
-    def __init__(self, config: OperatorConfig, client: KubeClient, metrics: Metrics) -> None:
+    def __init__(self, config: OperatorConfig, catalog: Catalog, client: KubeClient, metrics: Metrics) -> None:
         clock = time.monotonic
         self._metrics = metrics
         self.synced = asyncio.Event()
@@ -65,10 +66,11 @@ class ControlLoop:
         models = ModelDeploymentReconciler(
             store=self.store,
             executor=Executor(client, self.store),
+            rollouts=Rollouts(client),
             status=status,
             scaler=self._scaler,
             events=self._events,
-            catalog=load_catalog(),
+            catalog=catalog,
             pricing=Pricing(PriceDesk(), config.compare_with),
             now=_rfc3339_now,
         )

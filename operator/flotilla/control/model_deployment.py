@@ -12,6 +12,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.control.executor import Executor
 from flotilla.control.keys import Key
 from flotilla.control.pricing import Pricing
+from flotilla.control.rollout import Rollouts
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.domain import observed, readiness, status
@@ -21,6 +22,8 @@ from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import DEPLOYMENT, POD
 from flotilla.kube.store import Store
+from flotilla.render.names import digest
+from flotilla.render.pod import template
 from flotilla.render.workload import children
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class Compiled:
     resolved: Resolved
     cost: status.CostBasis | None
     cost_verdict: Verdict
+    template_hash: str
 
 
 class ModelDeploymentReconciler:
@@ -49,6 +53,7 @@ class ModelDeploymentReconciler:
         *,
         store: Store,
         executor: Executor,
+        rollouts: Rollouts,
         status: StatusWriter,
         scaler: Scaler,
         events: EventRecorder,
@@ -58,6 +63,7 @@ class ModelDeploymentReconciler:
     ) -> None:
         self._store = store
         self._executor = executor
+        self._rollouts = rollouts
         self._status = status
         self._scaler = scaler
         self._events = events
@@ -87,11 +93,18 @@ class ModelDeploymentReconciler:
 
     async def _converge(self, key: Key, live: Mapping[str, Any], compiled: Compiled, desired: int) -> int:
         meta = live["metadata"]
+        surge = await self._rollouts.surges(
+            key,
+            self._store.get(DEPLOYMENT, key.namespace, key.name),
+            strategy=compiled.model.spec.rollout.strategy,
+            resolved=compiled.resolved,
+            template_hash=compiled.template_hash,
+        )
         return await self._executor.converge(
             key,
             meta["uid"],
-            lambda: children(compiled.model, compiled.resolved, replicas=desired),
-            revision=_revision(meta),
+            lambda: children(compiled.model, compiled.resolved, replicas=desired, surge=surge),
+            revision=(*_revision(meta), surge),
             replicas=desired,
         )
 
@@ -107,7 +120,12 @@ class ModelDeploymentReconciler:
         tracked = self._scaler.tracked.get(key)
         desired = tracked.state.desired if tracked else load.wanted
         warnings = compiled.resolved.warnings if compiled else ()
-        chain = [readiness.spec_valid(error, warnings), readiness.scheduled(load), readiness.model_loaded(load)]
+        chain = [
+            readiness.spec_valid(error, warnings),
+            readiness.fits_memory(error, compiled.resolved.fit if compiled else None),
+            readiness.scheduled(load),
+            readiness.model_loaded(load),
+        ]
         if tracked is not None:
             chain.append(readiness.scaling_active(tracked.mode, tracked.decision, desired))
         if compiled is not None:
@@ -173,7 +191,7 @@ class ModelDeploymentReconciler:
             raise _invalid(error) from error
         resolved = resolve(key.name, model.spec, self._catalog)
         basis, verdict = await self._pricing.basis(model.spec, resolved)
-        compiled = Compiled(model, resolved, basis, verdict)
+        compiled = Compiled(model, resolved, basis, verdict, digest(template(model, resolved)))
         self._compiled[key] = (revision, compiled)
         if len(self._compiled) > _COMPILED_LIMIT:
             self._compiled.popitem(last=False)

@@ -55,6 +55,8 @@ class Workload:
     ready: int
     failure: str
     """Message of the ReplicaFailure condition, such as an exceeded quota; empty when there is none."""
+    overdue: bool
+    """Whether a rollout made no progress for as long as it may take."""
     pods: tuple[Pod, ...]
 
     @property
@@ -99,7 +101,7 @@ def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:
     """Reduce an apps/v1 Deployment and its pods, sorted by name so that messages are stable."""
     reduced = tuple(sorted((pod(p) for p in pods), key=lambda p: p.name))
     if deployment is None:
-        return Workload(False, 0, 0, 0, 0, 0, 0, "", reduced)
+        return Workload(False, 0, 0, 0, 0, 0, 0, "", overdue=False, pods=reduced)
     status = deployment.get("status") or {}
     failure = _condition(status, "ReplicaFailure")
     return Workload(
@@ -111,5 +113,6 @@ def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:
         updated=int(status.get("updatedReplicas") or 0),
         ready=int(status.get("readyReplicas") or 0),
         failure=(failure.get("message") or "") if failure.get("status") == "True" else "",
+        overdue=_condition(status, "Progressing").get("reason") == "ProgressDeadlineExceeded",
         pods=reduced,
     )

@@ -2,9 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from flotilla.domain.accelerators import Accelerator
+from flotilla.domain.models import KnownModel
+from flotilla.domain.sizing import Weights
 from flotilla.engines.profile import Profile, Support
+from flotilla.engines.version import at_least
 from flotilla.errors import InvalidSpec
 
 _PREQUANTIZED = (
@@ -14,11 +18,37 @@ _PREQUANTIZED = (
     ("mxfp4", r"\bgpt-oss\b"),
     ("int8-w8a8", r"[-_.](w8a8|int8)\b"),
     ("compressed-tensors", r"[-_.](w4a16|w8a16)\b"),
-    ("fp8", r"[-_.]fp8\b"),
     ("gguf", r"[-_.]gguf\b"),
+    ("fp8", r"[-_.]fp8\b"),
     ("bitsandbytes", r"[-_.](bnb|bitsandbytes)\b"),
 )
-"""Publishers mark pre-quantized checkpoints in the name; the catalogue of models will know better."""
+"""Publishers mark pre-quantized checkpoints in the name; where the catalogue of models has one, it knows better."""
+
+_BITS = {
+    "none": Decimal(16),
+    "fp8": Decimal("8.1"),
+    "fp8-per-channel": Decimal("8.1"),
+    "awq": Decimal("4.25"),
+    "gptq": Decimal("4.25"),
+    "compressed-tensors": Decimal("4.25"),
+    "nvfp4": Decimal("4.5"),
+    "mxfp4": Decimal("4.25"),
+    "int8-w8a8": Decimal("8.1"),
+    "bitsandbytes": Decimal("4.5"),
+    "gguf": Decimal("4.85"),
+}
+"""Bits per parameter with scales, at the usual group size of 128; GGUF as Q4_K_M."""
+_BITS_BY_NAME = (
+    (r"(?i)(gptq|w\d+a16|gptq)[-_.]?(int)?8\b|w8a16|w8a8|fp8|int8|q8_0", Decimal("8.5")),
+    (r"(?i)q6_k", Decimal("6.56")),
+    (r"(?i)q5_k", Decimal("5.69")),
+    (r"(?i)q3_k", Decimal("3.91")),
+    (r"(?i)q2_k", Decimal("3.35")),
+    (r"(?i)(bf16|f16)\.gguf", Decimal(16)),
+)
+"""Checkpoints of the methods that come in several widths say theirs in the name."""
+_SEVERAL_WIDTHS = frozenset({"gguf", "gptq", "compressed-tensors"})
+_ONLINE_NOTE_FREE = frozenset({"none", "fp8", "fp8-per-channel", "bitsandbytes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +60,31 @@ class Quantization:
     kv_cache: str
     kv_engine_value: str
     note: str
+    weights: Weights
 
 
-def checkpoint_method(source: str) -> str | None:
-    """The method that a checkpoint was quantized with before, judging by its name; None: 16-bit weights."""
+def checkpoint_method(source: str, known: KnownModel | None = None) -> str | None:
+    """The method that a checkpoint was quantized with before, by the catalogue or its name; None: 16-bit weights."""
+    if known is not None:
+        return known.method or None
     name = source.lower()
     return next((method for method, pattern in _PREQUANTIZED if re.search(pattern, name)), None)
 
 
 def choose(
-    *, method: str, kv_cache: str, source: str, profile: Profile, version: str, accelerator: Accelerator
+    *,
+    method: str,
+    kv_cache: str,
+    source: str,
+    known: KnownModel | None = None,
+    profile: Profile,
+    version: str,
+    accelerator: Accelerator,
 ) -> Quantization:
     """Resolve both wishes; raises InvalidSpec(UnsupportedQuantization) with field, cause and remedy."""
-    checkpoint = checkpoint_method(source)
-    engine = f"{profile.name} {version}"
+    checkpoint = checkpoint_method(source, known)
     if method == "auto":
-        method = checkpoint or _automatic(profile, accelerator)
+        method = checkpoint or _automatic(profile, version, accelerator)
     elif method == "none" and checkpoint is not None:
         raise _refuse(
             "spec.quantization.method",
@@ -53,7 +92,7 @@ def choose(
             f"Use auto, or name a 16-bit checkpoint in spec.model.source.",
         )
     support = profile.quantization.get(method, Support(refused="is not known to this engine"))
-    _admit(support, method, "spec.quantization.method", engine, accelerator)
+    _admit(support, method, "spec.quantization.method", profile, version, accelerator)
     prequantized = checkpoint is not None and checkpoint == method
     if checkpoint is not None and not prequantized and method != "compressed-tensors":
         raise _refuse(
@@ -61,56 +100,75 @@ def choose(
             f"The checkpoint {source} is quantized with {checkpoint}, and {method} differs from it. "
             f"Use auto or {checkpoint}, or name another checkpoint in spec.model.source.",
         )
-    value = support.value if support.online or profile.name != "vllm" else ""
-    if prequantized and support.online and method == "fp8":
-        value = ""  # the checkpoint's own configuration says it; a flag that differs in detail is an error
+    # The checkpoint's own configuration says it; a flag that differs in detail is an error in most engines.
+    told = support.told or (support.online and not prequantized)
     kv = profile.kv_cache.get(kv_cache, Support(refused="is not known to this engine"))
-    _admit(kv, kv_cache, "spec.quantization.kvCache", engine, accelerator)
+    _admit(kv, kv_cache, "spec.quantization.kvCache", profile, version, accelerator)
     return Quantization(
         method=method,
-        engine_value=value,
+        engine_value=support.value if told else "",
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
         note=_note(method, support, accelerator, prequantized=prequantized),
+        weights=Weights(bits=_bits(method, source), kv_element_bytes=2 if kv_cache == "auto" else 1),
     )
 
 
-def _automatic(profile: Profile, accelerator: Accelerator) -> str:
+def _bits(method: str, source: str) -> Decimal:
+    if method in _SEVERAL_WIDTHS:
+        return next((bits for pattern, bits in _BITS_BY_NAME if re.search(pattern, source)), _BITS[method])
+    return _BITS[method]
+
+
+def _automatic(profile: Profile, version: str, accelerator: Accelerator) -> str:
     fp8 = profile.quantization.get("fp8")
-    native = fp8 is not None and not fp8.refused and accelerator.compute_capability >= max(fp8.native, 0.1)
-    return "fp8" if native else "none"
+    if fp8 is None or not _exists(fp8, version) or accelerator.vendor in fp8.not_on:
+        return "none"
+    # An Instinct computes fp8 natively too, but in a format of its own before gfx950: only on request.
+    return "fp8" if accelerator.compute_capability >= max(fp8.native, 0.1) else "none"
 
 
-def _admit(support: Support, method: str, field: str, engine: str, accelerator: Accelerator) -> None:
-    if support.refused:
-        raise _refuse(field, f"{method} {support.refused} ({engine}). Use auto, or another spec.engine.")
-    if accelerator.vendor != "nvidia":
-        return
-    capability, gpu = accelerator.compute_capability, accelerator.class_name
-    if capability < support.minimum:
+def _exists(support: Support, version: str) -> bool:
+    if support.refused and (support.until is None or at_least(version, support.until)):
+        return False
+    return support.since is None or at_least(version, support.since)
+
+
+def _admit(support: Support, method: str, field: str, profile: Profile, version: str, accelerator: Accelerator) -> None:
+    engine, gpu = f"{profile.name} {version}", accelerator.class_name
+    if not _exists(support, version):
+        why = support.refused
+        if support.since is not None and not at_least(version, support.since):
+            why = f"came with {support.since}"
+        raise _refuse(field, f"{method} {why} ({engine}). Use auto, or another spec.engine.")
+    if accelerator.vendor in support.not_on:
+        raise _refuse(
+            field,
+            f"{method} on {engine} does not run on {gpu} (vendor {accelerator.vendor}). "
+            "Use auto, or another spec.accelerator.class.",
+        )
+    capability = accelerator.compute_capability
+    if accelerator.vendor == "nvidia" and capability < support.minimum:
         raise _refuse(
             field,
             f"{method} on {engine} needs compute capability {support.minimum}, and {gpu} has {capability}. "
             "Use auto, or another spec.accelerator.class.",
         )
-    if support.below and capability >= support.below:
-        raise _refuse(
-            field,
-            f"{method} does not run on {gpu} (compute capability {capability}): {support.below_reason}. "
-            "Use fp8, or another spec.accelerator.class.",
-        )
 
 
 def _note(method: str, support: Support, accelerator: Accelerator, *, prequantized: bool) -> str:
-    if accelerator.vendor == "nvidia" and accelerator.compute_capability < support.native:
+    capability = accelerator.compute_capability
+    if accelerator.vendor == "nvidia" and capability < support.native:
         return (
-            f"{accelerator.class_name} has no native {method} (compute capability {accelerator.compute_capability}, "
+            f"{accelerator.class_name} has no native {method} (compute capability {capability}, "
             f"native from {support.native}): it saves memory and is not faster."
         )
-    if method not in ("none", "fp8", "fp8-per-channel", "bitsandbytes") and not prequantized:
+    if support.warn_from and accelerator.vendor == "nvidia" and capability >= support.warn_from:
+        return f"{method} on {accelerator.class_name}: {support.warning}."
+    if method not in _ONLINE_NOTE_FREE and not prequantized:
         return (
-            f"{method} needs a checkpoint that was quantized with it, and the name of this one does not say so; "
-            "the engine will refuse it if it is not."
+            f"{method} needs a checkpoint that was quantized with it, and neither the catalogue nor this one's name "
+            "says so; the engine will refuse it if it is not."
         )
     return ""
 

@@ -7,8 +7,11 @@ number that moves by itself (restart counts, ages), because every changed messag
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from flotilla.domain import sizing
+from flotilla.domain.fitting import DoesNotFit
 from flotilla.domain.observed import STUCK_REASONS, Pod, Workload
 from flotilla.domain.scaling import METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS, Decision
+from flotilla.domain.sizing import Fit
 from flotilla.errors import InvalidSpec, NameTaken
 
 
@@ -24,7 +27,7 @@ class Verdict:
 
 def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = ()) -> Verdict:
     """Whether the operator can act on the spec at all, and what it advises against."""
-    if isinstance(error, InvalidSpec):
+    if isinstance(error, InvalidSpec) and not isinstance(error, DoesNotFit):
         where = f"{error.field}: " if error.field else ""
         return Verdict("SpecValid", "False", error.reason, f"{where}{error}")
     if isinstance(error, NameTaken):
@@ -32,6 +35,33 @@ def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = 
     if warnings:
         return Verdict("SpecValid", "True", "ValidWithWarnings", " ".join(("The spec is accepted.", *warnings)))
     return Verdict("SpecValid", "True", "Valid", "The spec is accepted.")
+
+
+def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None) -> Verdict:
+    """Whether the weights and at least one request fit into the accelerator's memory, by the estimate."""
+    if isinstance(error, DoesNotFit):
+        return Verdict("FitsMemory", "False", sizing.DOES_NOT_FIT, f"{error.field}: {error}")
+    if isinstance(error, InvalidSpec):
+        return Verdict("FitsMemory", "Unknown", "SpecInvalid", "The spec must be corrected before it can be judged.")
+    if fit is None:
+        message = (
+            "The catalogue does not know this model's architecture. Describe it in spec.model.architecture "
+            "(flotilla estimate --config config.json prints it) to have its GPUs and context chosen and checked."
+        )
+        return Verdict("FitsMemory", "Unknown", "ArchitectureUnknown", message)
+    if fit.verdict == sizing.UNKNOWN:
+        message = (
+            "The weights fit; how much cache a request takes is not known for layers of this kind, so the "
+            "context is the engine's own choice."
+        )
+        return Verdict("FitsMemory", "Unknown", "CacheUnknown", message)
+    figures = f"{fit.context_length} tokens of context for {float(fit.concurrency):.1f} requests at one time"
+    if fit.verdict == sizing.TIGHT:
+        message = (
+            f"It is too close to tell: {figures} by a cautious estimate. A shorter context or more memory is safe."
+        )
+        return Verdict("FitsMemory", "Unknown", sizing.TIGHT, message)
+    return Verdict("FitsMemory", "True", sizing.FITS, f"There is room for {figures}.")
 
 
 def _live(pods: Iterable[Pod]) -> list[Pod]:
@@ -125,7 +155,9 @@ def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:
     """
     by_type = {verdict.type: verdict for verdict in chain}
     valid, placed, loaded = by_type["SpecValid"], by_type["Scheduled"], by_type["ModelLoaded"]
-    stalled = _stalled(valid, placed, loaded)
+    if by_type["FitsMemory"].status == "False":
+        valid = by_type["FitsMemory"]
+    stalled = _stalled(valid, placed, loaded, load)
     idle = load.wanted == 0 and load.exists
     if valid.status == "False":
         ready = Verdict("Ready", "False", valid.reason, valid.message)
@@ -146,11 +178,20 @@ def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:
     return [ready, reconciling, stalled]
 
 
-def _stalled(valid: Verdict, placed: Verdict, loaded: Verdict) -> Verdict:
+def _stalled(valid: Verdict, placed: Verdict, loaded: Verdict, load: Workload) -> Verdict:
     if valid.status == "False":
         return Verdict("Stalled", "True", valid.reason, valid.message)
     if loaded.status == "False" and loaded.reason in STUCK_REASONS:
         return Verdict("Stalled", "True", loaded.reason, loaded.message)
     if placed.reason == "PodCreationFailed" and loaded.status != "True":
         return Verdict("Stalled", "True", placed.reason, placed.message)
+    if load.overdue and not load.rolled_out:
+        serving = "The replicas of the old revision keep serving." if load.ready else "No replica serves."
+        obstacle = next((_obstacle(pod) for pod in load.pods if _obstacle(pod)), "")
+        why = f" Its pods: {obstacle}." if obstacle else ""
+        message = (
+            f"The new revision did not become ready within spec.rollout.timeoutSeconds.{why} {serving} Correct the "
+            "spec, or put the last one that worked back."
+        )
+        return Verdict("Stalled", "True", "RolloutTimedOut", message)
     return Verdict("Stalled", "False", "Progressing", "Nothing blocks the resource.")

@@ -2,28 +2,39 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.domain import accelerators, quantization
+from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
+from flotilla.domain import accelerators, quantization, sources
 from flotilla.domain.accelerators import Accelerator
+from flotilla.domain.fitting import fitted, settings, startup_seconds
+from flotilla.domain.models import ModelCatalogue, load_models
 from flotilla.domain.quantization import Quantization
+from flotilla.domain.sizing import Fit
+from flotilla.domain.sources import Source
 from flotilla.engines.profile import Profile, load_profiles
+from flotilla.engines.version import at_least
 from flotilla.errors import InvalidSpec
 
-HF = "hf://"
+ADAPTER_PATH = "/adapters"
+"""Where claims with adapters are mounted, each under its own name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What the operator knows about engines and GPUs."""
+    """What the operator knows about engines, GPUs and models."""
 
     profiles: Mapping[str, Profile]
     accelerators: Mapping[str, Accelerator]
+    models: ModelCatalogue
 
 
-def load_catalog() -> Catalog:
-    """The packaged profiles and table; read once at start."""
-    return Catalog(load_profiles(), accelerators.load_accelerators())
+def load_catalog(*, engines: Path | None = None, accelerator_table: Path | None = None) -> Catalog:
+    """The packaged data, and an administrator's folder of profiles and table of accelerators; read once at start.
+
+    Raises InvalidSpec that names file, field and reason.
+    """
+    return Catalog(load_profiles(engines), accelerators.load_accelerators(accelerator_table), load_models())
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,79 +47,97 @@ class Resolved:
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     port: int
+    source: Source
     quantization: Quantization
     accelerator: Accelerator
     gpus: int
+    fit: Fit | None
+    startup_seconds: int
     served_name: str
     warnings: tuple[str, ...]
 
 
 def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
     """Decide for the ModelDeployment `name`; raises InvalidSpec with the field, the value and the remedy."""
-    engine = str(spec.engine.name)
-    profile = catalog.profiles.get(engine)
-    if profile is None:
-        raise InvalidSpec(
-            f"{engine!r} has no profile. Known engines are {', '.join(sorted(catalog.profiles))}.",
-            field="spec.engine.name",
-            reason="UnknownEngine",
-        )
+    profile = _profile(spec, catalog)
     version = spec.engine.version or profile.default_version
     _check_version(profile, version)
     accelerator = accelerators.find(catalog.accelerators, spec.accelerator.class_)
     _check_gpu(profile, version, accelerator)
+    source = sources.parse(spec.model.source)
+    _check_source(profile, source)
+    known = catalog.models.find(source.hub_id) if source.hub_id else None
     chosen = quantization.choose(
         method=str(spec.quantization.method),
         kv_cache=str(spec.quantization.kv_cache),
         source=spec.model.source,
+        known=known,
         profile=profile,
         version=version,
         accelerator=accelerator,
     )
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
+    memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
     served_name = spec.model.served_name or name
-    argv = profile.command(
-        {
-            "model": spec.model.source.removeprefix(HF),
-            "port": profile.port,
-            "served_name": served_name,
-            "revision": spec.model.revision or "",
-            "gpus": spec.accelerator.count,
-            "bf16": accelerator.bf16,
-            "quantization": chosen.engine_value,
-            "kv_cache": chosen.kv_engine_value,
-            "context_length": spec.model.context_length or "",
-            "drain_seconds": profile.drain.seconds,
-        }
-    )
+    values = {
+        "model": source.path,
+        "local": source.local,
+        "object_store": source.object_store,
+        "port": profile.port,
+        "served_name": served_name,
+        "revision": spec.model.revision or "",
+        "vendor": accelerator.vendor,
+        "version": version,
+        "gpus": memory.gpus,
+        "bf16": accelerator.bf16,
+        "quantization": chosen.engine_value,
+        "kv_cache": chosen.kv_engine_value,
+        "context_length": memory.context_length or "",
+        "slots": profile.memory.slots,
+        "utilization": str(settings(profile.memory, accelerator, spec.engine.args).utilization),
+        "drain_seconds": profile.drain.seconds,
+        "startup_seconds": startup_seconds(memory.fit),
+    }
+    adapters, rank = _adapters(profile, spec.model.adapters)
     return Resolved(
         profile=profile,
         engine_version=version,
         image=spec.engine.image or profile.image(accelerator.vendor, version),
-        argv=(*argv, *spec.engine.args),
-        env=tuple(sorted(profile.env.items())),
+        argv=(*profile.arguments(values, adapters, rank), *spec.engine.args),
+        env=profile.environment(values),
         port=profile.port,
+        source=source,
         quantization=chosen,
         accelerator=accelerator,
-        gpus=spec.accelerator.count,
+        gpus=memory.gpus,
+        fit=memory.fit,
+        startup_seconds=startup_seconds(memory.fit),
         served_name=served_name,
         warnings=(profile.legacy,) if profile.legacy else (),
     )
 
 
+def _profile(spec: ModelDeploymentSpec, catalog: Catalog) -> Profile:
+    profile = catalog.profiles.get(spec.engine.name)
+    if profile is None:
+        raise InvalidSpec(
+            f"{spec.engine.name!r} has no profile. Known engines are {', '.join(sorted(catalog.profiles))}; the "
+            "operator can be given more (docs/guides/adding-an-engine.md).",
+            field="spec.engine.name",
+            reason="UnknownEngine",
+        )
+    return profile
+
+
 def _check_version(profile: Profile, version: str) -> None:
-    if _numbers(version) < _numbers(profile.minimum_version):
+    if not at_least(version, profile.minimum_version):
         raise InvalidSpec(
             f"{profile.name} {version} is older than {profile.minimum_version}, the oldest whose flags this release "
             f"knows. Use {profile.default_version}, or leave spec.engine.version out.",
             field="spec.engine.version",
             reason="UnsupportedVersion",
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 def _check_gpu(profile: Profile, version: str, accelerator: Accelerator) -> None:
@@ -120,3 +149,43 @@ def _check_gpu(profile: Profile, version: str, accelerator: Accelerator) -> None
             field="spec.accelerator.class",
             reason="UnsupportedAccelerator",
         )
+
+
+def _check_source(profile: Profile, source: Source) -> None:
+    if source.scheme not in profile.sources:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(profile.sources))
+        raise InvalidSpec(
+            f"{profile.name} cannot read {source.scheme}:// by itself. Use one of {known}: copy the weights to a "
+            "volume and name it as pvc://CLAIM/PATH, or choose another spec.engine.",
+            field="spec.model.source",
+            reason="UnsupportedSource",
+        )
+
+
+def _adapters(profile: Profile, wanted: list[Adapter]) -> tuple[list[dict[str, str]], int]:
+    """Name and path of each adapter, and the rank to reserve."""
+    if not wanted:
+        return [], 0
+    told = profile.adapters
+    if told is None:
+        raise InvalidSpec(
+            f"{profile.name} serves no LoRA adapters in Flotilla. Remove them, or choose another spec.engine.",
+            field="spec.model.adapters",
+            reason="UnsupportedAdapters",
+        )
+    rank = max(adapter.rank for adapter in wanted)
+    reserved = next((known for known in told.ranks if known >= rank), None)
+    if reserved is None:
+        raise InvalidSpec(
+            f"An adapter of rank {rank} is more than the {told.ranks[-1]} that {profile.name} can reserve.",
+            field="spec.model.adapters",
+            reason="UnsupportedAdapters",
+        )
+    return [{"name": adapter.name, "path": _adapter_path(adapter)} for adapter in wanted], reserved
+
+
+def _adapter_path(adapter: Adapter) -> str:
+    source = sources.parse(adapter.source)
+    if source.scheme == "hf":
+        return source.rest
+    return f"{ADAPTER_PATH}/{source.rest}"

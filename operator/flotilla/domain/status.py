@@ -12,7 +12,10 @@ from flotilla.domain.observed import Workload
 from flotilla.domain.prices import HostedPrice
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
+from flotilla.domain.sizing import UNKNOWN, Fit
 from flotilla.render.workload import SERVICE_PORT
+
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,21 @@ def _resolved(meta: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
         "accelerator": {
             "class": resolved.accelerator.class_name,
             "count": resolved.gpus,
-            "resource": resolved.accelerator.resource,
+            **({"resource": resolved.accelerator.resource} if resolved.accelerator.resource else {}),
         },
+        **({"fit": _fit(resolved.fit)} if resolved.fit else {}),
+    }
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    known = fit.verdict != UNKNOWN
+    return {
+        "verdict": fit.verdict,
+        "weightsMib": fit.weights_bytes // _MIB,
+        "workingMib": fit.working_bytes // _MIB,
+        "kvCacheMib": fit.kv_bytes // _MIB,
+        **({"contextLength": fit.context_length, "longestContextLength": fit.longest_context} if known else {}),
+        **({"concurrentRequests": int(fit.concurrency)} if known else {}),
     }
 
 

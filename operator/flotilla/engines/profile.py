@@ -1,23 +1,36 @@
 """An engine as data: how to start, probe, drain, measure and refuse it. The YAML files beside this module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import cache, cached_property
 from importlib.resources import files
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from flotilla.engines.version import at_least, numbers
 from flotilla.errors import InvalidSpec
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_TEMPLATES.tests["at_least"] = at_least
 COMMON_REFUSED_ENV = frozenset(
     {"LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PATH", "HF_ENDPOINT"}
 )
 """They replace code or its origin, whatever the engine is."""
+
+
+def _checked_version(value: str) -> str:
+    numbers(value)
+    return value
+
+
+Version = Annotated[str, AfterValidator(_checked_version)]
+Vendor = Literal["nvidia", "amd", "cpu"]
 
 
 class _Data(BaseModel):
@@ -33,14 +46,22 @@ class Support(_Data):
     """What the engine's flag takes; empty: the checkpoint says it, and the flag is left out."""
     online: bool = False
     """Whether a 16-bit checkpoint is quantized while it is loaded."""
+    told: bool = False
+    """Whether the flag is also given for a checkpoint that was quantized before."""
     minimum: float = 0.0
     native: float = 0.0
     """From this compute capability on it is as fast as it should be; below it only saves memory."""
-    below: float = 0.0
-    """Only below this compute capability, if not 0."""
-    below_reason: str = ""
+    warn_from: float = 0.0
+    """From this compute capability on it is admitted with `warning`, if not 0."""
+    warning: str = ""
+    since: Version | None = None
+    """The first version of the engine that has it."""
+    until: Version | None = None
+    """The first version that lacks it again, for the reason in `refused`."""
+    not_on: frozenset[Vendor] = frozenset()
+    """Vendors whose build of the engine lacks it."""
     refused: str = ""
-    """Why it never works; completes `METHOD ...`."""
+    """Why it does not work (from `until` on, where that is set); completes `METHOD ...`."""
 
 
 class Drain(_Data):
@@ -57,21 +78,67 @@ class MetricsProfile(_Data):
     names: dict[str, tuple[str, ...]]
 
 
+class CardDefaults(_Data):
+    """What the engine sets by itself on cards from a size on."""
+
+    from_gib: Decimal
+    batched_tokens: Annotated[int, Field(ge=1)]
+    sequences: Annotated[int, Field(ge=1)]
+    except_classes: tuple[str, ...] = ()
+    """Beginnings of accelerator classes to which the next smaller row applies."""
+
+
+class MemoryProfile(_Data):
+    """How the engine divides the memory of a GPU, for the fit."""
+
+    utilization: Annotated[Decimal, Field(gt=0, le=1)]
+    base_gib: Annotated[Decimal, Field(ge=0)]
+    tensor_parallel: bool = True
+    slots: Annotated[int, Field(ge=1)] = 1
+    cards: Annotated[tuple[CardDefaults, ...], Field(min_length=1)]
+    """The largest first; the last must begin at 0."""
+    utilization_flag: str = ""
+    batched_tokens_flag: str = ""
+    sequences_flag: str = ""
+    """Flags by which users' args change the figures."""
+
+
+class AdapterProfile(_Data):
+    """How LoRA adapters are named on the command line."""
+
+    argv: tuple[tuple[str, ...], ...] = ()
+    flag: str
+    each: str
+    """One adapter, of `name` and `path`."""
+    separator: str = ""
+    """Joins all of them into one argument; empty: each is an argument of its own."""
+    ranks: tuple[int, ...]
+    """The ranks that the engine can reserve; an adapter takes the next larger one."""
+    sources: frozenset[str] = frozenset({"hf", "pvc"})
+
+
 class Profile(_Data):
     """One engine."""
 
-    name: str
-    default_version: str
-    minimum_version: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+    default_version: Version
+    minimum_version: Version
     legacy: str = ""
-    images: dict[str, str]
+    images: dict[Vendor, str]
+    command: tuple[str, ...] = ()
+    """Where the image's entrypoint does not start the server."""
+    sources: frozenset[str] = frozenset({"hf", "oci", "pvc"})
+    """Schemes of spec.model.source that the engine can read; oci and pvc are folders to it."""
+    memory: MemoryProfile
+    adapters: AdapterProfile | None = None
     port: Annotated[int, Field(ge=1024, le=65535)]
     uid: Annotated[int, Field(ge=1)]
     argv: tuple[tuple[str, ...], ...]
     env: dict[str, str] = {}
     token_env: str
     health: str
-    startup_seconds: Annotated[int, Field(ge=10)]
+    readiness: str = ""
+    """Path of the readiness probe, where it is not that of `health`."""
     drain: Drain
     metrics: MetricsProfile
     owned_flags: tuple[tuple[str, ...], ...]
@@ -83,33 +150,58 @@ class Profile(_Data):
 
     @cached_property
     def _compiled(self) -> list[list[str | Template]]:
-        return [[_compile(element) if "{{" in element else element for element in item] for item in self.argv]
+        return _compiled(self.argv)
 
-    def command(self, values: Mapping[str, Any]) -> list[str]:
+    def arguments(
+        self, values: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = (), rank: int = 0
+    ) -> list[str]:
         """The engine's arguments. Each element is rendered alone, so that no value can become two."""
-        argv: list[str] = []
+        argv = self._render(self._compiled, values)
+        if adapters and self.adapters is not None:
+            told = self.adapters
+            argv += self._render(_compiled(told.argv), {**values, "count": len(adapters), "rank": rank})
+            named = [_compile(told.each).render(adapter) for adapter in adapters]
+            argv += [told.flag, *([told.separator.join(named)] if told.separator else named)]
+        return argv
+
+    def environment(self, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """The engine's variables, by name."""
+        names = sorted(self.env)
+        found = self._render([[_compile(self.env[name])] for name in names], values, keep_empty=True)
+        return tuple(zip(names, found, strict=True))
+
+    def _render(
+        self, items: Iterable[Sequence[str | Template]], values: Mapping[str, Any], *, keep_empty: bool = False
+    ) -> list[str]:
+        result: list[str] = []
         try:
-            for item in self._compiled:
+            for item in items:
                 rendered = [part if isinstance(part, str) else part.render(values) for part in item]
-                if rendered[0]:
-                    argv += rendered
+                if rendered[0] or keep_empty:
+                    result += rendered
         except TemplateError as error:
             raise InvalidSpec(
                 f"The profile of engine {self.name} is broken: {error}", reason="BrokenProfile"
             ) from error
-        return argv
+        return result
 
-    def image(self, vendor: str, version: str) -> str:
-        """The engine's image for a GPU vendor; raises InvalidSpec when there is none."""
+    def image(self, vendor: Vendor, version: str) -> str:
+        """The engine's image for a vendor of accelerators; raises InvalidSpec when there is none."""
         template = self.images.get(vendor)
         if template is None:
             raise InvalidSpec(
-                f"{self.name} has no image for {vendor} GPUs. Set spec.engine.image, or choose another "
-                f"spec.accelerator.class; known vendors are {', '.join(sorted(self.images))}.",
+                f"{self.name} has no image for accelerators of vendor {vendor}. Set spec.engine.image, or choose "
+                f"another spec.accelerator.class; known vendors are {', '.join(sorted(self.images))}.",
                 field="spec.engine.image",
                 reason="NoImage",
             )
         return _compile(template).render(version=version)
+
+    def templates(self) -> Iterable[str]:
+        """Every Jinja2 template of the profile."""
+        items = (*self.argv, *(self.adapters.argv if self.adapters else ()))
+        yield from (element for item in items for element in item)
+        yield from (*self.env.values(), *self.images.values(), *([self.adapters.each] if self.adapters else ()))
 
     def check_args(self, args: Sequence[str]) -> None:
         """Refuse arguments that override what the operator sets, or that are dangerous.
@@ -151,6 +243,10 @@ class Profile(_Data):
             )
 
 
+def _compiled(items: Iterable[Sequence[str]]) -> list[list[str | Template]]:
+    return [[_compile(element) if "{{" in element else element for element in item] for item in items]
+
+
 @cache
 def _compile(template: str) -> Template:
     return _TEMPLATES.from_string(template)
@@ -165,20 +261,41 @@ def _names(argument: str, flag: str) -> bool:
     return len(given) > 3 and given.startswith("--") and (flag.startswith(given) or given == negated)
 
 
-def load_profiles() -> dict[str, Profile]:
-    """The packaged profiles by name; raises InvalidSpec with file, field and reason when one is broken."""
-    found: dict[str, Profile] = {}
-    for file in sorted(files(__package__).iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".yaml"):
-            profile = parse(file.name, file.read_text())
-            found[profile.name] = profile
+class _File(Protocol):
+    @property
+    def name(self) -> str: ...
+    def read_text(self) -> str: ...
+
+
+def load_profiles(extra: Path | None = None) -> dict[str, Profile]:
+    """The packaged profiles by name, and those of the folder `extra`, which win.
+
+    Raises InvalidSpec with file, field and reason when one is broken, or when the folder cannot be read.
+    """
+    found = _profiles(files(__package__).iterdir())
+    if extra is not None:
+        try:
+            found |= _profiles(extra.iterdir())
+        except OSError as error:
+            raise InvalidSpec(f"{extra}: {error.strerror}", field="engines", reason="BrokenProfile") from error
     return found
+
+
+def _profiles(entries: Iterable[_File]) -> dict[str, Profile]:
+    yamls = sorted((entry for entry in entries if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    parsed = [parse(entry.name, entry.read_text()) for entry in yamls]
+    return {profile.name: profile for profile in parsed}
 
 
 def parse(name: str, text: str) -> Profile:
     """Read one profile; `name` is the file's, for the error."""
     try:
-        return Profile.model_validate(yaml.safe_load(text))
+        profile = Profile.model_validate(yaml.safe_load(text))
+        for template in profile.templates():
+            _compile(template)
+        return profile
+    except TemplateError as error:
+        raise InvalidSpec(f"{name}: {error}", reason="BrokenProfile") from error
     except yaml.YAMLError as error:
         raise InvalidSpec(f"{name}: {error}", reason="BrokenProfile") from error
     except ValidationError as error:

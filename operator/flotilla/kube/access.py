@@ -37,7 +37,7 @@ async def missing_permissions(
     questions = [
         ask(rule, resource, verb, namespace)
         for rule, resource, verb in permissions()
-        if leader_election or not rule.own_namespace
+        if (leader_election or not rule.own_namespace) and not (rule.cluster_scoped and namespaces)
         for namespace in ((own_namespace,) if rule.own_namespace else tuple(namespaces) or ("",))
     ]
     return [line for line in await asyncio.gather(*questions) if line]

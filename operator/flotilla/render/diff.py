@@ -1,26 +1,13 @@
 """Would an apply change anything? Server-side apply's own answer, without asking the server."""
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from flotilla.constants import ANNOTATION_HASH
+from flotilla.domain.quantity import amount
 
 _KEYS = ("name", "key", "topologyKey", "containerPort", "port", "mountPath", "uid")
 """What tells the items of Kubernetes' lists of objects apart, in the order in which it is tried."""
-_SUFFIXES = {
-    "m": Decimal("0.001"),
-    "k": Decimal(10) ** 3,
-    "M": Decimal(10) ** 6,
-    "G": Decimal(10) ** 9,
-    "T": Decimal(10) ** 12,
-    "P": Decimal(10) ** 15,
-    "Ki": Decimal(2) ** 10,
-    "Mi": Decimal(2) ** 20,
-    "Gi": Decimal(2) ** 30,
-    "Ti": Decimal(2) ** 40,
-    "Pi": Decimal(2) ** 50,
-}
 _QUANTITY_FIELDS = frozenset({"requests", "limits", "sizeLimit"})
 
 
@@ -76,12 +63,3 @@ def _merge_key(items: Sequence[Any]) -> str | None:
         if None not in values and len(set(map(str, values))) == len(values):
             return key
     return None
-
-
-def amount(text: str) -> Decimal | None:
-    """The value of a Kubernetes quantity; None when it is none."""
-    number = text.rstrip("mkKMGTPi")
-    try:
-        return Decimal(number) * _SUFFIXES.get(text[len(number) :], Decimal(1))
-    except ArithmeticError:
-        return None

@@ -35,7 +35,9 @@ def labels(md: ModelDeployment) -> dict[str, str]:
     }
 
 
-def child(md: ModelDeployment, *, api_version: str, kind: str, spec: Object) -> Object:
+def child(
+    md: ModelDeployment, *, api_version: str, kind: str, spec: Object, annotations: dict[str, str] | None = None
+) -> Object:
     """A whole manifest, owned by the ModelDeployment, of its name, with its hash."""
     manifest: Object = {
         "apiVersion": api_version,
@@ -57,7 +59,9 @@ def child(md: ModelDeployment, *, api_version: str, kind: str, spec: Object) -> 
         },
         "spec": spec,
     }
-    manifest["metadata"]["annotations"] = {ANNOTATION_HASH: digest(manifest)}
+    if annotations:
+        manifest["metadata"]["annotations"] = annotations
+    manifest["metadata"]["annotations"] = {**(annotations or {}), ANNOTATION_HASH: digest(manifest)}
     return manifest
 
 

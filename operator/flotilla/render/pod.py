@@ -3,14 +3,14 @@
 from flotilla.api.model_deployment import EnvVar, ModelDeployment, SchedulingSpec, TopologySpread
 from flotilla.constants import LABEL_QUEUE_NAME
 from flotilla.domain.accelerators import Accelerator
+from flotilla.domain.fitting import DEFAULT_MEMORY_GIB
 from flotilla.domain.resolve import Resolved
 from flotilla.render.names import Object, labels, selector
+from flotilla.render.volumes import CREDENTIALS_PATH, volumes
 
 _STARTUP_PERIOD_S = 2
 """A refused connection costs nothing, and a model that is loaded serves this much earlier than with the usual 10 s."""
 _CPU_PER_GPU = 4
-_MEMORY_GIB_PER_GPU = 16
-_SHM_GIB_PER_GPU = 2
 _MARGIN_S = 15
 """Between the engine's own drain limit and SIGKILL: it unloads the GPU in that time."""
 
@@ -27,6 +27,7 @@ def template(md: ModelDeployment, resolved: Resolved) -> Object:
             "terminationGracePeriodSeconds": (
                 resolved.profile.drain.pre_stop_seconds + resolved.profile.drain.seconds + _MARGIN_S
             ),
+            **_pull_secrets(md, resolved),
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": resolved.profile.uid,
@@ -35,7 +36,7 @@ def template(md: ModelDeployment, resolved: Resolved) -> Object:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [container(md, resolved)],
-            "volumes": volumes(md, resolved),
+            "volumes": [volume for _, volume in volumes(md, resolved)],
             **scheduling(md, resolved.accelerator),
         },
     }
@@ -48,17 +49,24 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
     return {
         "name": "engine",
         "image": resolved.image,
+        **({"command": list(profile.command)} if profile.command else {}),
         "args": list(resolved.argv),
         "env": _env(md, resolved),
+        **_env_from(md, resolved),
         "ports": [{"name": "http", "containerPort": resolved.port, "protocol": "TCP"}],
         "resources": _resources(md, resolved),
         "startupProbe": {
             **probe,
             "periodSeconds": _STARTUP_PERIOD_S,
             "timeoutSeconds": 5,
-            "failureThreshold": profile.startup_seconds // _STARTUP_PERIOD_S,
+            "failureThreshold": resolved.startup_seconds // _STARTUP_PERIOD_S,
         },
-        "readinessProbe": {**probe, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        "readinessProbe": {
+            "httpGet": {"path": profile.readiness or profile.health, "port": "http"},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
         # The engine shares its CPU with the tokenizer: under load an answer takes seconds.
         "livenessProbe": {**probe, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": profile.drain.pre_stop_seconds}}},
@@ -67,31 +75,33 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [
-            {"name": "cache", "mountPath": "/cache"},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - in the container
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - in the container
-        ],
+        "volumeMounts": [mount for mount, _ in volumes(md, resolved)],
     }
-
-
-def volumes(md: ModelDeployment, resolved: Resolved) -> list[Object]:
-    """What is writable beside the read-only root."""
-    shm = md.spec.resources.shared_memory or f"{_SHM_GIB_PER_GPU * resolved.gpus}Gi"
-    return [
-        {"name": "cache", "emptyDir": {}},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}},
-    ]
 
 
 def _env(md: ModelDeployment, resolved: Resolved) -> list[Object]:
     env: list[Object] = [{"name": name, "value": value} for name, value in resolved.env]
     credentials = md.spec.model.credentials_secret
-    if credentials is not None:
-        reference = {"name": credentials.name, "key": credentials.key}
+    if credentials is not None and resolved.source.scheme == "hf":
+        reference = {"name": credentials.name, "key": credentials.key or "token"}
         env.append({"name": resolved.profile.token_env, "valueFrom": {"secretKeyRef": reference}})
+    if credentials is not None and resolved.source.scheme == "gs":
+        env.append({"name": "GOOGLE_APPLICATION_CREDENTIALS", "value": f"{CREDENTIALS_PATH}/key.json"})
     return [*env, *(_variable(variable) for variable in md.spec.engine.env)]
+
+
+def _env_from(md: ModelDeployment, resolved: Resolved) -> Object:
+    credentials = md.spec.model.credentials_secret
+    if credentials is None or resolved.source.scheme != "s3":
+        return {}
+    return {"envFrom": [{"secretRef": {"name": credentials.name}}]}
+
+
+def _pull_secrets(md: ModelDeployment, resolved: Resolved) -> Object:
+    credentials = md.spec.model.credentials_secret
+    if credentials is None or resolved.source.scheme != "oci":
+        return {}
+    return {"imagePullSecrets": [{"name": credentials.name}]}
 
 
 def _variable(variable: EnvVar) -> Object:
@@ -106,8 +116,9 @@ def _variable(variable: EnvVar) -> Object:
 
 def _resources(md: ModelDeployment, resolved: Resolved) -> Object:
     wanted, gpus = md.spec.resources, resolved.gpus
-    memory = wanted.memory or f"{_MEMORY_GIB_PER_GPU * gpus}Gi"
-    gpu = {resolved.accelerator.resource: str(gpus)}
+    memory = wanted.memory or f"{DEFAULT_MEMORY_GIB * gpus}Gi"
+    # A CPU is no extended resource: the pod gets as many cores as it asks for.
+    gpu = {resolved.accelerator.resource: str(gpus)} if resolved.accelerator.resource else {}
     return {
         "requests": {"cpu": wanted.cpu or str(_CPU_PER_GPU * gpus), "memory": memory, **gpu},
         "limits": {"memory": memory, **gpu},
@@ -117,10 +128,10 @@ def _resources(md: ModelDeployment, resolved: Resolved) -> Object:
 def scheduling(md: ModelDeployment, accelerator: Accelerator) -> Object:
     """Where the pod may run: the class's own nodes and taints, and what the user adds."""
     wanted = md.spec.scheduling
-    own = {"key": accelerator.resource, "operator": "Exists", "effect": "NoSchedule"}
+    own = [{"key": accelerator.taint, "operator": "Exists", "effect": "NoSchedule"}] if accelerator.taint else []
     result: Object = {
         "affinity": _affinity(wanted, accelerator),
-        "tolerations": [own, *(t.model_dump(by_alias=True, exclude_none=True) for t in wanted.tolerations)],
+        "tolerations": [*own, *(t.model_dump(by_alias=True, exclude_none=True) for t in wanted.tolerations)],
     }
     if wanted.node_selector:
         result["nodeSelector"] = dict(wanted.node_selector)

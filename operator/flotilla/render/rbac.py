@@ -16,6 +16,8 @@ class Rule:
     verbs: tuple[str, ...]
     why: str
     own_namespace: bool = False
+    cluster_scoped: bool = False
+    """Of no use to an operator of a few namespaces, which goes without."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -36,6 +38,7 @@ RULES: tuple[Rule, ...] = (
         "drains take one replica at a time",
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
+    Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout", cluster_scoped=True),
     Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
     Rule("coordination.k8s.io", ("leases",), ("get", "create", "update"), "leader election", own_namespace=True),
 )

@@ -1,35 +1,43 @@
 """The children of a ModelDeployment."""
 
 from flotilla.api.model_deployment import ModelDeployment
+from flotilla.constants import ANNOTATION_TEMPLATE_HASH
 from flotilla.domain.resolve import Resolved
-from flotilla.render.names import Object, child, selector
+from flotilla.render.names import Object, child, digest, selector
 from flotilla.render.pod import template
 
 SERVICE_PORT = 8000
+_PATIENCE_S = 600
+"""Beyond what a start may take: pulling an image of many gigabytes."""
 
 
-def children(md: ModelDeployment, resolved: Resolved, *, replicas: int) -> list[Object]:
+def children(md: ModelDeployment, resolved: Resolved, *, replicas: int, surge: bool = False) -> list[Object]:
     """Deployment, Service and, from two replicas on, a PodDisruptionBudget, in the order to apply them.
 
     The Deployment has no `spec.replicas`: that field belongs to the scaler.
     """
-    result = [deployment(md, resolved), service(md)]
+    result = [deployment(md, resolved, surge=surge), service(md)]
     if replicas > 1:
         result.append(budget(md))
     return result
 
 
-def deployment(md: ModelDeployment, resolved: Resolved) -> Object:
-    """apps/v1 Deployment. A rollout takes one replica at a time: with a surge it would wait for a GPU that a full
-    cluster never has."""
+def deployment(md: ModelDeployment, resolved: Resolved, *, surge: bool) -> Object:
+    """apps/v1 Deployment. Without `surge` a rollout takes one replica at a time: with it, it would wait for a GPU that
+    a full cluster never has."""
+    pod = template(md, resolved)
     spec: Object = {
         "selector": {"matchLabels": selector(md)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-        "progressDeadlineSeconds": resolved.profile.startup_seconds + 600,
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)},
+        },
+        "progressDeadlineSeconds": md.spec.rollout.timeout_seconds or resolved.startup_seconds + _PATIENCE_S,
         "revisionHistoryLimit": 3,
-        "template": template(md, resolved),
+        "template": pod,
     }
-    return child(md, api_version="apps/v1", kind="Deployment", spec=spec)
+    hashed = {ANNOTATION_TEMPLATE_HASH: digest(pod)}
+    return child(md, api_version="apps/v1", kind="Deployment", spec=spec, annotations=hashed)
 
 
 def service(md: ModelDeployment) -> Object:

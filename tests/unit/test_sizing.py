@@ -1,0 +1,262 @@
+"""Whether a model fits, against start-up logs that users published, and the refusals with their remedies."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.domain import sizing
+from flotilla.domain.architecture import count_parameters, from_config
+from flotilla.domain.fitting import DoesNotFit
+from flotilla.domain.models import load_models
+from flotilla.domain.resolve import Resolved, load_catalog, resolve
+from flotilla.domain.sizing import GIB, Settings, Weights
+from flotilla.errors import InvalidSpec
+
+MODELS, CATALOG = load_models(), load_catalog()
+SMALL_CARD = Settings(Decimal("0.92"), 2048, 256, Decimal("1.1"))
+LARGE_CARD = Settings(Decimal("0.92"), 8192, 1024, Decimal("1.1"))
+BF16 = Weights(Decimal(16), 2)
+
+
+def architecture(name: str) -> Any:
+    known = MODELS.find(name)
+    assert known is not None
+    return known.architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "gpus", "gib"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "16", 1, 14.9888),  # vllm#10517
+        ("meta-llama/Llama-3.1-70B-Instruct", "8", 1, 67.7229),  # vLLM PR #12569, W8A8
+        ("Qwen/Qwen2.5-1.5B-Instruct", "16", 1, 2.89),
+        ("Qwen/Qwen2.5-7B-Instruct", "4.25", 1, 5.2032),  # vllm#13882, AWQ
+        ("google/gemma-3-27b-it", "16", 4, 13.1665),  # vllm#15676
+        ("Qwen/Qwen3-30B-A3B", "16", 2, 28.4767),
+    ],
+)
+def test_weights_are_those_of_published_logs_within_a_tenth(name: str, bits: str, gpus: int, gib: float) -> None:
+    predicted = sizing.weights_bytes(architecture(name), Decimal(bits), gpus=gpus) / GIB
+    assert abs(predicted / gib - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "memory_gib", "utilization", "weights_gib", "kv_gib"),
+    [
+        # Qwen3-8B on a 24 GiB RTX: LMCache/LMCache#3430. A 7B on an 80 GB card: gateway-api-inference-extension #550.
+        ("Qwen/Qwen3-8B", SMALL_CARD, "23.99", "0.9764", 15.27, 6.37),
+        ("mistralai/Mistral-7B-Instruct-v0.3", LARGE_CARD, "79.19", "0.9", 12.55, 56.18),
+    ],
+)
+def test_what_is_left_for_the_cache_is_that_of_published_logs_within_a_tenth(
+    name: str, settings: Settings, memory_gib: str, utilization: str, weights_gib: float, kv_gib: float
+) -> None:
+    working = sizing.working_bytes(architecture(name), settings, gpus=1) / GIB
+    left = float(Decimal(memory_gib) * Decimal(utilization)) - weights_gib - working
+    assert abs(left / kv_gib - 1) < 0.1
+
+
+def test_the_catalogue_is_large_enough_and_each_row_agrees_with_its_parameter_count() -> None:
+    assert len(MODELS.rows) >= 60
+    checked = 0
+    for name, row in MODELS.rows.items():
+        config = row["config"]
+        # Towers, draft layers and poolers are in the count and not in the language model's facts.
+        extra = {"mistral3", "gemma3", "gemma4", "llama4", "glm4_moe", "glm4_moe_lite"}
+        if (
+            row.get("task") == "embed"
+            or config["model_type"] in extra
+            or not from_config(config, parameters=1).kv_known
+        ):
+            continue
+        assert abs(count_parameters(config) / row["parameters"] - 1) < 0.01, name
+        checked += 1
+    assert checked >= 100
+
+
+def test_every_id_of_the_catalogue_is_found_whatever_its_case() -> None:
+    for name, row in MODELS.rows.items():
+        for other in (name, *row.get("same", ()), *row.get("quantized", ())):
+            found = MODELS.find(other.upper())
+            assert found is not None
+            assert found.id == other
+    assert MODELS.find("nobody/knows-it") is None
+
+
+def test_a_config_json_is_read_with_its_language_model_one_level_down() -> None:
+    text = {**MODELS.rows["Qwen/Qwen3-8B"]["config"]}
+    layers = ["sliding_attention", "full_attention"] * 18
+    nested = from_config(
+        {"model_type": "x", "text_config": {**text, "sliding_window": 512, "layer_types": layers}, "vision_config": {}}
+    )
+    assert (nested.full_layers, nested.sliding_layers, nested.sliding_window) == (18, 18, 512)
+    off = from_config({**text, "sliding_window": 512, "use_sliding_window": False})
+    assert (off.full_layers, off.sliding_layers) == (36, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "num_hidden_layers is None"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 2, "num_attention_heads": True}, "num_attention_heads is True"),
+    ],
+)
+def test_a_broken_config_json_is_refused_by_key_and_value(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        from_config(config)
+
+
+def test_parameters_that_no_formula_knows_are_asked_for() -> None:
+    with pytest.raises(InvalidSpec, match="Give their number"):
+        count_parameters(MODELS.rows["Qwen/Qwen3.5-9B"]["config"])
+
+
+def fit_of(source: str, class_name: str, **parts: Any) -> Resolved:
+    spec = {
+        "model": {"source": source, **parts.pop("model", {})},
+        "engine": {"name": "vllm", **parts.pop("engine", {})},
+        "accelerator": {"class": class_name, **parts.pop("accelerator", {})},
+        "quantization": {"method": "none"},
+        **parts,
+    }
+    return resolve("m", ModelDeploymentSpec.model_validate(spec), CATALOG)
+
+
+LLAMA_70B = "hf://meta-llama/Llama-3.3-70B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("class_name", "gpus"),
+    [("nvidia-b200", 1), ("nvidia-h200", 2), ("nvidia-h100-80gb", 2), ("nvidia-l40s", 4), ("nvidia-l4", 8)],
+)
+def test_the_fewest_gpus_that_fit_are_taken(class_name: str, gpus: int) -> None:
+    assert fit_of(LLAMA_70B, class_name).gpus == gpus
+
+
+def test_what_does_not_fit_is_refused_with_figures_and_every_remedy() -> None:
+    with pytest.raises(DoesNotFit) as refused:
+        fit_of(LLAMA_70B, "nvidia-h100-80gb", accelerator={"count": 1})
+    text = str(refused.value)
+    assert "1 x nvidia-h100-80gb (79.1 GiB each) cannot hold the model with 4096 tokens" in text
+    assert "weights take 131.4 GiB" in text
+    assert "spec.accelerator.count above 1" in text
+    assert "fewer bits" in text
+    assert refused.value.reason == "DoesNotFit"
+    with pytest.raises(DoesNotFit, match="contextLength of at most"):
+        fit_of(
+            "hf://microsoft/phi-4",
+            "nvidia-a100-40gb",
+            accelerator={"count": 1},
+            model={"contextLength": 16_000},
+            engine={"args": ["--gpu-memory-utilization=0.74"]},
+        )
+
+
+def test_the_estimates_own_error_is_admitted_and_not_refused() -> None:
+    tight = fit_of(
+        "hf://microsoft/phi-4",
+        "nvidia-a100-40gb",
+        accelerator={"count": 1},
+        engine={"args": ["--gpu-memory-utilization", "0.75"]},
+    )
+    assert tight.fit is not None
+    assert tight.fit.verdict == sizing.TIGHT
+
+
+@pytest.mark.parametrize(
+    ("class_name", "parts", "field", "message"),
+    [
+        ("nvidia-l4", {"accelerator": {"count": 3}}, "spec.accelerator.count", "Use one of 1, 2, 4, 8"),
+        ("nvidia-h100-80gb-mig-1g-10gb", {"accelerator": {"count": 2}}, "spec.accelerator.count", "not one larger GPU"),
+        ("nvidia-h200", {"model": {"contextLength": 200_000}}, "spec.model.contextLength", "131072 that the model"),
+    ],
+)
+def test_counts_and_contexts_that_cannot_be_are_refused(
+    class_name: str, parts: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        fit_of("hf://meta-llama/Llama-3.1-8B-Instruct", class_name, **parts)
+    assert refused.value.field == field
+    assert message in str(refused.value)
+
+
+def test_a_context_that_was_lengthened_by_flag_is_taken() -> None:
+    found = fit_of(
+        "hf://Qwen/Qwen2.5-7B-Instruct",
+        "nvidia-h200",
+        model={"contextLength": 131072},
+        engine={"args": ["--hf-overrides", '{"rope_scaling": {}}']},
+    )
+    assert found.argv[found.argv.index("--max-model-len") + 1] == "131072"
+
+
+def test_users_flags_change_the_fit() -> None:
+    usual = fit_of("hf://Qwen/Qwen2.5-7B-Instruct", "nvidia-l4").fit
+    less = fit_of("hf://Qwen/Qwen2.5-7B-Instruct", "nvidia-l4", engine={"args": ["--gpu_memory_utilization=0.85"]}).fit
+    more = fit_of("hf://Qwen/Qwen2.5-7B-Instruct", "nvidia-l4", engine={"args": ["--max-num-seqs", "16"]}).fit
+    assert usual is not None
+    assert less is not None
+    assert more is not None
+    assert less.kv_bytes < usual.kv_bytes < more.kv_bytes
+
+
+def test_a_cpus_memory_is_that_of_its_pod() -> None:
+    small = fit_of("hf://Qwen/Qwen2.5-0.5B-Instruct", "cpu-amd64").fit
+    large = fit_of("hf://Qwen/Qwen2.5-0.5B-Instruct", "cpu-amd64", resources={"memory": "32Gi"}).fit
+    assert small is not None
+    assert large is not None
+    assert (small.memory_bytes, large.memory_bytes) == (16 * GIB, 32 * GIB)
+
+
+def test_an_unknown_model_takes_one_gpu_and_the_engines_own_context() -> None:
+    found = fit_of("hf://nobody/knows-it", "nvidia-l4")
+    assert (found.fit, found.gpus, found.startup_seconds) == (None, 1, 1800)
+    assert "--max-model-len" not in found.argv
+
+
+def test_a_described_model_is_judged_like_a_known_one() -> None:
+    facts = {
+        "parametersMillions": 8030, "layers": 32, "hiddenSize": 4096, "intermediateSize": 14336, "attentionHeads": 32,
+        "kvHeads": 8, "headDim": 128, "vocabSize": 128256, "embeddings": "Untied", "maxContextLength": 131072,
+    }  # fmt: skip
+    described = fit_of("pvc://weights/llama", "nvidia-l4", model={"architecture": facts}).fit
+    known = fit_of("hf://meta-llama/Llama-3.1-8B-Instruct", "nvidia-l4").fit
+    assert described is not None
+    assert known is not None
+    assert described.context_length == known.context_length
+
+
+def test_every_fact_of_a_description_counts() -> None:
+    facts = {
+        "parametersMillions": 8030, "layers": 32, "hiddenSize": 4096, "intermediateSize": 14336, "attentionHeads": 32,
+        "kvHeads": 8, "headDim": 128, "vocabSize": 128256, "embeddings": "Untied", "maxContextLength": 131072,
+        "slidingWindow": 1024, "slidingWindowLayers": 16, "latentWidth": 0,
+    }  # fmt: skip
+    others = {
+        "parametersMillions": 7000, "layers": 34, "hiddenSize": 2048, "intermediateSize": 8192, "attentionHeads": 3,
+        "kvHeads": 4, "headDim": 64, "vocabSize": 32000, "embeddings": "Tied", "maxContextLength": 4096,
+        "slidingWindow": 4096, "slidingWindowLayers": 8, "latentWidth": 576,
+    }  # fmt: skip
+
+    def judged(**changes: Any) -> Any:
+        wanted = {"architecture": {**facts, **changes}}
+        try:
+            return fit_of(
+                "pvc://w/x", "nvidia-l4", model=wanted, accelerator={"count": 2}, quantization={"method": "fp8"}
+            ).fit
+        except InvalidSpec as error:
+            return str(error)
+
+    usual = judged()
+    for name, value in others.items():
+        assert judged(**{name: value}) != usual, name
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("Qwen/Qwen2.5-7B-Instruct", 600), ("Qwen/Qwen3-32B", 1080)])
+def test_a_larger_model_may_take_longer_to_start(name: str, seconds: int) -> None:
+    found = fit_of(f"hf://{name}", "nvidia-h100-80gb")
+    assert found.startup_seconds == seconds
+    assert dict(found.env)["VLLM_ENGINE_READY_TIMEOUT_S"] == str(seconds)
