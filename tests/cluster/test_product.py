@@ -187,7 +187,7 @@ def test_what_is_granted_is_used_and_what_is_used_is_granted(models: Models, spe
     uid = models.apply("used", {**spec, "scaling": {"minReplicas": 2, "maxReplicas": 2}})["metadata"]["uid"]
     models.wait(lambda: models.get("PodDisruptionBudget", "used"), "the budget")
     models.wait_ready("used")
-    models.apply("used", spec)
+    models.apply("used", {**spec, "engine": {**spec["engine"], "args": ["--max-num-seqs=9"]}})
     models.wait(lambda: models.get("PodDisruptionBudget", "used") is None, "the budget to be pruned")
     for kind in ("Deployment", "Service"):
         _make_stale(models, kind, uid)

@@ -18,7 +18,7 @@ from flotilla.errors import InvalidSpec, NameTaken
 
 
 def pod(**changes: Any) -> observed.Pod:
-    fresh = observed.Pod("p", "u", "10.0.0.1", True, True, False, 0, "", "", "", "", "2026-01-01T00:00:00Z")
+    fresh = observed.Pod("p", "u", "10.0.0.1", True, True, False, 0, "", "", "", "", "", "2026-01-01T00:00:00Z")
     return replace(fresh, **changes)
 
 

@@ -1,11 +1,14 @@
 """What the cluster says about the children of one ModelDeployment, reduced to what decisions need."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Object = Mapping[str, Any]
 
+_LAST_WORDS = 300
+_FICKLE = re.compile(r"\(?\bpid[= ]\d+\)?|\b\d{2,4}-\d{2}(-\d{2})?[T ]|\b\d{2}:\d{2}:\d{2}([.,]\d+)?Z?|0x[0-9a-f]+")
 STUCK_REASONS = frozenset(
     {
         "CrashLoopBackOff",
@@ -37,6 +40,8 @@ class Pod:
     waiting_message: str
     last_exit: str
     """`exit code 1` or `OOMKilled` of the container's last end; empty when it never ended."""
+    last_words: str
+    """The last line that the container logged before an end with an error; without what changes from run to run."""
     scheduled_time: str
     """RFC 3339; empty when not scheduled."""
 
@@ -93,8 +98,15 @@ def pod(obj: Object) -> Pod:
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",
         last_exit=last_exit,
+        last_words=_last_words(ended.get("message") or "") if ended else "",
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
     )
+
+
+def _last_words(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Process numbers and times differ in each crash of the same cause, and each new message is a write.
+    return _FICKLE.sub("", lines[-1])[:_LAST_WORDS].strip() if lines else ""
 
 
 def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:

@@ -126,7 +126,8 @@ def model_loaded(load: Workload) -> Verdict:
         ended = f" after {stuck.last_exit}" if stuck.last_exit else ""
         # The kubelet's own text names the missing image or Secret; that of a back-off only counts seconds.
         named = reason.startswith("CreateContainer") and stuck.waiting_message
-        detail = f" {stuck.waiting_message.rstrip('.')}." if named else ""
+        said = stuck.waiting_message if named else stuck.last_words
+        detail = f" {said.rstrip('.')}." if said else ""
         return Verdict(
             "ModelLoaded",
             "False",

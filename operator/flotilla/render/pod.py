@@ -49,6 +49,8 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
     return {
         "name": "engine",
         "image": resolved.image,
+        # The last lines of a crash in the pod's status, for the condition: the operator may not read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         **({"command": list(profile.command)} if profile.command else {}),
         "args": list(resolved.argv),
         "env": _env(md, resolved),

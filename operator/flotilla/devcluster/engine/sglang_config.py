@@ -10,6 +10,7 @@ from typing import Any, Final
 from flotilla.devcluster.engine.sequences import Limits, Speed
 from flotilla.devcluster.engine.settings import SimSettings
 from flotilla.devcluster.engine.sglang_arguments import parse
+from flotilla.domain.models import load_models
 
 VERSION: Final = "0.5.23"
 _CHUNKED_PREFILL_TOKENS: Final = 8192
@@ -112,6 +113,10 @@ def _load_failure(
 ) -> str | None:
     """The first check that the real program fails after its parser was content."""
     context, derived = values.get("context-length"), settings.context_length
+    if context is not None and context > derived:
+        # Of models that the catalogue knows the simulation knows the context too.
+        known = load_models().find(values.get("model-path") or "")
+        derived = known.architecture.context_length if known else derived
     if context is not None and context > derived and not _flag(env, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"):
         return (
             f"ValueError: Warning: User-specified context_length ({context}) is greater than the derived "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,8 @@ class VllmConfig:
 
     model: str
     served_names: tuple[str, ...]
+    adapters: Mapping[str, str]
+    """Path of each LoRA adapter by its name; they have names only, and answer as the model does."""
     host: str
     port: int
     api_keys: tuple[str, ...]
@@ -50,6 +53,7 @@ def configure(argv: Sequence[str], env: Mapping[str, str]) -> VllmConfig:
     return VllmConfig(
         model=model,
         served_names=tuple(values.get("served-model-name") or [model]),
+        adapters=_adapters(values),
         host=values.get("host") or "0.0.0.0",
         port=values.get("port", 8000),
         api_keys=tuple(values.get("api-key") or filter(None, [env.get("VLLM_API_KEY")])),
@@ -64,6 +68,19 @@ def configure(argv: Sequence[str], env: Mapping[str, str]) -> VllmConfig:
         settings=settings,
         load_failure=_load_failure(values, env, context=context, limits=limits),
     )
+
+
+def _adapters(values: Mapping[str, Any]) -> dict[str, str]:
+    """`--lora-modules name=path ...`, or JSON objects (vllm/entrypoints/openai/cli_args.py); needs --enable-lora."""
+    found: dict[str, str] = {}
+    for given in values.get("lora-modules") or ():
+        if given.strip().startswith("{"):
+            document = json.loads(given)
+            found[str(document["name"])] = str(document["path"])
+        else:
+            name, _, path = given.partition("=")
+            found[name] = path
+    return found
 
 
 def _limits(values: Mapping[str, Any], settings: SimSettings) -> Limits:

@@ -121,7 +121,7 @@ def _check_lengths(prompts: list[Prompt], limit: int | None, name: str, config: 
 
 def _check_model(document: Mapping[str, Any], config: VllmConfig) -> None:
     model = document.get("model")
-    if model and model not in config.served_names:
+    if model and model not in config.served_names and model not in config.adapters:
         message = f"The model `{model}` does not exist. Valid aliases: {', '.join(config.served_names)}."
         raise ApiError(HTTPStatus.NOT_FOUND, "NotFoundError", message, "model")
 

@@ -42,6 +42,10 @@ def models(config: VllmConfig) -> dict[str, Any]:
         }
         for name in config.served_names
     ]
+    cards += [
+        {**cards[0], "id": name, "root": path, "parent": config.served_names[0], "max_model_len": None}
+        for name, path in config.adapters.items()
+    ]
     return {"object": "list", "data": cards}
 
 

@@ -18,6 +18,9 @@ _KILLED = 137
 _BACKOFF_CAP_S = 300.0
 _BACKOFF_RESET_S = 600.0
 
+_MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
+"""What the kubelet keeps of a log as the message of a container's end."""
+
 
 class Container:
     """Runs until its pod says `stop`; calls `changed` whenever the status that it would report is another."""
@@ -78,6 +81,8 @@ class Container:
             began = time.monotonic()
             code, reason = await self._once(environment, simulate)
             ended = {"exitCode": code, "reason": reason, "startedAt": self._since, "finishedAt": rfc3339()}
+            if code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError" and self._process:
+                ended["message"] = self._process.log_tail(_MESSAGE_LINES)[-_MESSAGE_BYTES:]
             self.ready = self._started = False
             if not self._restart:
                 self._state = {"terminated": ended}

@@ -18,6 +18,8 @@ async def environment(
 ) -> dict[str, str]:
     """All variables by name; raises NotReady with the kubelet's words when a Secret or ConfigMap is missing."""
     values: dict[str, str] = {}
+    for source in container.get("envFrom") or ():
+        values |= await _all_of(client, pod, source)
     for variable in container.get("env") or ():
         source = variable.get("valueFrom")
         if source is None:
@@ -34,6 +36,15 @@ def expand(text: str, values: Mapping[str, str]) -> str:
     return _REFERENCE.sub(
         lambda match: "$" if match.group(0) == "$$" else values.get(match.group(1), match.group(0)), text
     )
+
+
+async def _all_of(client: KubeClient, pod: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, str]:
+    """Every key of a Secret, as variables."""
+    reference = source.get("secretRef") or {}
+    obj = await client.get(SECRET, reference.get("name", ""), namespace=pod["metadata"]["namespace"])
+    if obj is None:
+        raise NotReady(f'secret "{reference.get("name", "")}" not found')
+    return {name: base64.b64decode(value).decode() for name, value in (obj.get("data") or {}).items()}
 
 
 async def _resolve(client: KubeClient, pod: Mapping[str, Any], source: Mapping[str, Any], address: str) -> str | None:
