@@ -208,3 +208,23 @@ def test_a_policy_that_cannot_be_read_is_not_accepted() -> None:
     shown = {v.type: v for v in judge([], InvalidSpec("odd", field="spec.x"))}
     assert (shown["Accepted"].status, shown["Stalled"].status) == ("False", "True")
     assert "spec.x" in shown["Accepted"].message
+
+
+def test_a_rollout_that_takes_too_long_is_told_while_the_old_replicas_serve() -> None:
+    new = pod(name="new", ready=False, waiting_reason="CrashLoopBackOff", last_exit="exit code 2")
+    found = judged(load(pod(), new, overdue=True, updated=1, replicas=2))
+    assert states(found) == ("True", "False", "True")
+    assert found["Stalled"].reason == "RolloutTimedOut"
+    assert "CrashLoopBackOff" in found["Stalled"].message
+    assert "The replicas of the old revision keep serving." in found["Stalled"].message
+
+
+def test_what_a_crashed_engine_said_last_is_told_without_what_changes_from_run_to_run() -> None:
+    message = "INFO starting\n(APIServer pid=4711) 2026-11-25 10:00:01.123 ERROR no kernel image at 0xdeadbeef\n\n"
+    ended = {"exitCode": 1, "reason": "Error", "message": message}
+    status = {"containerStatuses": [{"restartCount": 2, "lastState": {"terminated": ended}}]}
+    found = observed.pod({"metadata": {"name": "p", "uid": "u"}, "status": status})
+    assert "ERROR no kernel image at" in found.last_words
+    assert not {"4711", "10:00:01", "deadbeef"} & set(found.last_words.replace("(", " ").split())
+    stuck = pod(ready=False, restarts=2, last_exit="exit code 1", last_words=found.last_words)
+    assert "no kernel image" in judged(load(stuck))["ModelLoaded"].message

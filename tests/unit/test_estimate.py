@@ -1,0 +1,97 @@
+"""`flotilla estimate`, as a user types it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flotilla.api.model_deployment import ArchitectureSpec
+from flotilla.cli import app
+from flotilla.domain.models import load_models
+
+
+def run(*arguments: str, columns: int = 160) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["estimate", *arguments], env={"COLUMNS": str(columns)})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def answers(*arguments: str) -> list[dict[str, Any]]:
+    code, out, _ = run(*arguments, "--json")
+    assert code in (0, 1)
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+def test_it_prints_the_fit_and_the_choices_as_a_table() -> None:
+    code, out, _ = run("Qwen/Qwen2.5-7B-Instruct", "--accelerator", "L4", "--context", "8192")
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("nvidia-l4"))
+    assert row.split() == ["nvidia-l4", "Fits", "fp8", "1", "8.2", "1.8", "10.7", "8,192", "32,768", "24.5", "0.80"]
+    assert "--max-model-len 8192" in out
+
+
+def test_it_prints_the_same_as_json() -> None:
+    (answer,) = answers("Qwen/Qwen2.5-7B-Instruct", "-a", "L4", "--context", "8192")
+    assert (answer["verdict"], answer["gpus"], answer["context_length"], answer["quantization"]) == (
+        "Fits",
+        1,
+        8192,
+        "fp8",
+    )
+    assert answer["argv"][0] == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_without_a_class_it_ranks_all_by_price() -> None:
+    found = [answer for answer in answers("Qwen/Qwen3-14B") if answer["verdict"] == "Fits" and "usd_per_hour" in answer]
+    prices = [float(answer["usd_per_hour"]) for answer in found]
+    assert len(prices) > 5
+    assert prices == sorted(prices)
+    code, out, _ = run("Qwen/Qwen3-14B", columns=80)
+    assert code == 0
+    assert "other classes" in out
+    assert "DoesNotFit" not in out
+
+
+def test_what_does_not_fit_ends_with_one_and_says_why() -> None:
+    code, out, _ = run("meta-llama/Llama-3.3-70B-Instruct", "-a", "l4", "--count", "1")
+    assert code == 1
+    assert "cannot hold the model" in " ".join(out.split())
+
+
+def test_a_config_json_gives_the_architecture_to_paste(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(load_models().rows["meta-llama/Llama-3.1-8B-Instruct"]["config"]))
+    code, out, _ = run("--config", str(file), "-a", "L4", "-q", "none")
+    assert code == 0
+    facts = yaml.safe_load(out.partition("spec.model of a ModelDeployment:")[2])["architecture"]
+    assert ArchitectureSpec.model_validate(facts).parameters_millions == 8030
+    known = answers("meta-llama/Llama-3.1-8B-Instruct", "-a", "L4", "-q", "none")
+    assert answers("--config", str(file), "-a", "L4", "-q", "none")[0]["context_length"] == known[0]["context_length"]
+    assert answers("--config", str(file), "--parameters", "3B", "-a", "L4")[0]["weights_gib"] < known[0]["weights_gib"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "MODEL: Name a model"),
+        (["x/y", "-a", "l5"], "--accelerator: 'l5' is not a class"),
+        (["--config", "/nowhere/config.json"], "--config: /nowhere/config.json"),
+        (["--config", "{broken}"], "--config: "),
+        (["--config", "{empty}"], "num_hidden_layers is None"),
+        (["--config", "{good}", "--parameters", "many"], "--parameters: 'many' is no number"),
+        (["x/y", "-q", "fp3"], "quantization.method"),
+    ],
+)
+def test_a_wrong_question_ends_with_two_and_names_what_is_wrong(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    good = json.dumps(load_models().rows["Qwen/Qwen3-8B"]["config"])
+    for name, text in (("broken", "{"), ("empty", "{}"), ("good", good)):
+        (tmp_path / name).write_text(text)
+    given = [a.replace("{", f"{tmp_path}/").replace("}", "") if a.startswith("{") else a for a in arguments]
+    code, _, err = run(*given)
+    assert code == 2
+    assert message in err
