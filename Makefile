@@ -27,6 +27,10 @@ demo: sync ## Local control plane, operator, three models, traffic, scaling, a c
 test: lint ## Everything that CI runs.
 	$(RUN) pytest
 
+.PHONY: test-slow
+test-slow: sync ## A real vLLM on the CPU under the operator; installs about 6 GB into ~/.cache/flotilla once.
+	$(RUN) pytest -m slow tests/slow
+
 .PHONY: lint
 lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) ruff format --check .

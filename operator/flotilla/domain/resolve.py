@@ -10,12 +10,14 @@ from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.fitting import fitted, settings, startup_seconds
 from flotilla.domain.models import ModelCatalogue, load_models
 from flotilla.domain.quantization import Quantization
-from flotilla.domain.sizing import Fit
+from flotilla.domain.sizing import GIB, Fit
 from flotilla.domain.sources import Source
 from flotilla.engines.profile import Profile, load_profiles
 from flotilla.engines.version import at_least
 from flotilla.errors import InvalidSpec
 
+_UNKNOWN_CACHE_GIB = 4
+"""Of a CPU, for a model that nobody described: a quarter of the memory that its pod gets."""
 ADAPTER_PATH = "/adapters"
 """Where claims with adapters are mounted, each under its own name."""
 
@@ -96,6 +98,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         "context_length": memory.context_length or "",
         "slots": profile.memory.slots,
         "utilization": str(settings(profile.memory, accelerator, spec.engine.args).utilization),
+        "kv_cache_gib": max(1, memory.fit.kv_bytes // GIB) if memory.fit else _UNKNOWN_CACHE_GIB,
         "drain_seconds": profile.drain.seconds,
         "startup_seconds": startup_seconds(memory.fit),
     }

@@ -165,10 +165,10 @@ class Profile(_Data):
         return argv
 
     def environment(self, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """The engine's variables, by name."""
+        """The engine's variables, by name; one that renders empty is left out."""
         names = sorted(self.env)
         found = self._render([[_compile(self.env[name])] for name in names], values, keep_empty=True)
-        return tuple(zip(names, found, strict=True))
+        return tuple((name, value) for name, value in zip(names, found, strict=True) if value)
 
     def _render(
         self, items: Iterable[Sequence[str | Template]], values: Mapping[str, Any], *, keep_empty: bool = False

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import aiohttp
 
 from flotilla.devcluster.nodeagent import images, probes
 from flotilla.devcluster.nodeagent.clock import rfc3339
+from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.process import Process
 
 _POLL_S = 0.05
@@ -36,6 +37,8 @@ class Container:
         backoff_s: float,
         restart: bool,
         fake_seconds: float,
+        mounts: Mounts,
+        programs: Mapping[str, Sequence[str]],
     ) -> None:
         self.spec = spec
         self.ready = False
@@ -50,6 +53,8 @@ class Container:
         self._backoff_s = backoff_s
         self._restart = restart
         self._fake_seconds = fake_seconds
+        self._mounts = mounts
+        self._programs = programs
         self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
         self._process: Process | None = None
 
@@ -125,6 +130,12 @@ class Container:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
         command = images.program(self.spec["image"], self._address, arguments)
+        if (real := images.real_program(self.spec["image"], self._programs)) is not None:
+            self._mounts.make()
+            # All pods share the machine's network, so each listens on its own address only.
+            heard = [self._address if argument == "0.0.0.0" else argument for argument in arguments]
+            command = [*real, *map(self._mounts.local, heard)]
+            environment = {name: self._mounts.local(value) for name, value in environment.items()}
         self._state = {"running": {"startedAt": self._since}}
         self._changed()
         if simulate:

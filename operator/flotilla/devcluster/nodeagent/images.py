@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 
 _ENGINES = (
     ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
@@ -11,6 +12,11 @@ _ENGINES = (
     # the tags full and light are other programs
     ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
 )
+
+
+def real_program(image: str, programs: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The command that stands for the image in `programs`, whose keys are beginnings of names."""
+    return next((list(command) for start, command in programs.items() if image.startswith(start)), None)
 
 
 def program(image: str, address: str, arguments: list[str]) -> list[str] | None:

@@ -117,6 +117,13 @@ class AgentConfig(_Data):
     )
     crash_backoff_s: float = Field(10.0, gt=0, description="Of the first restart; it doubles up to 300 s.")
     heartbeat_s: float = Field(5.0, gt=0)
+    programs: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Local commands that stand for images by the beginning of their name; the arguments follow.",
+    )
+    claims: dict[str, str] = Field(
+        default_factory=dict, description="Local folders that stand for PersistentVolumeClaims, for `programs`."
+    )
     fake_seconds: float = Field(0.0, ge=0, description="How long a container of an unknown image takes to be ready.")
 
     def write(self, path: Path) -> None:

@@ -11,6 +11,7 @@ import aiohttp
 from flotilla.devcluster.nodeagent.clock import rfc3339
 from flotilla.devcluster.nodeagent.container import Container
 from flotilla.devcluster.nodeagent.environment import environment
+from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.nodeagent.nodes import AgentConfig, local_address
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
@@ -59,6 +60,8 @@ class PodWorker:
                 backoff_s=config.crash_backoff_s,
                 restart=always,
                 fake_seconds=config.fake_seconds,
+                mounts=Mounts(pod, spec, folder=folder, claims=config.claims),
+                programs=config.programs,
             )
             for spec in pod["spec"]["containers"]
         ]
