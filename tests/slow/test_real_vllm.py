@@ -98,7 +98,7 @@ def test_a_real_vllm_serves_is_scraped_and_drains(real_stack: Stack) -> None:
     (pod,) = models.list("Pod")
     with ThreadPoolExecutor(STREAMS) as pool:
         streams = [pool.submit(stream, url) for _ in range(STREAMS)]
-        models.wait(lambda: _running(real_stack) > 0, "the streams to run")
+        models.wait(lambda: _accepted(real_stack) == STREAMS, "every stream to be accepted")
         models.delete("Pod", pod["metadata"]["name"])
         deleted = time.monotonic()
         assert [future.result(timeout=180) for future in streams] == ["length"] * STREAMS
@@ -106,7 +106,7 @@ def test_a_real_vllm_serves_is_scraped_and_drains(real_stack: Stack) -> None:
     models.delete("ModelDeployment", "real")
 
 
-def _running(stack: Stack) -> float:
+def _accepted(stack: Stack) -> float:
     found = value(
         samples(stack.operator.metrics()), "flotilla_queue_depth", modeldeployment="real", namespace="default"
     )

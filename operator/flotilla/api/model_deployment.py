@@ -199,7 +199,9 @@ class ModelSpec(Model):
 
     hf: a token. s3: variables such as AWS_ACCESS_KEY_ID. gs: a key file. oci: a pull secret."""
     adapters: Annotated[list[Adapter], ListMap(("name",), 32)] = Field(default_factory=list)
-    """adapters are LoRA adapters that are served beside the model, each under its own name."""
+    """adapters are LoRA adapters that are served beside the model, each under its own name.
+
+    SGLang takes SERVEDNAME:ADAPTER as the model of a request."""
     cache: ModelCache = ModelCache()
     """cache says where downloaded weights and compiled kernels are kept."""
 
