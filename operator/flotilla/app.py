@@ -70,7 +70,7 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
 async def _run(config: OperatorConfig, catalog: Catalog) -> int:
     # Python's defaults walk the whole store at each burst: a sixth of the CPU at 1000 objects. Reference counts free
     # nearly everything; the collector only has to find what tracebacks hold.
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(10_000, 20, 50)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -28,7 +28,7 @@ from flotilla.render.workload import children
 
 log = logging.getLogger(__name__)
 
-_COMPILED_LIMIT = 1024
+_COMPILED_LIMIT = 256
 """Those that just moved are looked at again within seconds; a compiled spec takes 20 KB and half a millisecond."""
 _CONFLICT_RETRY_S = 30.0
 """Strangers' objects are not watched, so nothing wakes us when one of them goes."""

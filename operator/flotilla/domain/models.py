@@ -27,6 +27,7 @@ class ModelCatalogue:
 
     def __init__(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         self._rows = rows
+        self._read: dict[str, Architecture] = {}
         self._found: dict[str, tuple[str, str, str]] = {}
         for name, row in rows.items():
             own = row.get("checkpoint", "")
@@ -41,8 +42,10 @@ class ModelCatalogue:
         if hit is None:
             return None
         row, name, method = hit
-        facts = self._rows[row]
-        return KnownModel(name, from_config(facts["config"], parameters=facts["parameters"]), method)
+        if row not in self._read:
+            facts = self._rows[row]
+            self._read[row] = from_config(facts["config"], parameters=facts["parameters"])
+        return KnownModel(name, self._read[row], method)
 
     def __len__(self) -> int:
         return len(self._found)

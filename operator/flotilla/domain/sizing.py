@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from flotilla.domain.architecture import Architecture
 from flotilla.domain.kv_cache import layout
@@ -102,6 +103,7 @@ def legal_counts(architecture: Architecture, settings: Settings, *, at_most: int
     ]
 
 
+@lru_cache(maxsize=256)
 def fit(
     architecture: Architecture,
     weights: Weights,

@@ -167,7 +167,7 @@ class Profile(_Data):
     def environment(self, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """The engine's variables, by name; one that renders empty is left out."""
         names = sorted(self.env)
-        found = self._render([[_compile(self.env[name])] for name in names], values, keep_empty=True)
+        found = self._render(_compiled([self.env[name]] for name in names), values, keep_empty=True)
         return tuple((name, value) for name, value in zip(names, found, strict=True) if value)
 
     def _render(

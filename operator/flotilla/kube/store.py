@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Any
 
-from flotilla.kube.kinds import DEPLOYMENT, Kind
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, ROUTING_POLICY, Kind
 
 Object = dict[str, Any]
 Name = tuple[str, str]
@@ -16,6 +16,7 @@ _REPLICAS_MANAGERS = "flotilla.dev/replicas-managers"
 """Key under which a stored Deployment keeps the managers of spec.replicas; never sent anywhere."""
 _TOMBSTONES = 4096
 _SHARED_PARTS = 50_000
+_SHARED_STATUS = frozenset({MODEL_DEPLOYMENT, ROUTING_POLICY})
 
 
 class Store:
@@ -131,7 +132,8 @@ def _slim(kind: Kind, obj: Object, known: Object | None, share: "_Shared") -> Ob
         same = known is not None and known.get("spec") == slim["spec"]
         slim["spec"] = known["spec"] if known is not None and same else share(slim["spec"])
     if "status" in slim:
-        slim["status"] = _interned(slim["status"])
+        # Conditions repeat themselves over a fleet; the statuses of pods and Deployments move too fast to be worth it.
+        slim["status"] = share(slim["status"]) if kind in _SHARED_STATUS else _interned(slim["status"])
     if kind == DEPLOYMENT:
         slim[_REPLICAS_MANAGERS] = frozenset(
             entry.get("manager", "")
