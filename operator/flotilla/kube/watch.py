@@ -36,6 +36,11 @@ _HEALTHY_AFTER_S = 60.0
 _GAP_DEBOUNCE_S = 0.5
 _DISCOVERY_S = 15.0
 _LOGIN_PAUSE_S = 10.0
+_ENDING_S = 10.0
+"""kopf gives its tasks five seconds to end by themselves, then cancels them, and then waits without a limit."""
+_LEFTOVERS_S = 2.0
+_ROOT_TASK = "multidimensional multitasker"
+"""Name of kopf's task that watches; without it kopf is on its way out."""
 
 
 class _Patient:
@@ -134,7 +139,7 @@ class Watch:
             started = time.monotonic()
             cause = "it ended by itself"
             try:
-                asyncio.run(self._operate())
+                self._run_once()
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever ends kopf, it must run again
                 cause = f"{type(error).__name__}: {error}"
             self._life = None
@@ -148,6 +153,21 @@ class Watch:
             self._stop.wait(wait_s)
             backoff_s = min(2 * backoff_s, _RESTART_CAP_S)
 
+    def _run_once(self) -> None:
+        """As asyncio.run, but for a limit on the time that cancelled tasks may take: some of kopf's never end."""
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._operate())
+        finally:
+            leftovers = asyncio.all_tasks(loop)
+            for task in leftovers:
+                task.cancel()
+            if leftovers:
+                loop.run_until_complete(asyncio.wait(leftovers, timeout=_LEFTOVERS_S))
+            asyncio.set_event_loop(None)
+            loop.close()
+
     async def _operate(self) -> None:
         # Not the threading.Event itself: kopf would wait for it in an executor, and a loop that ends for another reason
         # would wait for that executor until kopf's own deadline kills the process.
@@ -157,7 +177,7 @@ class Watch:
             return
         self._traffic.begin()
         self._gap = None
-        watchdog = asyncio.create_task(self._check_discovery(ending))
+        watchdogs = [asyncio.create_task(self._check_discovery(ending)), asyncio.create_task(self._limit_the_end())]
         try:
             await kopf.operator(
                 registry=self._registry(),
@@ -168,7 +188,24 @@ class Watch:
                 stop_flag=ending,
             )
         finally:
-            watchdog.cancel()
+            for watchdog in watchdogs:
+                watchdog.cancel()
+
+    async def _limit_the_end(self) -> None:
+        """Where kopf's end hangs, stop the loop below it, so that kopf is started again; nobody would watch otherwise.
+
+        Seen after a watch error while other watches waited for a new login. kopf's own remedy kills the process.
+        """
+        watched = False
+        while True:
+            await asyncio.sleep(_ENDING_S / 20)
+            watches = any(task.get_name() == _ROOT_TASK for task in asyncio.all_tasks())
+            if watched and not watches:
+                break
+            watched |= watches
+        await asyncio.sleep(_ENDING_S)
+        log.warning("the end of the watch layer hangs and is cut short")
+        asyncio.get_running_loop().stop()
 
     async def _check_discovery(self, ending: asyncio.Event) -> None:
         """kopf looks once for the resources that it is to watch and ignores those that it does not find."""
