@@ -62,7 +62,7 @@ class Models:
         condition: dict[str, Any] = next(found, {})
         return condition
 
-    def wait(self, probe: Callable[[], Any], what: str, *, timeout_s: float = 30.0) -> Any:
+    def wait(self, probe: Callable[[], Any], what: str, *, timeout_s: float = 60.0) -> Any:
         """Until `probe` is truthy; the operator's log is in the error."""
         try:
             return until(probe, what=what, timeout_s=timeout_s)
