@@ -7,6 +7,8 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.devcluster.stack import Stack
+from flotilla.domain.accelerators import load_accelerators
+from flotilla.domain.rollout import free_units
 
 pytestmark = pytest.mark.cluster
 
@@ -83,6 +85,17 @@ def surge(models: Models, name: str) -> int:
     return found
 
 
+def wait_for_room(models: Models) -> None:
+    """Until a node has accelerators free: pods of earlier tests hold theirs until they have drained."""
+    accelerator, api = load_accelerators()["nvidia-l4"], models.stack.plane.api
+
+    def room() -> bool:
+        nodes, pods = (api.request("GET", f"/api/v1/{plural}")["items"] for plural in ("nodes", "pods"))
+        return max(free_units(accelerator, nodes, pods)) >= 1
+
+    models.wait(room, "a free accelerator")
+
+
 def pod_args(models: Models, *, ready: bool) -> list[list[str]]:
     found = []
     for pod in models.list("Pod"):
@@ -95,6 +108,7 @@ def pod_args(models: Models, *, ready: bool) -> list[list[str]]:
 def test_a_change_surges_while_there_is_room_and_serves_throughout(models: Models, spec: dict[str, Any]) -> None:
     models.apply("moving", spec)
     models.wait_ready("moving")
+    wait_for_room(models)
     models.apply("moving", {**spec, "engine": {"name": "vllm", "args": ["--max-num-seqs=7"]}})
     models.wait(lambda: surge(models, "moving") == 1, "the rollout to surge")
 
@@ -109,6 +123,7 @@ def test_a_change_surges_while_there_is_room_and_serves_throughout(models: Model
 def test_a_change_that_never_starts_leaves_the_old_replica_serving(models: Models, spec: dict[str, Any]) -> None:
     models.apply("careful", spec)
     models.wait_ready("careful")
+    wait_for_room(models)
     models.apply("careful", {**spec, "engine": {"name": "vllm", "args": ["--no-such-flag"]}})
     models.wait(lambda: pod_args(models, ready=False), "a pod of the new revision")
     condition = models.wait_condition("careful", "Reconciling", "True", "RollingOut")
