@@ -46,12 +46,22 @@ class Kubectl:
         return done.stdout
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Before several workers start: one builds, for all of them, where it can be seen."""
+    _provide(config, with_kubectl=True)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing now, visibly, and not inside the time limit of the first test that needs it."""
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if session.config.option.collectonly or not names & _FIXTURES:
-        return
-    plugins = session.config.pluginmanager
+    worker = hasattr(session.config, "workerinput")
+    if not worker and not session.config.option.collectonly and names & _FIXTURES:
+        _provide(session.config, with_kubectl="kubectl" in names)
+
+
+def _provide(config: pytest.Config, *, with_kubectl: bool) -> None:
+    plugins = config.pluginmanager
     capture, reporter = plugins.getplugin("capturemanager"), plugins.getplugin("terminalreporter")
     assert capture is not None
     assert reporter is not None
@@ -59,7 +69,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         with capture.global_and_fixture_disabled():
             if cluster.existing() is None:
                 binaries.find()
-            if "kubectl" in names:
+            if with_kubectl:
                 binaries.find_kubectl()
     except FlotillaError as error:
         # The fixtures meet the same error and fail the tests that need them; the others can still run.
