@@ -48,8 +48,9 @@ generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
 	$(RUN) python hack/generate.py
 
 .PHONY: bench
-bench: sync ## Benchmarks on the real control plane; prints tables.
+bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py
+	$(RUN) python benchmarks/scrape.py
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).
