@@ -19,7 +19,7 @@ from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-_FIXTURES = {"controlplane", "kubectl", "stack"}
+_FIXTURES = {"controlplane", "kubectl", "stack", "helm"}
 
 
 class Kubectl:
@@ -57,8 +57,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     assert reporter is not None
     try:
         with capture.global_and_fixture_disabled():
-            if cluster.existing() is None:
+            if cluster.existing() is None and names & {"controlplane", "stack", "cluster_of_the_chart"}:
                 binaries.find()
+            if "helm" in names:
+                binaries.find_helm()
             if "kubectl" in names:
                 binaries.find_kubectl()
     except FlotillaError as error:
