@@ -73,7 +73,10 @@ def pod(name: str, *, ready: bool = False, scheduled: bool = True, **container: 
     }
 
 
-CRASHED = {"restartCount": 3, "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no kernel"}}}
+CRASHED: dict[str, Any] = {
+    "restartCount": 3,
+    "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no kernel"}},
+}
 PODS: dict[str, Object] = {
     "serving": pod("serving", ready=True),
     "loading": pod("loading"),
