@@ -10,7 +10,6 @@ Schema = Mapping[str, Any]
 _BOUNDS = {
     "minimum": "at least {}",
     "maximum": "at most {}",
-    "minLength": "at least {} characters",
     "maxLength": "at most {} characters",
     "minItems": "at least {} items",
     "maxItems": "at most {} items",
@@ -89,14 +88,10 @@ def _default(name: str, field: Schema, required: set[str]) -> str:
 
 def _about(field: Schema) -> str:
     told = [_text(field.get("description", ""))]
-    bounds = [text.format(_text(str(field[key]))) for key, text in _BOUNDS.items() if key in field]
-    if bounds:
-        told.append(f"*{'; '.join(bounds)}.*" if "pattern" not in field else f"{'; '.join(bounds)}.")
-    told += [
-        f"Rule: {_text(rule['message'])}."
-        for rule in field.get("x-kubernetes-validations", ())
-        if not field.get("properties")
-    ]
+    if bounds := [text.format(_text(str(field[key]))) for key, text in _BOUNDS.items() if key in field]:
+        told.append(f"({'; '.join(bounds)})")
+    if not field.get("properties"):
+        told += [f"Rule: {_text(rule['message'])}." for rule in field.get("x-kubernetes-validations", ())]
     return " ".join(part for part in told if part)
 
 
