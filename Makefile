@@ -40,12 +40,20 @@ lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) python -m flotilla.api.crd --check
-	$(RUN) python hack/generate.py --check
+	$(RUN) python -m hack.generate --check
 
 .PHONY: generate
-generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
+generate: sync ## Rewrite the generated files: crds/, the chart's, manifests/base/rbac.yaml.
 	$(RUN) python -m flotilla.api.crd
-	$(RUN) python hack/generate.py
+	$(RUN) python -m hack.generate
+
+.PHONY: manifests
+manifests: generate ## Render the chart into manifests/base and the overlays; a test compares them.
+	$(RUN) python -m hack.manifests
+
+.PHONY: docs
+docs: sync ## The documentation as a site, in site/.
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 .PHONY: bench
 bench: sync ## Benchmarks; prints tables.
