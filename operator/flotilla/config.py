@@ -94,6 +94,16 @@ class OperatorConfig(BaseModel):
     prometheus_bearer_token_file: Path | None = Field(
         None, description="A token for it, read with each query. The operator's own token is refused."
     )
+    scaling_source: Literal["Auto", "Pods", "Prometheus"] = Field(
+        "Auto",
+        description="Where queues are read: Auto asks the pods, and Prometheus for those that do not answer; Pods asks "
+        "nobody else; Prometheus comes first, for networks in which the operator reaches no pod.",
+    )
+    wake_query: str | None = Field(
+        None,
+        description="PromQL for requests per second to models without replicas, by the labels namespace and "
+        "modeldeployment: more than 0 starts one. For traffic that comes through no gateway of ours.",
+    )
     pod_address_map: str = Field(
         "",
         description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",
@@ -106,6 +116,14 @@ class OperatorConfig(BaseModel):
             return None if url is None else base_url(url, field="prometheus_url")
         except InvalidSpec as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _prometheus_is_there_to_be_asked(self) -> Self:
+        wants = "scaling_source Prometheus" if self.scaling_source == "Prometheus" else ""
+        wants = "wake_query" if self.wake_query else wants
+        if wants and not self.prometheus_url:
+            raise ValueError(f"{wants} needs prometheus_url, such as http://prometheus.monitoring.svc:9090")
+        return self
 
     @model_validator(mode="after")
     def _credentials_stay_where_they_belong(self) -> Self:

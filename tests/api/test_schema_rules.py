@@ -82,6 +82,16 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
         "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas",
     ),
     ("ModelDeployment", [(SCALING, {"mode": "External", "minReplicas": 2})], "maxReplicas is 1 where it is left out"),
+    (
+        "ModelDeployment",
+        [((*SCALING, "minReplicas"), 1)],
+        "spec.scaling.scaleToZeroAfterSeconds needs spec.scaling.minReplicas: 0",
+    ),
+    (
+        "ModelDeployment",
+        [(SCALING, {"mode": "External", "scaleToZeroAfterSeconds": 60})],
+        "spec.scaling.scaleToZeroAfterSeconds needs spec.scaling.minReplicas: 0",
+    ),
     ("ModelDeployment", [((*SCALING, "mode"), "Internal")], "spec.replicas belongs to scaling.mode External or None"),
     ("ModelDeployment", [(SCALING, REMOVED)], "spec.replicas belongs to scaling.mode External or None"),
     (
@@ -157,6 +167,8 @@ def test_each_cel_rule_has_a_case(kind: str) -> None:
         {},
         {"scaling": {"mode": "None"}, "replicas": 0},
         {"scaling": {"maxReplicas": 4}},
+        {"scaling": {"minReplicas": 0}},
+        {"scaling": {"minReplicas": 0, "scaleToZeroAfterSeconds": 1}},
         {"scaling": {"minReplicas": 1000, "maxReplicas": 1000}},
         {"accelerator": {"class": "nvidia-l4", "count": 16}},
         {"cost": {"gpuHourlyPrice": "0.5"}},
@@ -169,4 +181,4 @@ def test_what_is_at_the_edge_of_the_rules_is_accepted(controlplane: Cluster, spe
         "accelerator": {"class": "nvidia-l4"},
     }
     made = create(controlplane, {**MODEL_DEPLOYMENT, "spec": {**minimal, **spec}}, fieldValidation="Strict")
-    assert made["spec"]["scaling"]["minReplicas"] >= 1
+    assert made["spec"]["scaling"]["minReplicas"] == spec.get("scaling", {}).get("minReplicas", 1)

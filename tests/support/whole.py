@@ -46,10 +46,13 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
         "replicas": 2,
         "scaling": {
             "mode": "External",
-            "minReplicas": 1,
+            "minReplicas": 0,
             "maxReplicas": 8,
             "queueDepthPerReplica": 8,
             "scaleDownDelaySeconds": 300,
+            "scaleUpLimitPerMinute": 20,
+            "scaleDownPercentPerMinute": 50,
+            "scaleToZeroAfterSeconds": 900,
         },
         "rollout": {"strategy": "Surge", "timeoutSeconds": 1800},
         "scheduling": {

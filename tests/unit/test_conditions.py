@@ -14,6 +14,8 @@ from flotilla.domain.observed import Workload
 from flotilla.domain.policy_status import judge
 from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.domain.routing import Problem, check
+from flotilla.domain.scaling import ScalingSpec, State, decide
+from flotilla.domain.scaling.reasons import METRICS_MISSING, METRICS_PARTIAL
 from flotilla.errors import InvalidSpec, NameTaken
 
 
@@ -109,8 +111,21 @@ def test_a_rollout_behind_a_serving_model_is_reconciling() -> None:
 
 
 def test_other_modes_say_who_scales() -> None:
-    assert scaling_active("External", None, 3).reason == "ExternalScaler"
-    assert scaling_active("None", None, 3).reason == "Disabled"
+    assert scaling_active("External", None, 3, now="t").reason == "ExternalScaler"
+    assert scaling_active("None", None, 3, now="t").reason == "Disabled"
+
+
+def test_stale_data_keep_the_time_since_which_they_are_stale() -> None:
+    spec = ScalingSpec(min_replicas=1, max_replicas=4)
+    decision = decide(State.initial(2, METRICS_MISSING), None, spec, 0.0)
+    first = scaling_active("Internal", decision, 2, now="2026-11-25T09:00:00Z")
+    assert (first.status, first.reason) == ("False", METRICS_MISSING)
+    assert first.message.endswith(" Stale since 2026-11-25T09:00:00Z.")
+    before = {"reason": first.reason, "message": first.message}
+    assert scaling_active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z") == first
+    before = {"reason": METRICS_PARTIAL, "message": first.message}
+    later = scaling_active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z")
+    assert later.message.endswith(" Stale since 2026-11-25T09:05:00Z.")
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:

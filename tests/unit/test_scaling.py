@@ -2,15 +2,12 @@
 
 import math
 
-from flotilla.domain.scaling import (
+from flotilla.domain.scaling import Sample, ScalingSpec, State, decide
+from flotilla.domain.scaling.reasons import (
     AT_MAXIMUM,
     METRICS_MISSING,
     NO_READY_REPLICAS,
     STEADY,
-    Sample,
-    ScalingSpec,
-    State,
-    decide,
 )
 
 TICK_S = 2.0

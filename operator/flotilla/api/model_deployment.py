@@ -21,6 +21,7 @@ from flotilla.api.types import (
 )
 
 MAX_REPLICAS = 1000
+SCALE_TO_ZERO_AFTER_S = 900
 
 
 class QuantizationMethod(StrEnum):
@@ -278,14 +279,24 @@ class ScalingSpec(Model):
 
     mode: ScalingMode = ScalingMode.INTERNAL
     """mode is Internal (the operator, on queue depth), External (an HPA or KEDA, on /scale) or None (spec.replicas)."""
-    min_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
-    """minReplicas is the least number of replicas in mode Internal."""
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    """minReplicas is the least number of replicas in mode Internal.
+
+    0 needs something that tells of requests for a model without replicas: a gateway, or the operator's wake_query."""
     max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
     """maxReplicas is the greatest number of replicas in mode Internal."""
     queue_depth_per_replica: Annotated[int, Field(ge=1, le=10_000)] = 8
     """queueDepthPerReplica is the wanted number of waiting and running requests per replica."""
     scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     """scaleDownDelaySeconds is how long a smaller number must have been enough before replicas are removed."""
+    scale_up_limit_per_minute: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 20
+    """scaleUpLimitPerMinute is how many replicas may be added within a minute."""
+    scale_down_percent_per_minute: Annotated[int, Field(ge=1, le=100)] = 100
+    """scaleDownPercentPerMinute is the share of the replicas that may be removed within a minute; one always may."""
+    scale_to_zero_after_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
+    """scaleToZeroAfterSeconds without any request remove the last replica, but not before scaleDownDelaySeconds.
+
+    Only where minReplicas is 0. Default: 900."""
 
 
 class RolloutSpec(Model):
@@ -378,6 +389,11 @@ _BOUNDS = Cel(
     "spec.scaling.minReplicas must not exceed spec.scaling.maxReplicas; maxReplicas is 1 where it is left out",
     field_path=".minReplicas",
 )
+_ZERO = Cel(
+    "!has(self.scaleToZeroAfterSeconds) || (has(self.minReplicas) && self.minReplicas == 0)",
+    "spec.scaling.scaleToZeroAfterSeconds needs spec.scaling.minReplicas: 0, which is 1 where it is left out",
+    field_path=".scaleToZeroAfterSeconds",
+)
 _REPLICAS_OWNER = Cel(
     "!has(self.replicas) || self.scaling.mode != 'Internal'",
     "spec.replicas belongs to scaling.mode External or None; in mode Internal the operator counts between minReplicas "
@@ -406,7 +422,7 @@ class ModelDeploymentSpec(Model):
     """replicas is the number of pods in scaling.mode External, where /scale writes it, and None.
 
     Leave it out of Git where an autoscaler writes it."""
-    scaling: Annotated[ScalingSpec, _BOUNDS] = ScalingSpec()
+    scaling: Annotated[ScalingSpec, _BOUNDS, _ZERO] = ScalingSpec()
     """scaling says how many replicas there are and who decides."""
     rollout: RolloutSpec = RolloutSpec()
     """rollout says how a change reaches the pods."""
@@ -477,6 +493,10 @@ class ScalingStatus(Model):
     """mode in force."""
     desired_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
     """desiredReplicas is the number of pods that is wanted now."""
+    source: Annotated[str, StringConstraints(max_length=63)] | None = None
+    """source of the engines' queues: Pods or Prometheus."""
+    panic_since: Annotated[str, StringConstraints(max_length=40)] | None = None
+    """panicSince a burst began: no replica is removed before it has been over for scaleDownDelaySeconds."""
 
 
 class CostStatus(Model):

@@ -21,6 +21,7 @@ from flotilla.control.rollout import Rollouts
 from flotilla.control.routing_policy import RoutingPolicyReconciler
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
+from flotilla.control.victims import Victims
 from flotilla.control.workers import Workers
 from flotilla.domain.resolve import Catalog
 from flotilla.kube.client import KubeClient
@@ -30,10 +31,14 @@ from flotilla.kube.store import Store
 from flotilla.kube.watch import Watch
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.collector import FleetCollector
+from flotilla.telemetry.demand import WakeQuery
 from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.metrics import Metrics
 from flotilla.telemetry.price_desk import PriceDesk
+from flotilla.telemetry.prometheus import PrometheusClient
+from flotilla.telemetry.prometheus_engines import PrometheusEngines
 from flotilla.telemetry.scrape import Scraper
+from flotilla.telemetry.sources import EngineSources
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,10 @@ WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
 
 def _rfc3339_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _wake(client: PrometheusClient | None, query: str | None, clock: Callable[[], float]) -> WakeQuery | None:
+    return None if client is None or query is None else WakeQuery(client, query, clock=clock)
 
 
 class ControlLoop:
@@ -56,9 +65,16 @@ class ControlLoop:
         self.queue: Queue[Key] = Queue(clock=clock)
         self._events = EventRecorder(client, instance=os.uname().nodename)
         self._scraper = Scraper(AddressMap.parse(config.pod_address_map))
+        self._prometheus = PrometheusClient.from_config(config)
         self._scaler = Scaler(
             self.store,
             self._scraper,
+            sources=EngineSources(
+                self._scraper,
+                None if self._prometheus is None else PrometheusEngines(self._prometheus),
+                order=config.scaling_source,
+            ),
+            wake=_wake(self._prometheus, config.wake_query, clock),
             interval_s=config.scaling_interval_s,
             clock=clock,
             enqueue=self.queue.add,
@@ -68,6 +84,7 @@ class ControlLoop:
             store=self.store,
             executor=Executor(client, self.store),
             rollouts=Rollouts(client),
+            victims=Victims(client, self.store),
             status=status,
             scaler=self._scaler,
             events=self._events,
@@ -131,6 +148,8 @@ class ControlLoop:
         """Stop the watch; the tasks of `run` end with its cancellation."""
         await asyncio.to_thread(self._watch.stop)
         await self._scraper.close()
+        if self._prometheus is not None:
+            await self._prometheus.close()
         self._metrics.leading(False)
 
     def fleet(self) -> view.Json:

@@ -51,7 +51,14 @@ class Fleet:
             ready_replicas=ready,
             waiting=None if sample is None or not sample.answered else sample.waiting,
             running=None if sample is None or not sample.answered else sample.running,
+            kv_usage=_kv_usage(entry),
+            demand=None if sample is None or sample.demand is None else sample.demand.requests,
         )
+
+
+def _kv_usage(entry: Tracked) -> float | None:
+    known = [a.kv_usage for a in entry.answers.values() if isinstance(a, EngineSample) and a.kv_usage is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _observations(entry: Tracked, pods: Iterable[observed.Pod]) -> Iterator[PodObservation]:

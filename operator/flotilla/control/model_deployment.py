@@ -15,6 +15,7 @@ from flotilla.control.pricing import Pricing
 from flotilla.control.rollout import Rollouts
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
+from flotilla.control.victims import Victims
 from flotilla.domain import observed, readiness, status
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Catalog, Resolved, resolve
@@ -54,6 +55,7 @@ class ModelDeploymentReconciler:
         store: Store,
         executor: Executor,
         rollouts: Rollouts,
+        victims: Victims,
         status: StatusWriter,
         scaler: Scaler,
         events: EventRecorder,
@@ -64,6 +66,7 @@ class ModelDeploymentReconciler:
         self._store = store
         self._executor = executor
         self._rollouts = rollouts
+        self._victims = victims
         self._status = status
         self._scaler = scaler
         self._events = events
@@ -100,6 +103,8 @@ class ModelDeploymentReconciler:
             resolved=compiled.resolved,
             template_hash=compiled.template_hash,
         )
+        tracked = self._scaler.tracked.get(key)
+        await self._victims.mark(key, desired, tracked.load if tracked else {})
         return await self._executor.converge(
             key,
             meta["uid"],
@@ -127,7 +132,10 @@ class ModelDeploymentReconciler:
             readiness.model_loaded(load),
         ]
         if tracked is not None:
-            chain.append(readiness.scaling_active(tracked.mode, tracked.decision, desired))
+            before = _condition(live, "ScalingActive")
+            chain.append(
+                readiness.scaling_active(tracked.mode, tracked.decision, desired, before=before, now=self._now())
+            )
         if compiled is not None:
             chain.append(compiled.cost_verdict)
         verdicts = [*readiness.summary(chain, load), *chain]
@@ -137,6 +145,7 @@ class ModelDeploymentReconciler:
             load,
             now=self._now(),
             desired=desired,
+            state=tracked.state if tracked else None,
             spec=compiled.model.spec if compiled else None,
             resolved=compiled.resolved if compiled else None,
             cost=compiled.cost if compiled else None,
@@ -202,6 +211,11 @@ class ModelDeploymentReconciler:
         self._executor.forget(key)
         self._scaler.forget(key)
         self._status.forget(key)
+
+
+def _condition(live: Mapping[str, Any], type_: str) -> Mapping[str, Any] | None:
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    return next((c for c in conditions if c["type"] == type_), None)
 
 
 def _revision(meta: Mapping[str, Any]) -> tuple[str, int]:

@@ -5,21 +5,28 @@ One loop for the whole fleet rather than a timer per resource: it costs with the
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeployment
+from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT
 from flotilla.control.keys import Key
-from flotilla.domain import observed, scaling
+from flotilla.control.sampling import Sampler
+from flotilla.domain import capacity, observed, scaling
+from flotilla.domain.observed import Pod, Workload
 from flotilla.domain.resolve import Resolved
-from flotilla.domain.scaling import Decision, Sample, ScalingSpec, State
+from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State
 from flotilla.domain.status import CostBasis
 from flotilla.kube.kinds import DEPLOYMENT, POD
 from flotilla.kube.store import Store
+from flotilla.telemetry.demand import GATEWAY_PORT, Model, WakeQuery, gateway_demand
 from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target
+from flotilla.telemetry.sources import Answers, Engine, EngineSources
 
 log = logging.getLogger(__name__)
+
+_NOTHING = Answers()
 
 
 @dataclass(slots=True)
@@ -36,6 +43,17 @@ class Tracked:
     sample: Sample | None = None
     answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
 
+    @property
+    def load(self) -> dict[str, float]:
+        """Requests of each pod that answered, by uid."""
+        known = ((uid, answer) for uid, answer in self.answers.items() if isinstance(answer, EngineSample))
+        return {uid: answer.waiting + answer.running for uid, answer in known}
+
+    @property
+    def asks_gateways(self) -> bool:
+        """Whether it may be without a replica that could be asked."""
+        return self.spec.min_replicas == 0 or self.mode == "External"
+
 
 class Scaler:
     """Owns the wanted replica counts of deployments in mode Internal, and follows spec.replicas in the others."""
@@ -45,15 +63,22 @@ class Scaler:
         store: Store,
         scraper: Scraper,
         *,
+        sources: EngineSources | None = None,
+        wake: WakeQuery | None = None,
         interval_s: float,
         clock: Callable[[], float],
         enqueue: Callable[[Key], None],
     ) -> None:
         self._store = store
         self._scraper = scraper
+        self._sources = sources or EngineSources(scraper, None, order="Pods")
+        self._wake = wake
         self._interval_s = interval_s
+        self._stale_after_s = max(15.0, 3 * interval_s, self._sources.oldest_s)
         self._clock = clock
         self._enqueue = enqueue
+        self._sampler = Sampler()
+        self._loads: dict[Key, tuple[list[Any], Workload]] = {}
         self.tracked: dict[Key, Tracked] = {}
 
     def track(
@@ -70,14 +95,8 @@ class Scaler:
         known = self.tracked.get(key)
         if known is None or known.uid != uid:
             known = None
-        spec = ScalingSpec(
-            min_replicas=wanted.min_replicas,
-            max_replicas=wanted.max_replicas,
-            queue_depth_per_replica=wanted.queue_depth_per_replica,
-            scale_down_delay_s=float(wanted.scale_down_delay_seconds),
-            stale_after_s=max(15.0, 3 * self._interval_s),
-        )
-        state = known.state if known else State.initial(self.before(key, live), self._reason_before(live))
+        spec = ScalingSpec.of(wanted, stale_after_s=self._stale_after_s)
+        state = known.state if known else self._restored(key, live)
         entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, cost=cost, state=state)
         if known is not None:
             entry.decision, entry.sample, entry.answers = known.decision, known.sample, known.answers
@@ -93,8 +112,19 @@ class Scaler:
 
     def _first_sample(self, key: Key) -> Sample | None:
         """What is known without a scrape: nothing, unless no replica is ready."""
-        pods = (observed.pod(obj) for obj in self._store.owned_by(POD, key))
-        return None if any(pod.ready for pod in pods) else _sample((), self._clock())
+        ready = any(pod.ready for pod in self._load(key).pods)
+        return None if ready else self._sampler.sample((), _NOTHING, self._clock())
+
+    def _restored(self, key: Key, live: Mapping[str, Any]) -> State:
+        """What the status remembers, for the first look of this process."""
+        status = live.get("status") or {}
+        scaled, conditions = status.get("scaling") or {}, status.get("conditions") or ()
+        return State.initial(
+            self.before(key, live),
+            next((c["reason"] for c in conditions if c["type"] == "ScalingActive"), ""),
+            panicking="panicSince" in scaled,
+            source=scaled.get("source", ""),
+        )
 
     def before(self, key: Key, live: Mapping[str, Any]) -> int:
         """The replicas to keep when nothing better is known: the status's, else the child's, else one.
@@ -110,6 +140,7 @@ class Scaler:
     def forget(self, key: Key) -> None:
         """The resource is gone."""
         self.tracked.pop(key, None)
+        self._loads.pop(key, None)
 
     async def run(self, *, after: Callable[[], None]) -> None:
         """Until cancelled, calling `after` at the end of each tick; one that takes too long is followed at once."""
@@ -120,57 +151,94 @@ class Scaler:
             await asyncio.sleep(max(0.0, due - self._clock()))
 
     async def tick(self) -> None:
-        """Scrape every ready pod, then decide for every deployment."""
-        targets: list[Target] = []
-        pods: dict[Key, list[observed.Pod]] = {}
-        for key, entry in self.tracked.items():
-            pods[key] = [observed.pod(obj) for obj in self._store.owned_by(POD, key)]
-            targets += self._targets(entry, pods[key])
-        answers = await self._scraper.scrape(targets) if targets else {}
+        """Ask every ready pod and every gateway, then decide for every deployment."""
+        loads = {key: self._load(key) for key in self.tracked}
+        engines = [_engine(key, pod, self.tracked[key].resolved) for key, load in loads.items() for pod in _asked(load)]
+        answers, demand = await asyncio.gather(self._engines(engines), self._demand())
+        pressing = capacity.pressing(
+            (self.tracked[key].resolved.accelerator.class_name, load)
+            for key, load in loads.items()
+            if key in self.tracked
+        )
         now = self._clock()
-        for key, mine in pods.items():
+        for key, load in loads.items():
             current = self.tracked.get(key)
-            if current is None:
-                continue
-            current.answers = {pod.uid: answers[pod.uid] for pod in mine if pod.uid in answers}
-            current.sample = _sample(current.answers.values(), now)
-            if current.mode == "Internal":
-                desired, reason = current.state.desired, current.decision.reason if current.decision else ""
-                self._decide(current, current.sample)
-                assert current.decision is not None
-                if (current.decision.desired, current.decision.reason) != (desired, reason):
-                    self._enqueue(key)
+            if current is not None:
+                current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
+                current.sample = self._sampler.sample(
+                    _asked(load),
+                    answers,
+                    now,
+                    demand=self._told(key, current, demand),
+                    blocked=capacity.blocked(load),
+                    wanted_elsewhere=capacity.yields(current.resolved.accelerator.class_name, load, pressing),
+                )
+                self._follow(key, current)
+        self._sampler.retain(answers.by_uid)
+
+    async def _engines(self, engines: list[Engine]) -> Answers:
+        return await self._sources.read(engines) if engines else _NOTHING
+
+    async def _demand(self) -> dict[Model, Demand]:
+        namespaces = {key.namespace for key, entry in self.tracked.items() if entry.asks_gateways}
+        if not namespaces:
+            return {}
+        if self._wake is not None:
+            self._wake.refresh()
+        gateways: dict[str, list[Target]] = {}
+        for obj in self._store.all(POD):
+            meta = obj["metadata"]
+            if (meta.get("labels") or {}).get(LABEL_COMPONENT) == GATEWAY_COMPONENT and meta["namespace"] in namespaces:
+                pod = observed.pod(obj)
+                if pod.ready and not pod.terminating and pod.ip:
+                    target = Target(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
+                    gateways.setdefault(meta["namespace"], []).append(target)
+        return await gateway_demand(self._scraper, gateways)
+
+    def _told(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
+        model = (key.namespace, key.name)
+        if model in demand or self._wake is None or not entry.asks_gateways:
+            return demand.get(model)
+        return self._wake.demand(model)
+
+    def _follow(self, key: Key, entry: Tracked) -> None:
+        if entry.mode != "Internal":
+            return
+        before = entry.decision
+        self._decide(entry, entry.sample)
+        after = entry.decision
+        assert after is not None
+        panicking = before is not None and before.state.panicking
+        if before is None or (after.desired, after.message, after.state.panicking) != (
+            before.desired,
+            before.message,
+            panicking,
+        ):
+            self._enqueue(key)
 
     def _decide(self, entry: Tracked, sample: Sample | None) -> None:
         entry.decision = scaling.decide(entry.state, sample, entry.spec, self._clock())
         entry.state = entry.decision.state
 
-    def _targets(self, entry: Tracked, pods: Iterable[observed.Pod]) -> Iterable[Target]:
-        profile = entry.resolved.profile
-        for pod in pods:
-            if pod.ready and not pod.terminating and pod.ip:
-                yield Target(
-                    uid=pod.uid,
-                    address=pod.ip,
-                    port=entry.resolved.port,
-                    path=profile.metrics.path,
-                    names=profile.metrics.names,
-                )
-
-    @staticmethod
-    def _reason_before(live: Mapping[str, Any]) -> str:
-        conditions = (live.get("status") or {}).get("conditions") or ()
-        return next((c["reason"] for c in conditions if c["type"] == "ScalingActive"), "")
+    def _load(self, key: Key) -> Workload:
+        """Reduced again only where an object is another one than at the tick before: most are the same."""
+        objects = [self._store.get(DEPLOYMENT, key.namespace, key.name), *self._store.owned_by(POD, key)]
+        known = self._loads.get(key)
+        if known is not None and len(known[0]) == len(objects) and all(map(_same, known[0], objects)):
+            return known[1]
+        load = observed.workload(objects[0], [obj for obj in objects[1:] if obj is not None])
+        self._loads[key] = (objects, load)
+        return load
 
 
-def _sample(answers: Iterable[EngineSample | ScrapeError], now: float) -> Sample:
-    """Sum what answered; without a ready pod nothing was asked."""
-    results = list(answers)
-    good = [answer for answer in results if isinstance(answer, EngineSample)]
-    return Sample(
-        at=now,
-        ready=len(results),
-        answered=len(good),
-        waiting=sum(answer.waiting for answer in good),
-        running=sum(answer.running for answer in good),
-    )
+def _same(one: object, other: object) -> bool:
+    return one is other
+
+
+def _asked(load: Workload) -> list[Pod]:
+    return [pod for pod in load.pods if pod.ready and not pod.terminating and pod.ip]
+
+
+def _engine(key: Key, pod: Pod, resolved: Resolved) -> Engine:
+    metrics = resolved.profile.metrics
+    return Engine(Target(pod.uid, pod.ip, resolved.port, metrics.path, metrics.names), key.namespace, pod.name)

@@ -7,6 +7,9 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+"""Annotation of pods: a ReplicaSet deletes those of the lowest number first; without it a pod has 0."""
+
 _LAST_WORDS = 300
 _FICKLE = re.compile(r"\(?\bpid[= ]\d+\)?|\b\d{2,4}-\d{2}(-\d{2})?[T ]|\b\d{2}:\d{2}:\d{2}([.,]\d+)?Z?|0x[0-9a-f]+")
 STUCK_REASONS = frozenset(
@@ -44,6 +47,10 @@ class Pod:
     """The last line that the container logged before an end with an error; without what changes from run to run."""
     scheduled_time: str
     """RFC 3339; empty when not scheduled."""
+    priority: int = 0
+    """What the pod's PriorityClass comes to."""
+    deletion_cost: str = ""
+    """The annotation that tells a ReplicaSet which pods to delete first; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,8 @@ def pod(obj: Object) -> Pod:
         last_exit=last_exit,
         last_words=_last_words(ended.get("message") or "") if ended else "",
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
+        priority=int((obj.get("spec") or {}).get("priority") or 0),
+        deletion_cost=(meta.get("annotations") or {}).get(DELETION_COST, ""),
     )
 
 

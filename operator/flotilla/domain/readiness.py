@@ -4,13 +4,14 @@ The shape follows cert-manager's policy chains: pure functions over what was gat
 number that moves by itself (restart counts, ages), because every changed message is a write that all watchers see.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flotilla.domain import sizing
 from flotilla.domain.fitting import DoesNotFit
 from flotilla.domain.observed import STUCK_REASONS, Pod, Workload
-from flotilla.domain.scaling import METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS, Decision
+from flotilla.domain.scaling import NOT_FOLLOWING, STALE, Decision
 from flotilla.domain.sizing import Fit
 from flotilla.errors import InvalidSpec, NameTaken
 
@@ -138,15 +139,28 @@ def model_loaded(load: Workload) -> Verdict:
     return Verdict("ModelLoaded", "False", "Loading", "The engine is starting and loads the model.")
 
 
-def scaling_active(mode: str, decision: Decision | None, desired: int) -> Verdict:
-    """Whether the replica count follows the load, and what it waits for if not."""
+def scaling_active(
+    mode: str, decision: Decision | None, desired: int, *, before: Mapping[str, Any] | None = None, now: str
+) -> Verdict:
+    """Whether the replica count follows the load, and what it waits for if not.
+
+    `before` is the condition as it is now, which keeps the time since which data are stale; `now` is RFC 3339.
+    """
     if decision is not None:
-        status = "False" if decision.reason in (METRICS_MISSING, METRICS_PARTIAL, NO_READY_REPLICAS) else "True"
-        return Verdict("ScalingActive", status, decision.reason, decision.message)
+        status = "False" if decision.reason in NOT_FOLLOWING else "True"
+        message = decision.message
+        if decision.reason in STALE:
+            known = before if before is not None and before["reason"] == decision.reason else None
+            since = known["message"].rpartition(_SINCE)[2] if known and _SINCE in known["message"] else f"{now}."
+            message = f"{message}{_SINCE}{since}"
+        return Verdict("ScalingActive", status, decision.reason, message)
     if mode == "External":
         message = f"The /scale subresource sets the replica count; it asks for {desired}."
         return Verdict("ScalingActive", "True", "ExternalScaler", message)
     return Verdict("ScalingActive", "False", "Disabled", f"spec.scaling.mode is {mode}: spec.replicas is {desired}.")
+
+
+_SINCE = " Stale since "
 
 
 def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:

@@ -12,6 +12,7 @@ from flotilla.domain.observed import Workload
 from flotilla.domain.prices import HostedPrice
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
+from flotilla.domain.scaling import State
 from flotilla.domain.sizing import UNKNOWN, Fit
 from flotilla.render.workload import SERVICE_PORT
 
@@ -36,6 +37,7 @@ def build(
     *,
     now: str,
     desired: int,
+    state: State | None = None,
     spec: ModelDeploymentSpec | None = None,
     resolved: Resolved | None = None,
     cost: CostBasis | None = None,
@@ -63,12 +65,23 @@ def build(
         "selector": f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={meta['name']}",
     }
     if spec is not None:
-        status["scaling"] = {"mode": str(spec.scaling.mode), "desiredReplicas": desired}
+        status["scaling"] = {"mode": str(spec.scaling.mode), "desiredReplicas": desired, **_kept(live, state, now)}
     if resolved is not None:
         status |= _resolved(meta, resolved)
     if cost is not None:
         status["cost"] = _cost(cost)
     return status
+
+
+def _kept(live: Mapping[str, Any], state: State | None, now: str) -> dict[str, Any]:
+    """What the autoscaler needs after a restart, beside the number: only what moves slowly."""
+    if state is None:
+        return {}
+    before = ((live.get("status") or {}).get("scaling") or {}).get("panicSince", now)
+    return {
+        **({"source": state.source} if state.source else {}),
+        **({"panicSince": before} if state.panicking else {}),
+    }
 
 
 def _resolved(meta: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:

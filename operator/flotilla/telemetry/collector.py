@@ -30,6 +30,10 @@ class DeploymentView:
     ready_replicas: int
     waiting: float | None
     running: float | None
+    kv_usage: float | None = None
+    """Mean of the replicas that answered, from 0 to 1."""
+    demand: float | None = None
+    """Requests that gateways hold or have under way."""
 
 
 class FleetCollector(Collector):
@@ -92,6 +96,8 @@ class _Families:
         self.depth = gauge("queue_depth", "Waiting and running requests over all ready replicas that answered.")
         self.waiting = gauge("requests_waiting", "Requests in the engines' queues.")
         self.running = gauge("requests_running", "Requests that the engines work on.")
+        self.kv_usage = gauge("kv_cache_usage_ratio", "Share of the KV cache in use, mean of the replicas.")
+        self.demand = gauge("demand_requests", "Requests that gateways hold or have under way; known without replicas.")
         self.desired = gauge("desired_replicas", "Replicas wanted.")
         self.ready = gauge("ready_replicas", "Replicas that serve.")
 
@@ -108,6 +114,10 @@ class _Families:
             self.depth.add_metric(base, of.waiting + of.running)
             self.waiting.add_metric(base, of.waiting)
             self.running.add_metric(base, of.running)
+        if of.kv_usage is not None:
+            self.kv_usage.add_metric(base, of.kv_usage)
+        if of.demand is not None:
+            self.demand.add_metric(base, of.demand)
         if of.account is not None:
             self._account(base, of, of.account)
         if of.account is not None and of.window is not None:

@@ -2,14 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import aiohttp
 
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.metric_text import find
 
+Answer = TypeVar("Answer")
 _LIMIT_BYTES = 4 * 2**20
 _AT_ONCE = 64
 _HIGHEST = frozenset({"kv_usage"})
@@ -73,20 +75,27 @@ class Scraper:
 
     async def scrape(self, targets: Sequence[Target]) -> dict[str, EngineSample | ScrapeError]:
         """All targets, 64 at once, by pod uid; never raises. A pod's second counts from when it is its turn."""
+        return await self.read(targets, lambda body, target: parse(body, target.names))
+
+    async def read(
+        self, targets: Sequence[Target], parse_: Callable[[bytes, Target], Answer | ScrapeError]
+    ) -> dict[str, Answer | ScrapeError]:
+        """The same for metrics of another kind, which `parse_` makes of a body."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0), headers=_HEADERS
             )
         session, turn = self._session, asyncio.Semaphore(_AT_ONCE)
 
-        async def one(target: Target) -> EngineSample | ScrapeError:
+        async def one(target: Target) -> Answer | ScrapeError:
             async with turn:
-                return await self._one(session, target)
+                body = await self._body(session, target)
+            return body if isinstance(body, ScrapeError) else parse_(body, target)
 
         answers = await asyncio.gather(*map(one, targets))
         return {target.uid: answer for target, answer in zip(targets, answers, strict=True)}
 
-    async def _one(self, session: aiohttp.ClientSession, target: Target) -> EngineSample | ScrapeError:
+    async def _body(self, session: aiohttp.ClientSession, target: Target) -> bytes | ScrapeError:
         host = self._addresses.translate(target.address)
         url = f"http://{f'[{host}]' if ':' in host else host}:{target.port}{target.path}"
         try:
@@ -103,7 +112,7 @@ class Scraper:
             return ScrapeError(f"no answer in {self._timeout.total:g} s")
         except (aiohttp.ClientError, OSError) as error:
             return ScrapeError(str(error) or type(error).__name__)
-        return parse(bytes(body), target.names)
+        return bytes(body)
 
 
 def parse(body: bytes, names: Mapping[str, Sequence[str]]) -> EngineSample | ScrapeError:
