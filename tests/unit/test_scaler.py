@@ -389,6 +389,37 @@ async def test_the_status_carries_a_panic_and_the_source_over_a_restart() -> Non
     assert again.status()["scaling"]["panicSince"] == "2026-11-25T08:00:00Z"
 
 
+def a_child(replicas: int, *managers: str) -> dict[str, Any]:
+    reference = {"kind": "ModelDeployment", "apiVersion": "flotilla.dev/v1alpha1", "name": "m", "controller": True}
+    owned = [{"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}} for manager in managers]
+    meta = {"name": "m", "namespace": "ns", "uid": "d", "resourceVersion": "1"}
+    return {
+        "metadata": {**meta, "ownerReferences": [reference], "managedFields": owned},
+        "spec": {"replicas": replicas},
+    }
+
+
+@pytest.mark.parametrize(
+    ("child", "recorded", "kept"),
+    [
+        (a_child(8, "flotilla-scaler"), 3, 8),  # the operator ended before it wrote the status
+        (a_child(8, "flotilla"), None, 8),
+        (a_child(8, "kubectl"), 3, 3),  # by hand, while nobody looked
+        (a_child(8, "kubectl"), None, 8),
+        (None, 3, 3),
+        (None, None, 1),
+    ],
+)
+def test_a_restart_goes_on_from_what_was_written_last(
+    child: dict[str, Any] | None, recorded: int | None, kept: int
+) -> None:
+    status = {} if recorded is None else {"status": {"scaling": {"desiredReplicas": recorded}}}
+    loop = Loop({**model(maxReplicas=8), **status})
+    if child is not None:
+        loop.store.put(DEPLOYMENT, child)
+    assert loop.track() == kept
+
+
 async def test_a_pod_without_a_node_keeps_the_number_where_it_is() -> None:
     loop = Loop(model(maxReplicas=8, queueDepthPerReplica=2))
     waiting = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}
@@ -428,9 +459,7 @@ async def test_pods_are_marked_before_there_are_fewer_and_not_twice() -> None:
     load = {"a": 4.0, "b": 0.0, "c": 0.0}
     await marker.mark(KEY, 1, load)
     assert client.patches == {}
-    reference = {"kind": "ModelDeployment", "apiVersion": "flotilla.dev/v1alpha1", "name": "m", "controller": True}
-    meta = {"name": "m", "namespace": "ns", "uid": "d", "resourceVersion": "1", "ownerReferences": [reference]}
-    store.put(DEPLOYMENT, {"metadata": meta, "spec": {"replicas": 3}})
+    store.put(DEPLOYMENT, a_child(3, "flotilla-scaler"))
     for same in (3, 4, 0):
         await marker.mark(KEY, same, load)
     assert client.patches == {}
