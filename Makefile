@@ -49,6 +49,7 @@ generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
 bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py
 	$(RUN) python benchmarks/scrape.py
+	$(RUN) python benchmarks/reaction.py
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).
