@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.support.prometheus import serving
 
-from flotilla.api.model_deployment import ModelDeployment
+from flotilla.api.model_deployment import ModelDeployment, ModelDeploymentSpec
 from flotilla.config import OperatorConfig
 from flotilla.control.keys import Key, owner
 from flotilla.control.sampling import Sampler
@@ -281,6 +283,21 @@ def test_only_marks_that_differ_are_written() -> None:
     pods = [a_pod("a", deletion_cost="-1"), a_pod("b"), a_pod("c", deletion_cost="-1"), a_pod("d", deletion_cost="7")]
     assert victims.marks(pods, {"a", "b"}) == {"b": "-1", "c": None}
     assert victims.marks(pods, {"a", "c"}) == {}
+
+
+SAMPLES = Path(__file__).parents[2] / "manifests" / "samples" / "autoscaling"
+
+
+@pytest.mark.parametrize("file", ["hpa.yaml", "keda.yaml"])
+def test_the_samples_for_other_autoscalers_point_at_their_model(file: str) -> None:
+    resource, scaler = yaml.safe_load_all((SAMPLES / file).read_text())
+    spec = ModelDeploymentSpec.model_validate(resource["spec"])
+    assert (spec.scaling.mode, spec.replicas) == ("External", 1)
+    assert scaler["spec"]["scaleTargetRef"] == {
+        "apiVersion": resource["apiVersion"],
+        "kind": "ModelDeployment",
+        "name": resource["metadata"]["name"],
+    }
 
 
 # --- the loop --------------------------------------------------------------------------------------------------
