@@ -28,10 +28,10 @@ from flotilla.constants import API_VERSION, LABEL_MODEL
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import Key, owner
 from flotilla.control.scaler import Scaler
-from flotilla.devcluster.engine.sequences import Sequence
 from flotilla.devcluster.engine.vllm import VllmEngine
 from flotilla.devcluster.engine.vllm_config import configure
 from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.domain.simulation.sequences import Sequence
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
 from flotilla.telemetry.addresses import AddressMap
