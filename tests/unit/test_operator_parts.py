@@ -17,7 +17,7 @@ from flotilla.app import load_config, main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
 from flotilla.devcluster.demo.report import samples, value
-from flotilla.domain.cost import TokenPrices, Usage
+from flotilla.domain.cost.tokens import TokenPrices, Usage
 from flotilla.domain.prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
 from flotilla.telemetry import health

@@ -11,7 +11,7 @@ from decimal import Decimal
 from importlib.metadata import version
 from typing import Any
 
-from flotilla.domain.cost import TokenPrices
+from flotilla.domain.cost.tokens import TokenPrices
 from flotilla.errors import InvalidSpec
 
 

@@ -7,7 +7,8 @@ from decimal import Decimal
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flotilla.domain.cost import hosted_usd, usd_per_million
+from flotilla.domain.cost.hosted import hosted_usd
+from flotilla.domain.cost.tokens import usd_per_million
 from flotilla.domain.prices import HostedPrice
 from flotilla.telemetry.ledger import Account, Window
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
-from flotilla.domain.cost import SECONDS_PER_HOUR, Usage, accrued_usd
+from flotilla.domain.cost.tokens import SECONDS_PER_HOUR, Usage, accrued_usd
 
 PodState = Literal["startup", "serving", "idle", "draining"]
 STATES: tuple[PodState, ...] = ("startup", "serving", "idle", "draining")
