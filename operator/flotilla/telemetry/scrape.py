@@ -118,6 +118,11 @@ def parse(text: str, names: Mapping[str, Sequence[str]]) -> EngineSample | Scrap
                 found.setdefault(sample.name, []).append(sample.value)
     except ValueError as error:
         return ScrapeError(f"unreadable metrics: {error}")
+    return combine(found, names)
+
+
+def combine(found: Mapping[str, Sequence[float]], names: Mapping[str, Sequence[str]]) -> EngineSample | ScrapeError:
+    """One pod's values by metric, each of its series, as the engine's sample."""
     values: dict[str, float] = {}
     for name, candidates in names.items():
         present = next((found[candidate] for candidate in candidates if candidate in found), ())
