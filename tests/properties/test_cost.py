@@ -151,7 +151,7 @@ def test_routing_breaks_even_where_its_savings_are_none(
     at_limit = Routing(tasks, tasks * limit, own, tasks * limit * frontier, frontier)
     assert abs(at_limit.savings_usd) < CENT_OF_A_CENT
     at_tasks = routing.break_even_tasks
-    if 0 < at_tasks:
+    if at_tasks > 0:
         again = Routing(at_tasks, at_tasks * share, own, at_tasks * share * frontier, frontier)
         assert abs(again.savings_usd) < CENT_OF_A_CENT
     assert routing.wasted_usd is not None

@@ -27,6 +27,8 @@ _LABELS = {
     "arch": "kubernetes.io/arch",
 }
 _RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "cpu": ""}
+WHOLE_GPUS = frozenset(resource for resource in _RESOURCES.values() if resource)
+"""Extended resources of which one unit is a GPU, unless the node's labels tell otherwise."""
 _SHORT = ("", "nvidia-", "amd-")
 """What a user may leave out of a class on the command line."""
 

@@ -68,7 +68,7 @@ def break_even_tasks_per_day(
             return NEVER
         if gain > 0:
             replicas = max(least, (overhead_usd_per_day / gain).to_integral_value(ROUND_CEILING))
-    if replicas > max(max_replicas, least):
+    if replicas > max(Decimal(max_replicas), least):
         return NEVER
     return (replica_usd * replicas + overhead_usd_per_day) / hosted_usd_per_task
 

@@ -54,6 +54,9 @@ class Weights:
         return usage.uncached + self.cached * usage.cached + self.output * usage.generated
 
 
+MEASURED = Weights()
+
+
 @dataclass(frozen=True, slots=True)
 class UnitCosts:
     """US dollars per million tokens; the three rates times their tokens add up to the cost."""
