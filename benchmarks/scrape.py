@@ -27,9 +27,11 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import API_VERSION, LABEL_MODEL
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import Key, owner
+from flotilla.control.price_book import PriceBook
 from flotilla.control.scaler import Scaler
 from flotilla.devcluster.engine.vllm import VllmEngine
 from flotilla.devcluster.engine.vllm_config import configure
+from flotilla.domain.pricing import CostBasis
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.domain.simulation.sequences import Sequence
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
@@ -127,16 +129,19 @@ class Bench:
         self.scaler = Scaler(
             self.store, self.scraper, interval_s=interval_s, clock=time.monotonic, enqueue=lambda _: self._count()
         )
-        self.fleet = Fleet(self.store, self.scaler, Ledger(), clock=time.monotonic)
+        book = PriceBook(lambda: None, time.monotonic, 600)
+        self.fleet = Fleet(self.store, self.scaler, Ledger(), book, clock=time.time)
         catalog = load_catalog()
         for number in range(models):
             namespace, name = f"team-{number % 20}", f"model-{number}"
             live = _model(namespace, name, replicas)
+            self.store.put(MODEL_DEPLOYMENT, live)
             for replica in range(replicas):
                 self.store.put(POD, pod(namespace, name, number * replicas + replica))
             model = ModelDeployment.model_validate(live)
             key = Key(MODEL_DEPLOYMENT, namespace, name)
-            self.scaler.track(key, live, model, resolve(name, model.spec, catalog), None)
+            resolved = resolve(name, model.spec, catalog)
+            self.scaler.track(key, live, model, resolved, CostBasis(resolved.accelerator))
 
     def _count(self) -> None:
         self.queued += 1

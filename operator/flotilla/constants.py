@@ -20,6 +20,8 @@ LABEL_MODEL: Final = f"{GROUP}/model"
 """Name of the ModelDeployment; with managed-by it is the pods' immutable selector."""
 GATEWAY_COMPONENT: Final = "gateway"
 """Value of the component label on the pods of gateways."""
+LABEL_TEAM: Final = f"{GROUP}/team"
+"""Of a ModelDeployment: who pays for it."""
 LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
 
 ANNOTATION_HASH: Final = f"{GROUP}/hash"

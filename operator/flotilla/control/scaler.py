@@ -15,9 +15,9 @@ from flotilla.control.keys import Key
 from flotilla.control.sampling import Sampler
 from flotilla.domain import capacity, observed, scaling
 from flotilla.domain.observed import Pod, Workload
+from flotilla.domain.pricing import CostBasis
 from flotilla.domain.resolve import Resolved
 from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State
-from flotilla.domain.status import CostBasis
 from flotilla.kube.kinds import DEPLOYMENT, POD
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.telemetry.demand import GATEWAY_PORT, Model, WakeQuery, gateway_demand

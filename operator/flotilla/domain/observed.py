@@ -51,6 +51,10 @@ class Pod:
     """What the pod's PriorityClass comes to."""
     deletion_cost: str = ""
     """The annotation that tells a ReplicaSet which pods to delete first; empty where there is none."""
+    node: str = ""
+    """Empty when not scheduled."""
+    ready_time: str = ""
+    """RFC 3339 of the last change of readiness; empty when it was never ready or is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ def pod(obj: Object) -> Pod:
         name=meta["name"],
         uid=meta["uid"],
         ip=status.get("podIP") or "",
+        node=obj.get("spec", {}).get("nodeName") or "",
         scheduled=scheduled.get("status") == "True",
         ready=ready.get("status") == "True",
         terminating="deletionTimestamp" in meta,
@@ -109,6 +114,7 @@ def pod(obj: Object) -> Pod:
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
         priority=int((obj.get("spec") or {}).get("priority") or 0),
         deletion_cost=(meta.get("annotations") or {}).get(DELETION_COST, ""),
+        ready_time=(ready.get("lastTransitionTime") or "") if ready.get("status") == "True" else "",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from flotilla.domain.cost import SECONDS_PER_HOUR
+from flotilla.domain.cost.tokens import SECONDS_PER_HOUR
 from flotilla.domain.simulation.fleet import Run
 from flotilla.domain.simulation.replica import Asked
 
