@@ -102,7 +102,7 @@ class ModelDeploymentReconciler:
         )
         return await self._executor.converge(
             key,
-            meta["uid"],
+            (meta["uid"],),
             lambda: children(compiled.model, compiled.resolved, replicas=desired, surge=surge),
             revision=(*_revision(meta), surge),
             replicas=desired,

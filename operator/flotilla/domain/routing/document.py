@@ -232,11 +232,10 @@ def compile_document(
     policies: Iterable[RoutingPolicy],
     deployments: Mapping[str, DeploymentFacts],
     *,
-    kept: Iterable[Policy] = (),
     allow_private_hosted_addresses: bool = False,
 ) -> GatewayDocument:
-    """The document of sound `policies`, and of others in the form that was `kept`; in order of their names."""
-    compiled = [*(compile_policy(policy, deployments) for policy in policies), *kept]
+    """The document of sound policies, in order of their names. `admission.admit` judges them first."""
+    compiled = (compile_policy(policy, deployments) for policy in policies)
     return GatewayDocument(
         namespace=namespace,
         allow_private_hosted_addresses=allow_private_hosted_addresses,
