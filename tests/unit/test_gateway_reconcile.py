@@ -9,10 +9,10 @@ from tests.support.schema import put
 
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor, Object
-from flotilla.control.gateway import GatewayReconciler, deployment_facts
+from flotilla.control.gateway import GatewayReconciler
 from flotilla.control.keys import Key, gateway_key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.domain.routing.document import DOCUMENT_FILE, load_document
+from flotilla.domain.routing.document import DOCUMENT_FILE, facts_of, load_document
 from flotilla.errors import NotReady
 from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
 from flotilla.kube.store import Store
@@ -265,8 +265,8 @@ def test_facts_of_a_model_come_from_its_spec_and_from_its_fit() -> None:
         "spec": {"model": {"servedName": "qwen", "adapters": [{"name": "triage"}]}, "engine": {"name": "vllm"}},
         "status": {"fit": {"contextLength": 4096}},
     }
-    facts = deployment_facts(live)
+    facts = facts_of(live)
     assert (facts.served_name, facts.adapters, facts.context_length) == ("qwen", ("triage",), 4096)
     bounded = put(live, ("spec", "model", "contextLength"), 2048)
-    assert deployment_facts(bounded).context_length == 2048
-    assert deployment_facts({"metadata": {"name": "m"}, "spec": {}}).served_name == "m"
+    assert facts_of(bounded).context_length == 2048
+    assert facts_of({"metadata": {"name": "m"}, "spec": {}}).served_name == "m"

@@ -114,6 +114,7 @@ def estimate(
     raise typer.Exit(verb.exit_code(answers))
 
 
+app.add_typer(import_module("flotilla.cli.route").app, name="route")
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

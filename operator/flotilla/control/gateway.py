@@ -14,7 +14,7 @@ from flotilla.control.status import StatusWriter
 from flotilla.domain import observed
 from flotilla.domain.policy_status import GatewayView, build
 from flotilla.domain.routing.admission import MAX_BYTES, Admitted, Candidate, admit
-from flotilla.domain.routing.document import DOCUMENT_FILE, DeploymentFacts, GatewayDocument, load_document
+from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
 from flotilla.kube.store import Store
@@ -78,7 +78,7 @@ class GatewayReconciler:
 
     def _admit(self, key: Key, policies: Sequence[Object], previous: GatewayDocument | None) -> Admitted:
         models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
-        facts = (deployment_facts(model) for model in models if "deletionTimestamp" not in model["metadata"])
+        facts = (facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
         return admit(
             key.namespace,
             [_candidate(policy) for policy in policies],
@@ -137,19 +137,6 @@ class GatewayReconciler:
     def _forget(self, key: Key) -> None:
         self._executor.forget(key)
         self._reported.pop(key, None)
-
-
-def deployment_facts(live: Object) -> DeploymentFacts:
-    """What routing needs of a ModelDeployment. The engine's own context length is known once the model was fitted."""
-    spec, fit = live["spec"], (live.get("status") or {}).get("fit") or {}
-    name, model = live["metadata"]["name"], spec.get("model") or {}
-    return DeploymentFacts(
-        name=name,
-        served_name=model.get("servedName") or name,
-        engine=(spec.get("engine") or {}).get("name") or "",
-        adapters=tuple(adapter["name"] for adapter in model.get("adapters") or ()),
-        context_length=model.get("contextLength") or fit.get("contextLength"),
-    )
 
 
 def _candidate(live: Object) -> Candidate:
