@@ -62,22 +62,35 @@ class Pods:
         return dict.fromkeys(pods, self.serves)
 
 
+class Events:
+    """Stands for EventRecorder."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def record(self, kind: Kind, live: Object, *, topic: str, reason: str, note: str, type_: str) -> None:
+        self.told.append((type_, reason))
+
+
 class World:
     """A namespace with its operator."""
 
     def __init__(self) -> None:
         self.api, self.pods = Api(), Pods()
         self.store = Store(owner)
+        self.events = Events()
         self.restart()
 
     def restart(self) -> None:
         """A new operator that has listed everything."""
         client: Any = self.api
         reader: Any = self.pods
+        events: Any = self.events
         self.reconciler = GatewayReconciler(
             store=self.store,
             executor=Executor(client, self.store),
             status=StatusWriter(client, self.store, interval_s=0, clock=lambda: 0.0),
+            events=events,
             reader=reader,
             settings=GatewaySettings(image="flotilla:1"),
             allow_private_hosted_addresses=False,
@@ -138,6 +151,9 @@ class World:
 async def served() -> World:
     world = World()
     world.policy("a", SOUND)
+    for name in ("qwen-small", "qwen-medium"):
+        meta = {"name": name, "namespace": "team", "uid": name, "resourceVersion": "1"}
+        world.store.put(MODEL_DEPLOYMENT, {"metadata": meta, "spec": {}})
     world.pod()
     await world.settle()
     assert world.condition("a", "Programmed") == ("True", "Programmed")
@@ -187,6 +203,7 @@ async def test_a_restarted_operator_writes_nothing_and_keeps_what_was_accepted()
     assert world.document == before
     assert world.condition("a", "Accepted") == ("False", "UnknownTarget")
     assert world.condition("a", "Programmed") == ("False", "OlderGenerationServed")
+    assert world.events.told == [("Normal", "Ready"), ("Warning", "UnknownTarget")]
 
 
 async def test_a_container_that_started_again_is_asked_again() -> None:

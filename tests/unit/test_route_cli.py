@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from flotilla.cli import app
 
-SAMPLES = Path(__file__).parents[2] / "manifests" / "samples"
+CASES = Path(__file__).parents[2] / "docs" / "guides" / "routing-cases.yaml"
 POLICY = {"kind": "RoutingPolicy", "metadata": {"name": "policy"}, "spec": SOUND}
 BODY = {"model": "support", "messages": [{"role": "user", "content": "Which one?"}]}
 CASE = {
@@ -40,8 +40,8 @@ def explain(folder: Path, *options: str, body: dict[str, Any] = BODY) -> Result:
     return route("explain", "--policy", policy, "--request", "-", *options, stdin=json.dumps(body))
 
 
-def test_the_samples_cases_are_decided_as_they_say() -> None:
-    result = route("test", str(SAMPLES / "support-routing-cases.yaml"))
+def test_the_guides_cases_are_decided_as_they_say() -> None:
+    result = route("test", str(CASES))
     assert result.exit_code == 0, result.output
     assert "4 of 4 cases are decided as expected." in result.output
 

@@ -92,6 +92,7 @@ class ControlLoop:
             store=self.store,
             executor=executor,
             status=status,
+            events=self._events,
             reader=self._reader,
             settings=_gateway_settings(config),
             allow_private_hosted_addresses=config.allow_private_hosted_addresses,

@@ -1,7 +1,7 @@
 """Reconcile the gateway of one namespace: judge its policies, write the document, ask the pods, tell each policy."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,12 +10,13 @@ from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor
 from flotilla.control.keys import Key
-from flotilla.control.status import StatusWriter
+from flotilla.control.status import StatusWriter, announce
 from flotilla.domain import observed
 from flotilla.domain.policy_status import GatewayView, build
 from flotilla.domain.routing.admission import MAX_BYTES, Admitted, Candidate, admit
 from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
 from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
 from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
@@ -39,6 +40,7 @@ class GatewayReconciler:
         store: Store,
         executor: Executor,
         status: StatusWriter,
+        events: EventRecorder,
         reader: GatewayReader,
         settings: GatewaySettings,
         allow_private_hosted_addresses: bool,
@@ -47,12 +49,14 @@ class GatewayReconciler:
         self._store = store
         self._executor = executor
         self._status = status
+        self._events = events
         self._reader = reader
         self._settings = settings
         self._allow_private = allow_private_hosted_addresses
         self._now = now
         self._reported: dict[Key, dict[tuple[str, int], str]] = {}
         """By pod and restart: a container that starts again reads its document again."""
+        self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """See `Reconciler`."""
@@ -60,8 +64,7 @@ class GatewayReconciler:
         if not policies:
             self._forget(key)
             return None
-        previous = self._document(key)
-        admitted = self._admit(key, policies, previous)
+        admitted = self._admit(key, policies)
         error: InvalidSpec | NameTaken | None = None
         if len(admitted.document.text) > MAX_BYTES:
             error = _too_large(admitted.document)
@@ -76,28 +79,26 @@ class GatewayReconciler:
             return _CONFLICT_RETRY_S
         return _ASK_AGAIN_S if again_s is None and view.behind else again_s
 
-    def _admit(self, key: Key, policies: Sequence[Object], previous: GatewayDocument | None) -> Admitted:
+    def _admit(self, key: Key, policies: Sequence[Object]) -> Admitted:
+        """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often."""
         models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
-        facts = (facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
-        return admit(
+        facts = tuple(facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
+        live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY) or {}
+        # The ConfigMap is the record, so that a restarted operator knows what was accepted.
+        text = (live.get("data") or {}).get(DOCUMENT_FILE)
+        versions = tuple((policy["metadata"]["uid"], policy["metadata"]["generation"]) for policy in policies)
+        judged = self._judged.get(key)
+        if judged is not None and judged[0] == (versions, facts, text):
+            return judged[1]
+        admitted = admit(
             key.namespace,
             [_candidate(policy) for policy in policies],
             {fact.name: fact for fact in facts},
-            previous,
+            _document(key, text),
             allow_private_hosted_addresses=self._allow_private,
         )
-
-    def _document(self, key: Key) -> GatewayDocument | None:
-        """What is served now. The ConfigMap is the record, so that a restarted operator knows what was accepted."""
-        live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY)
-        text = ((live or {}).get("data") or {}).get(DOCUMENT_FILE)
-        if text is None:
-            return None
-        try:
-            return load_document(text.encode())
-        except InvalidSpec as unreadable:
-            log.warning("a gateway's document is written anew", extra={"key": str(key), "cause": str(unreadable)})
-            return None
+        self._judged[key] = ((versions, facts, text), admitted)
+        return admitted
 
     async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
         # A policy that was never sound owns nothing: with the last one that is served the gateway goes.
@@ -128,15 +129,29 @@ class GatewayReconciler:
         waits: list[float] = []
         for live in policies:
             name = live["metadata"]["name"]
-            wanted = build(live, admitted.admissions[name], view, now=self._now(), endpoint=endpoint(key.namespace))
+            admission = admitted.admissions[name]
+            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
             again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted)
-            if again_s is not None:
+            if again_s is None:
+                announce(self._events, ROUTING_POLICY, live, wanted["conditions"])
+            else:
                 waits.append(again_s)
         return min(waits, default=None)
 
     def _forget(self, key: Key) -> None:
         self._executor.forget(key)
         self._reported.pop(key, None)
+        self._judged.pop(key, None)
+
+
+def _document(key: Key, text: str | None) -> GatewayDocument | None:
+    if text is None:
+        return None
+    try:
+        return load_document(text.encode())
+    except InvalidSpec as unreadable:
+        log.warning("a gateway's document is written anew", extra={"key": str(key), "cause": str(unreadable)})
+        return None
 
 
 def _candidate(live: Object) -> Candidate:
