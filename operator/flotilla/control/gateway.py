@@ -97,6 +97,8 @@ class GatewayReconciler:
             _document(key, text),
             allow_private_hosted_addresses=self._allow_private,
         )
+        for name in (judged[1].admissions.keys() - admitted.admissions.keys()) if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
         self._judged[key] = ((versions, facts, text), admitted)
         return admitted
 
@@ -141,7 +143,9 @@ class GatewayReconciler:
     def _forget(self, key: Key) -> None:
         self._executor.forget(key)
         self._reported.pop(key, None)
-        self._judged.pop(key, None)
+        judged = self._judged.pop(key, None)
+        for name in judged[1].admissions if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
 
 
 def _document(key: Key, text: str | None) -> GatewayDocument | None:
