@@ -149,7 +149,7 @@ def test_a_routing_policy_says_what_is_wrong_and_follows_its_models(models: Mode
         "targets": [{"name": "small", "modelDeploymentRef": {"name": "tiny"}}],
         "dataPolicy": {"unknownClass": "any", "classes": [{"name": "any", "allowBoundaries": ["External"]}]},
         "rules": [{"name": "lost", "route": {"split": [{"target": "nowhere"}]}}],
-        "defaultRoute": {"target": "small"},
+        "defaultRoute": {"split": [{"target": "small"}]},
     }
     models.apply("support", policy, kind="RoutingPolicy")
     wait = models.wait_condition

@@ -138,7 +138,7 @@ DEFINITIONS: tuple[Definition, ...] = (
             _AGE,
             Column("Message", _condition("Ready", "message"), wide=True),
         ),
-        selectable=(".spec.defaultRoute.target",),
+        selectable=(".spec.dataPolicy.unknownClass",),
     ),
 )
 

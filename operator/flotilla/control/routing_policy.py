@@ -9,7 +9,8 @@ from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.control.keys import Key
 from flotilla.control.status import StatusWriter
 from flotilla.domain.policy_status import judge
-from flotilla.domain.routing import Finding, check
+from flotilla.domain.routing.check import Finding, check
+from flotilla.domain.routing.document import DeploymentFacts
 from flotilla.errors import InvalidSpec
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
@@ -42,7 +43,8 @@ class RoutingPolicyReconciler:
             )
         else:
             models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
-            findings = check(policy.spec, {model["metadata"]["name"] for model in models})
+            names = (model["metadata"]["name"] for model in models)
+            findings = check(policy.spec, {name: DeploymentFacts(name, name, "") for name in names})
         generation = int(live["metadata"]["generation"])
         conditions = list((live.get("status") or {}).get("conditions") or ())
         for verdict in judge(findings, unreadable):

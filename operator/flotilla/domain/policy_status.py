@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 
 from flotilla.domain.readiness import Verdict
-from flotilla.domain.routing import Finding, Problem
+from flotilla.domain.routing.check import Finding, Problem
 from flotilla.errors import InvalidSpec
 
-_RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND})
+_RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND, Problem.ADAPTER_NOT_FOUND})
 _SOVEREIGNTY = frozenset({Problem.CLASS_WITHOUT_TARGET, Problem.OUTSIDE_EVERY_CLASS, Problem.ROUTE_CLOSED})
 _ACCEPTANCE = frozenset(Problem) - _RESOLUTION - _SOVEREIGNTY
 _SHOWN = 5
