@@ -189,6 +189,11 @@ def _block_events(index: int, block: Mapping[str, Any]) -> list[bytes]:
     ]
 
 
+def fault_body(kind: str, said: str) -> dict[str, Any]:
+    """An error in Anthropic's shape."""
+    return {"type": "error", "error": {"type": kind, "message": said}, "request_id": "req_1"}
+
+
 def named(kind: str, **fields: Any) -> bytes:
     """One event in Anthropic's form, which names its type twice."""
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n".encode()
