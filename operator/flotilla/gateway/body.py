@@ -5,7 +5,7 @@ Pure functions over bytes.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,7 +56,7 @@ _MODEL_KEY = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')
 _IMAGE_SCHEMES = ("data:", "https://", "http://")
 
 
-class BadBody(Exception):  # noqa: N818 - an outcome
+class BadBody(Exception):
     """The body is refused; the message says why and the code names the kind."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
@@ -97,11 +97,9 @@ def parse(raw: bytes) -> Body:
     return Body(raw, fields)
 
 
-def rewritten(
-    body: Body, model: str, *, usage: bool = False, logprobs: bool = False, drop: Sequence[str] = ()
-) -> bytes:
+def rewritten(body: Body, model: str, *, usage: bool = False, logprobs: bool = False) -> bytes:
     """The body for a target: its model name, `usage` asked for in a stream, token probabilities where a rule needs
-    them, without the fields `drop`.
+    them.
 
     Where it can be, bytes are exchanged in place, so that everything else is as the client wrote it.
     """
@@ -115,16 +113,14 @@ def rewritten(
             added["stream_options"] = {**options, "include_usage": True}
     if logprobs and not fields.get("top_logprobs"):
         added |= {"logprobs": True, "top_logprobs": 2}
-    dropped = [name for name in drop if name in fields]
-    if not dropped and fields.keys().isdisjoint(added):
+    if fields.keys().isdisjoint(added):
         found = _MODEL_KEY.findall(raw)
         old = b'%b"%b"' % (found[0], fields["model"].encode(errors="replace")) if len(found) == 1 else b""
         start = raw.find(b"{") + 1
         if old and raw.count(old) == 1:
             changed = raw.replace(old, found[0] + orjson.dumps(model))
             return changed[:start] + orjson.dumps(added)[1:-1] + b"," + changed[start:] if added else changed
-    changed_fields = {name: value for name, value in fields.items() if name not in dropped}
-    return orjson.dumps({**changed_fields, **added, "model": model})
+    return orjson.dumps({**fields, **added, "model": model})
 
 
 def image_problem(messages: Any) -> str | None:
@@ -165,9 +161,7 @@ def _walk(fields: dict[str, Any]) -> int:
                     if guarded and not FORBIDDEN.isdisjoint(item):
                         raise _forbidden(item)
                     item = item.values()
-                for value in item:
-                    if type(value) is dict or type(value) is list:
-                        below.append(value)
+                below += [value for value in item if type(value) is dict or type(value) is list]
             level = below
     return count
 

@@ -17,9 +17,9 @@ _BACKOFF_S, _BACKOFF_LIMIT_S = 0.5, 15.0
 class Discovery:
     """Keeps an EndpointBook as the cluster is."""
 
-    def __init__(self, client: KubeClient, namespace: str, book: EndpointBook) -> None:
+    def __init__(self, client: KubeClient, namespace: str, book: EndpointBook, synced: asyncio.Event) -> None:
         self._client, self._namespace, self._book = client, namespace, book
-        self.synced = asyncio.Event()
+        self._synced = synced
         """Set by the first whole list."""
 
     async def run(self) -> None:
@@ -29,7 +29,7 @@ class Discovery:
             try:
                 listed = await self._client.list(ENDPOINT_SLICE, namespace=self._namespace)
                 self._book.replace(listed.items)
-                self.synced.set()
+                self._synced.set()
                 wait_s = _BACKOFF_S
                 await self._follow(listed.resource_version)
             except FlotillaError as error:
@@ -39,9 +39,7 @@ class Discovery:
 
     async def _follow(self, version: str) -> None:
         """Until the watch ends. A silent end is usual: the apiserver closes each after some minutes."""
-        async for kind, item in self._client.watch(
-            ENDPOINT_SLICE, namespace=self._namespace, resource_version=version
-        ):
+        async for kind, item in self._client.watch(ENDPOINT_SLICE, namespace=self._namespace, resource_version=version):
             if kind in ("ADDED", "MODIFIED"):
                 self._book.put(item)
             elif kind == "DELETED":

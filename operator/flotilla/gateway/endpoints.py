@@ -62,7 +62,7 @@ class Pool:
         left = [endpoint for endpoint in self.endpoints if endpoint not in without] if without else self.endpoints
         if len(left) < 2:
             return left[0] if left else None
-        able = [endpoint for endpoint in left if endpoint.breaker.admits(now_s)] or left
+        able = [endpoint for endpoint in left if endpoint.breaker.admits(now_s)] or list(left)
         if affinity is not None:
             bound = (_BOUND_PERCENT * (sum(e.outstanding for e in able) + 1) + 100 * len(able) - 1) // (100 * len(able))
             free = [endpoint for endpoint in able if endpoint.outstanding < bound]
@@ -131,7 +131,7 @@ def ready_addresses(endpoint_slice: Mapping[str, Any]) -> frozenset[Address]:
     port = next((p["port"] for p in ports if p.get("name") == _PORT_NAME and p.get("port")), None)
     if port is None:
         return frozenset()
-    found = set()
+    found: set[Address] = set()
     for endpoint in endpoint_slice.get("endpoints") or ():
         conditions = endpoint.get("conditions") or {}
         # The API: a missing `ready` is to be read as true.

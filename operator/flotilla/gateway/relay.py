@@ -1,26 +1,17 @@
 """Passes the events of a stream on as they come, whole ones only, so that an error can be told between two of them."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from flotilla.domain.routing.collect import Collector
 from flotilla.domain.routing.money import Usage, usage_of
-from flotilla.gateway.outcome import Broken, Judged, Outcome, Streamed
 from flotilla.gateway.request import Answer
 
 _EVENT_LIMIT = 8 * 2**20
 _DONE = (b"data: [DONE]", b"data:[DONE]")
-
-
-class Translator(Protocol):
-    """Turns the events of another API into OpenAI's."""
-
-    def feed(self, data: bytes) -> bytes:
-        """Bytes of any cut in, whole events out."""
 
 
 @dataclass(slots=True)

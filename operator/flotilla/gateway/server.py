@@ -46,7 +46,7 @@ class ServerLimits:
     """A client that reads nothing for so long is cut off."""
 
 
-class Refused(Exception):  # noqa: N818 - control flow of the parser's callbacks
+class Refused(Exception):
     """The connection's bytes are no request that we serve."""
 
     def __init__(self, status: int, code: str, message: str) -> None:

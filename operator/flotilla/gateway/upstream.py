@@ -22,9 +22,12 @@ _HEAD_LIMIT = 64 * 1024
 _NEVER = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Origin:
-    """Where a target's requests are sent: an endpoint of a ModelDeployment, or a hosted API's host."""
+    """Where a target's requests are sent: an endpoint of a ModelDeployment, or a hosted API's host.
+
+    Compared by identity: each endpoint and each hosted API has one, and it is looked up for every request.
+    """
 
     owner: str
     """Name of the ModelDeployment, or the base URL: what a Permit's target must be."""
@@ -59,7 +62,7 @@ class Sink(Protocol):
         """It will not become whole."""
 
 
-class CannotConnect(Exception):  # noqa: N818 - an outcome, and of one reason
+class CannotConnect(Exception):
     """Nothing was sent: refused, unreachable, no TLS, no such host, or an address that must not be dialled."""
 
 
@@ -216,6 +219,16 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    @property
+    def closed_unread(self) -> bool:
+        """A connection that had served before was lost without a byte of this answer."""
+        return self._lost and not self.fresh and not self.answered
+
+    def leave(self, sink: Sink) -> None:
+        """`sink` waits no more: an answer that is still coming is of no use to anybody."""
+        if self._sink is sink:
+            self.abort()
+
     def abort(self) -> None:
         """Close at once; the sink hears nothing more. An engine stops generating by this."""
         self._sink = None
@@ -322,5 +335,5 @@ class Connection(asyncio.Protocol):
             sink.on_lost(reason)
 
 
-class _BadAnswer(Exception):  # noqa: N818 - leaves the parser's callbacks
+class _BadAnswer(Exception):
     """An answer that cannot be read."""

@@ -14,7 +14,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
-_NOT_IN_HEADERS = str.maketrans({character: "_" for character in map(chr, [*range(32), 127])})
+_NOT_IN_HEADERS = str.maketrans(dict.fromkeys(map(chr, [*range(32), 127]), "_"))
 
 
 def status_line(status: int) -> bytes:
@@ -32,7 +32,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def error_body(message: str, *, kind: str = INVALID_REQUEST, code: str | None = None, param: str | None = None) -> bytes:
+def error_body(
+    message: str, *, kind: str = INVALID_REQUEST, code: str | None = None, param: str | None = None
+) -> bytes:
     """An error as OpenAI's clients read it."""
     error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
     return orjson.dumps({"error": error})
