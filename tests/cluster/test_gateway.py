@@ -192,7 +192,7 @@ def test_the_gateway_is_owned_by_its_policies_rests_and_goes_with_the_last(model
     models.apply("touched", {"model": {"source": "hf://a/b"}, "engine": {"name": "vllm"}, **_NOWHERE})
     models.wait_condition("touched", "Stalled", "True")
     mine = select(models.stack.audit.since(mark), user=USER, writes=True)
-    assert {event.resource for event in mine if event.namespace == models.namespace} <= {"modeldeployments"}
+    assert {event.resource for event in mine if event.namespace == models.namespace} <= {"modeldeployments", "events"}
     assert models.get("RoutingPolicy", "second") == before
     models.delete("RoutingPolicy", "second")
     models.wait(lambda: not any(models.get(kind, GATEWAY) for kind in OWNED), "the gateway to be collected")
