@@ -114,6 +114,8 @@ def estimate(
     raise typer.Exit(verb.exit_code(answers))
 
 
+app.command("gateway")(import_module("flotilla.cli.gateway").gateway)
+
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",
