@@ -16,7 +16,7 @@ from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Dialect, Wanted
 from flotilla.gateway.endpoints import Endpoint
 from flotilla.gateway.hold import Held
-from flotilla.gateway.outcome import Broken, Failed, Outcome
+from flotilla.gateway.outcome import Broken, Failed, Outcome, Whole
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.upstream import CannotConnect, Connection, Origin
 
@@ -97,9 +97,19 @@ class Dialer:
         return Failed(Failure.NO_ENDPOINTS, f"it has no replica, and {why}", 503, str(HOLD_RETRY_S), nothing_sent=True)
 
     async def run(
-        self, permit: Permit, place: Place, attempt: Attempt, wanted: Wanted, *, sent: Callable[[Connection], None]
+        self,
+        permit: Permit,
+        place: Place,
+        attempt: Attempt,
+        wanted: Wanted,
+        *,
+        sent: Callable[[Connection], None],
+        read: Callable[[Whole], Outcome],
     ) -> Outcome:
-        """Send the request and wait for the outcome; whatever happens, nothing stays open behind."""
+        """Send the request and wait for the outcome; whatever happens, nothing stays open behind.
+
+        `sent` is told which connection brings the answer, `read` judges whether a whole one is what it should be.
+        """
         shared = self._shared
         dialect = self.dialect(permit)
         if not dialect.has_key:
@@ -116,6 +126,8 @@ class Dialer:
         outcome: Outcome | None = None
         try:
             outcome = await self._answered(permit, place.origin, message, attempt, sent)
+            if type(outcome) is Whole:
+                outcome = read(outcome)
         finally:
             if endpoint is not None:
                 endpoint.outstanding -= 1

@@ -161,7 +161,7 @@ class Exchange:
             return features
         incoming = Incoming(loop, total_s=loop.time() + question.timeout_s)
         try:
-            outcome = await dialer.run(question.permit, place, incoming, Wanted(), sent=_nothing)
+            outcome = await dialer.run(question.permit, place, incoming, Wanted(), sent=_ignored, read=_as_it_is)
         except Untranslatable:
             return features
         self._dialer.upstream_s += dialer.upstream_s
@@ -237,9 +237,14 @@ class Exchange:
         wanted = self._wanted(permit, escalated)
         incoming = self._incoming(permit, answered, wanted, escalated)
         try:
-            outcome = await self._dialer.run(permit, place, incoming, wanted, sent=self._sent)
-            if type(outcome) is Whole:
-                outcome = self._read(permit, outcome, answered, wanted)
+            outcome = await self._dialer.run(
+                permit,
+                place,
+                incoming,
+                wanted,
+                sent=self._sent,
+                read=lambda whole: self._read(permit, whole, answered, wanted),
+            )
         except Untranslatable as error:
             body = wire.error_body(str(error), code="unsupported_by_targets", param=error.param)
             outcome = Whole(400, body)
@@ -322,7 +327,7 @@ class Exchange:
             fields = read_answer(content, self._operation)
         except ValueError:
             if outcome.status < 300:
-                return Failed(Failure.CONNECT, "the answer is no JSON of its API", 502)
+                return Failed(Failure.SERVER_ERROR, "the answer is no JSON of its API")
             status, fields, content = outcome.status, {}, b""
         answered.status, answered.body, answered.fields = status, content, fields
         if status >= 300:
@@ -491,5 +496,9 @@ def failure_refusal(target: str, outcome: Failed) -> Refusal:
     )
 
 
-def _nothing(connection: Connection) -> None:
-    """Nobody waits for the pieces of a classifier's answer."""
+def _ignored(connection: Connection) -> None:
+    """A classifier's answer is slowed down by nobody."""
+
+
+def _as_it_is(outcome: Whole) -> Outcome:
+    return outcome
