@@ -1,6 +1,7 @@
 """RoutingPolicies on a whole cluster: their gateway comes, serves, follows them, and goes with the last of them."""
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def policy(*models: str, hosted_url: str = "https://api.example.com", default: s
 
 
 def route(first: str, *others: str) -> dict[str, Any]:
-    return {"split": [{"target": first}], "fallback": {"targets": list(others)}}
+    return {"split": [{"target": first}], **({"fallback": {"targets": list(others)}} if others else {})}
 
 
 def openai(models: Models) -> OpenAI:
@@ -109,12 +110,15 @@ def ask(client: OpenAI, *, data_class: str = "public", content: str = "Hello") -
 
 
 def programmed(models: Models, name: str = "support") -> None:
-    """The newest generation is served by every replica."""
-    wanted = (models.get("RoutingPolicy", name) or {})["metadata"]["generation"]
+    """The newest generation is in the document, and every replica serves that."""
 
     def probe() -> bool:
-        condition = models.condition(name, "Programmed", kind="RoutingPolicy")
-        return condition.get("status") == "True" and condition["observedGeneration"] == wanted
+        live, document = models.get("RoutingPolicy", name) or {}, models.get("ConfigMap", GATEWAY) or {}
+        status = live.get("status", {})
+        text = document.get("data", {}).get("document.json", "")
+        states = {c["type"]: (c["status"], c["observedGeneration"]) for c in status.get("conditions", ())}
+        served = states.get("Programmed") == ("True", live["metadata"]["generation"])
+        return served and status["configHash"] == hashlib.sha256(text.encode()).hexdigest()
 
     models.wait(probe, f"{name} to be programmed")
 
