@@ -26,9 +26,11 @@ from flotilla.gateway.config import Config, Setup
 from flotilla.gateway.discovery import Discovery
 from flotilla.gateway.endpoints import EndpointBook
 from flotilla.gateway.hold import WaitingRoom
+from flotilla.gateway.limits import store_from
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.server import Server, ServerLimits
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.store_accounts import StoreAccounts
 from flotilla.gateway.upstream import Upstream
 from flotilla.kube.client import KubeClient
 from flotilla.telemetry import logs
@@ -197,13 +199,18 @@ async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    gateway = Gateway(settings)
+    accounts = StoreAccounts(store_from())
+    gateway = Gateway(settings, accounts=accounts)
+    gateway.shared.metrics.gauge(
+        "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
+    )
     await gateway.start()
     following = asyncio.create_task(_follow(settings, gateway), name="endpoints")
     log.info("listening", extra={"port": gateway.server.port, "admin_port": gateway.admin_port})
     await stop.wait()
     log.info("leaving", extra={"in_flight": gateway.server.busy})
     await gateway.stop()
+    await accounts.close()
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await following
