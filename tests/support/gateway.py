@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,20 @@ class Running:
             if answer.status != 200:
                 return answer.status, [json.loads(text)], answer.headers
             return answer.status, events(text), answer.headers
+
+    async def raw(self, data: bytes, *, half_close: bool = False) -> bytes:
+        """All that comes back for these bytes until the gateway closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            if half_close:
+                writer.write_eof()
+            async with asyncio.timeout(10):
+                return await reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
 
     async def admin(self, path: str) -> tuple[int, str]:
         """Status and text of the admin port."""
@@ -125,7 +140,8 @@ async def running_gateway(
         file.parent.mkdir(parents=True, exist_ok=True)
         secrets[secret.name] = f"key-of-{secret.name}-{secret.key}"
         file.write_text(secrets[secret.name])
-    tls = settings.pop("tls", None)
+    # The system's authorities take longer to read than most tests run.
+    tls = settings.pop("tls", None) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     config = Settings(
         document=directory / "document.json",
         keys=directory / "keys",

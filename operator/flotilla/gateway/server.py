@@ -177,9 +177,8 @@ class ServerConnection(asyncio.Protocol):
             self._parser.feed_data(data)
             if self._since_body > self._limits.head_bytes:
                 raise Refused(431, "headers_too_large", f"More than {self._limits.head_bytes} bytes of headers.")
-        except httptools.HttpParserUpgrade:
-            # An offer that we need not take; what follows the request may be another protocol's bytes.
-            self._last = True
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, Refused):
@@ -280,6 +279,8 @@ class ServerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """A whole request: it is answered now, or when those before it are."""
         self._since_body = 0
+        if self._parser.should_upgrade():
+            return
         self._reading = False
         assert self._transport is not None
         method = self._parser.get_method().decode("latin-1")
@@ -305,6 +306,21 @@ class ServerConnection(asyncio.Protocol):
             raise Refused(400, "pipelining", f"More than {self._limits.pipelined} requests were sent ahead.")
 
     # ours
+
+    def _decline(self, rest: bytes) -> None:
+        """An offer of another protocol need not be taken, but llhttp stops before the body of a request that makes one.
+
+        Java's client offers HTTP/2 with its first request. The head is read again without the offer.
+        """
+        method = self._parser.get_method().decode("latin-1")
+        if method == "CONNECT":
+            self._refuse(Refused(405, "method_not_allowed", "Nothing is tunnelled here."))
+            return
+        kept = {n: v for n, v in self._headers.items() if n not in ("upgrade", "connection", "http2-settings")}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in kept.items())
+        head = f"{method} {self._target.decode('latin-1')} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
 
     def _serve(self, request: Request) -> None:
         self._answer = request.answer
