@@ -116,7 +116,7 @@ async def test_a_rate_refuses_with_the_time_to_wait_and_clients_have_rates_of_th
 
 async def test_tokens_are_counted_as_the_answer_told_them(tmp_path: Path) -> None:
     limits = {"rates": [{"name": "fair", "tokensPerMinute": 1200}]}
-    async with serving(tmp_path, limits, to="medium") as (gw, _, engine, store):
+    async with serving(tmp_path, limits, to="medium") as (gw, _, engine, _):
         engine.script(Whole({**chat(), "usage": CHEAP}))
         assert (await gw.chat(max_tokens=10))[0] == 200
         assert (await gw.chat(max_tokens=200))[0] == 429

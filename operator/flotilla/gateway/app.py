@@ -31,6 +31,7 @@ from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.server import Server, ServerLimits
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.gateway.tracing import tracing_from
 from flotilla.gateway.upstream import Upstream
 from flotilla.kube.client import KubeClient
 from flotilla.telemetry import logs
@@ -199,8 +200,9 @@ async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    accounts = StoreAccounts(store_from())
+    accounts, tracing = StoreAccounts(store_from()), tracing_from()
     gateway = Gateway(settings, accounts=accounts)
+    gateway.shared.tracing = tracing
     gateway.shared.metrics.gauge(
         "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
     )
@@ -211,6 +213,8 @@ async def _run(settings: Settings) -> int:
     log.info("leaving", extra={"in_flight": gateway.server.busy})
     await gateway.stop()
     await accounts.close()
+    if tracing is not None:
+        await tracing.close()
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await following

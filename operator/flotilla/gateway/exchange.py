@@ -43,6 +43,7 @@ from flotilla.gateway.record import Record
 from flotilla.gateway.relay import Judging, Relay, without_logprobs
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.tracing import now_ns
 from flotilla.gateway.upstream import Connection
 
 _PREFIX_CHARS = 1024
@@ -83,6 +84,7 @@ class Exchange:
         self._dialer: Dialer = None  # type: ignore[assignment]
         self._deadline_s = 0.0
         self.record = Record(request, request_id)
+        self._span = shared.tracing.begin(request) if shared.tracing is not None else None
 
     async def run(self) -> None:
         """Answer the request."""
@@ -104,6 +106,8 @@ class Exchange:
         answered = next((attempt.target for attempt in reversed(self._ledger) if attempt.failure is None), "")
         waited_s = self._dialer.upstream_s if self._dialer is not None else 0.0
         self.record.close(self._shared, upstream_s=waited_s, attempts=len(self._ledger), target=answered)
+        if self._span is not None:
+            self._span.end(self.record)
 
     # before the first dial
 
@@ -177,7 +181,7 @@ class Exchange:
     def _extra_lines(self) -> bytes:
         """Headers that engines in the cluster get of the client's: to find a request again, and nothing else."""
         lines = b"x-request-id: %b\r\n" % self._id.encode()
-        trace = self._request.headers.get("traceparent")
+        trace = self._span.traceparent if self._span is not None else self._request.headers.get("traceparent")
         return lines + wire.header("traceparent", trace) if trace is not None else lines
 
     def _affinity(self, features: Features) -> int | None:
@@ -234,7 +238,9 @@ class Exchange:
                 self._ledger[-1] = Attempt(target, found.failure, escalated)
                 return outcome, answered
             place = found
+        since_s, since_ns = self._shared.loop.time(), now_ns() if self._span is not None else 0
         wanted = self._wanted(permit, escalated)
+        outcome = Broken("the client left")
         incoming = self._incoming(permit, answered, wanted, escalated)
         try:
             outcome = await self._dialer.run(
@@ -252,8 +258,21 @@ class Exchange:
         finally:
             self._answer.source = None
             # A client that leaves has had, and the target has made, what came until then.
+            usage = self._usage(answered)
             self.record.first_byte(incoming.first_byte_s)
-            self.record.count(permit.target, self._usage(answered))
+            self.record.count(permit.target, usage)
+            if self._span is not None:
+                self._span.attempt(
+                    permit.target,
+                    place.origin,
+                    self._features,
+                    since_ns=since_ns,
+                    first_byte_s=incoming.first_byte_s - since_s,
+                    outcome=outcome,
+                    usage=usage,
+                    answer=answered.fields,
+                    escalated=escalated,
+                )
         if type(outcome) is Failed:
             self._ledger[-1] = Attempt(target, outcome.failure, escalated)
         return outcome, answered

@@ -22,20 +22,20 @@ class Record:
     __slots__ = (
         "_counted",
         "_first_byte_s",
-        "_id",
-        "_request",
         "decision",
         "detail",
         "features",
+        "id",
         "outcome",
         "policy",
         "refusal",
+        "request",
         "total_tokens",
         "usd",
     )
 
     def __init__(self, request: Request, request_id: str) -> None:
-        self._request, self._id = request, request_id
+        self.request, self.id = request, request_id
         self._counted: list[tuple[Target, Usage]] = []
         self._first_byte_s: float | None = None
         self.policy: Policy | None = None
@@ -63,7 +63,7 @@ class Record:
     def close(self, shared: Shared, *, upstream_s: float, attempts: int, target: str) -> None:
         """The request has ended."""
         policy, now = self.policy, shared.loop.time()
-        duration_s = now - self._request.arrived_s
+        duration_s = now - self.request.arrived_s
         name = policy.name if policy is not None else OTHER
         decision = self.decision
         rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
@@ -74,7 +74,7 @@ class Record:
             metrics.duration.observe((name, target), duration_s)
             metrics.overhead.observe((name,), max(duration_s - upstream_s, 0.0))
             if self._first_byte_s is not None:
-                metrics.ttft.observe((name, target), self._first_byte_s - self._request.arrived_s)
+                metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
         if self.refusal is not None:
             self._refused(shared, name, self.refusal)
         if policy is not None:
@@ -110,12 +110,12 @@ class Record:
         upstream_s: float,
         attempts: int,
     ) -> dict[str, Any]:
-        features, answer = self.features, self._request.answer
+        features, answer = self.features, self.request.answer
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
-            "id": self._id,
-            "peer": self._request.peer,
-            "path": self._request.path[:100],
+            "id": self.id,
+            "peer": self.request.peer,
+            "path": self.request.path[:100],
             "status": answer.status,
             "outcome": self.outcome,
             "policy": name,
@@ -127,7 +127,7 @@ class Record:
             "upstream_ms": round(upstream_s * 1000, 2),
         }
         if self._first_byte_s is not None:
-            entry["first_byte_ms"] = round((self._first_byte_s - self._request.arrived_s) * 1000, 2)
+            entry["first_byte_ms"] = round((self._first_byte_s - self.request.arrived_s) * 1000, 2)
         if features is not None:
             entry["stream"] = features.stream
             named = (("client", features.client), ("team", features.team), ("task", features.task))
