@@ -23,6 +23,7 @@ from flotilla.gateway.record import Record
 from flotilla.gateway.relay import Judging, Relay
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.tracing import now_ns
 from flotilla.gateway.upstream import Connection
 
 INTERRUPTED: Final = "upstream_stream_interrupted"
@@ -78,7 +79,10 @@ class Exchange:
         dialect = self._dialer.dialect(permit)
         logprobs = wanted.logprobs and not self._accepted.asked_logprobs
         incoming = self._incoming(permit, answered, logprobs, escalated)
-        outcome: Outcome
+        span, since_s, since_ns = self._record.span, self._shared.loop.time(), 0
+        if span is not None:
+            since_ns = now_ns()
+        outcome: Outcome = Broken("the client left")
         try:
             outcome = await self._dialer.run(
                 permit,
@@ -95,7 +99,20 @@ class Exchange:
             self._answer.source = None
             # A client that leaves has had, and the target has made, what came until then.
             self._record.first_byte(incoming.first_byte_s)
-            self._record.count(permit.target, answered.usage(self._accepted.features.prompt_tokens))
+            usage = answered.usage(self._accepted.features.prompt_tokens)
+            self._record.count(permit.target, usage)
+            if span is not None:
+                span.attempt(
+                    permit.target,
+                    found.origin,
+                    self._accepted.features,
+                    since_ns=since_ns,
+                    first_byte_s=incoming.first_byte_s - since_s,
+                    outcome=outcome,
+                    usage=usage,
+                    answer=answered.fields,
+                    escalated=escalated,
+                )
         if type(outcome) is Failed:
             self._mark(outcome.failure)
         return outcome, answered

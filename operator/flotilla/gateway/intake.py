@@ -82,12 +82,12 @@ async def take(
     problem = image_problem(asked.fields.get("messages")) if operation is Operation.CHAT else None
     if problem is not None:
         return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
-    dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record.request_id))
+    dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record))
     dialer.affinity = _affinity(asked, features)
     if policy.classifier is not None:
         record.features = features = await _classified(shared, setup, policy, asked, features, dialer)
     record.dialer = dialer
-    decided = decide(policy, features, record.request_id, shared.unavailable(policy))
+    decided = decide(policy, features, record.id, shared.unavailable(policy))
     if isinstance(decided, Refusal):
         return decided
     lease = None
@@ -98,7 +98,7 @@ async def take(
         decided, lease = admitted.decision, admitted.lease
     record.decision = decided
     shared.retries.earn()
-    return Accepted(asked, features, decided, dialer, lease, operation, record.request_id)
+    return Accepted(asked, features, decided, dialer, lease, operation, record.id)
 
 
 async def _classified(
@@ -126,10 +126,10 @@ async def _classified(
     return features.with_task(classify.task_of(answer, policy)) if isinstance(answer, dict) else features
 
 
-def _extra_lines(request: Request, request_id: str) -> bytes:
+def _extra_lines(request: Request, record: Record) -> bytes:
     """Headers that engines in the cluster get of the client's: to find a request again, and nothing else."""
-    lines = b"x-request-id: %b\r\n" % request_id.encode()
-    trace = request.headers.get("traceparent")
+    lines = b"x-request-id: %b\r\n" % record.id.encode()
+    trace = request.headers.get("traceparent") if record.span is None else record.span.traceparent
     return lines + wire.header("traceparent", trace) if trace is not None else lines
 
 
