@@ -70,7 +70,7 @@ async def told(store: LimitStore, clock: list[float], steps: list[tuple[Any, ...
 def test_both_stores_say_the_same(server: RedisServer, steps: list[tuple[Any, ...]]) -> None:
     async def both() -> tuple[list[object], list[object]]:
         here, there = [1e9 + 0.25], [1e9 + 0.25]
-        shared = RedisLimits(server.url, "team", clock=lambda: there[0], server_clock=lambda: there[0], timeout_s=30)
+        shared = RedisLimits(server.url, clock=lambda: there[0], server_clock=lambda: there[0], timeout_s=30)
         try:
             return await told(LocalLimits(lambda: here[0]), here, steps), await told(shared, there, steps)
         finally:

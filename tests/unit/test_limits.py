@@ -61,7 +61,7 @@ async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[L
     server: RedisServer = request.getfixturevalue("server")
     with server.client() as client:
         client.flushall()
-    limits = RedisLimits(server.url, "team", clock=clock, server_clock=clock, timeout_s=30)
+    limits = RedisLimits(server.url, clock=clock, server_clock=clock, timeout_s=30)
     yield limits
     await limits.close()
 
@@ -274,9 +274,9 @@ def test_limits_of_a_policy_are_counted_by_what_they_are_per() -> None:
 
 
 async def test_the_store_is_chosen_by_the_environment() -> None:
-    assert isinstance(store_from("team", environ={}), LocalLimits)
-    shared = store_from("team", environ={REDIS_URL: "redis://127.0.0.1:1"})
+    assert isinstance(store_from(environ={}), LocalLimits)
+    shared = store_from(environ={REDIS_URL: "redis://127.0.0.1:1"})
     assert isinstance(shared, RedisLimits)
     await shared.close()
     with pytest.raises(InvalidSpec, match="FLOTILLA_REDIS_URL must begin with"):
-        store_from("team", environ={REDIS_URL: "http://x"})
+        store_from(environ={REDIS_URL: "http://x"})

@@ -39,9 +39,7 @@ async def gateway(
 ) -> AsyncIterator[RedisLimits]:
     """One replica's store, at a time that stands still unless `real`."""
     server_clock = None if real else clock
-    limits = RedisLimits(
-        server.url, "team", clock=time.time if real else clock, server_clock=server_clock, timeout_s=timeout_s
-    )
+    limits = RedisLimits(server.url, clock=time.time if real else clock, server_clock=server_clock, timeout_s=timeout_s)
     yield limits
     await limits.close()
 
@@ -67,9 +65,7 @@ async def spent(server: RedisServer, expected: Decimal) -> None:
     async with asyncio.timeout(30):
         with server.client() as client:
             while True:
-                windows = [
-                    client.hgetall(key) for key in client.scan_iter("flotilla:team:budget:*") if "until" not in key
-                ]
+                windows = [client.hgetall(key) for key in client.scan_iter("flotilla:budget:*") if "until" not in key]
                 counted = [(Decimal(w.get("spent", 0)) / 10**9, int(w.get("held", 0)), len(w)) for w in windows]
                 if counted == [(expected, 0, 2)]:
                     return
@@ -96,7 +92,7 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
         "from flotilla.gateway.limits import Budget\n"
         "from flotilla.gateway.redis_limits import RedisLimits\n"
         "async def main():\n"
-        "    store = RedisLimits(sys.argv[1], 'team', clock=lambda: 1e9, server_clock=lambda: 1e9)\n"
+        "    store = RedisLimits(sys.argv[1], clock=lambda: 1e9, server_clock=lambda: 1e9)\n"
         "    budget = [Budget('uid', 'monthly', '', Decimal(1), 3600)]\n"
         "    await store.settle(await store.reserve(budget, Decimal('0.25'), 60), Decimal('0.25'))\n"
         "    await store.reserve(budget, Decimal('0.5'), 60)\n"
@@ -140,7 +136,7 @@ async def test_what_was_reserved_without_an_answer_is_given_back(server: RedisSe
             assert await store.reserve([BUDGET], Decimal("0.9"), 3600) == Unavailable()
         async with asyncio.timeout(30):
             with server.client() as client:
-                while len(list(client.scan_iter("flotilla:team:settled:*"))) < 2:
+                while len(list(client.scan_iter("flotilla:settled:*"))) < 2:
                     await asyncio.sleep(0.05)
         await spent(server, Decimal("0.1"))
         await reserved(store, Decimal("0.9"))

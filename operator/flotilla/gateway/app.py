@@ -26,9 +26,12 @@ from flotilla.gateway.config import Config, Setup
 from flotilla.gateway.discovery import Discovery
 from flotilla.gateway.endpoints import EndpointBook
 from flotilla.gateway.hold import WaitingRoom
+from flotilla.gateway.limits import store_from
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.server import Server, ServerLimits
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.gateway.tracing import tracing_from
 from flotilla.gateway.upstream import Upstream
 from flotilla.kube.client import KubeClient
 from flotilla.telemetry import logs
@@ -197,13 +200,21 @@ async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    gateway = Gateway(settings)
+    accounts, tracing = StoreAccounts(store_from()), tracing_from()
+    gateway = Gateway(settings, accounts=accounts)
+    gateway.shared.tracing = tracing
+    gateway.shared.metrics.gauge(
+        "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
+    )
     await gateway.start()
     following = asyncio.create_task(_follow(settings, gateway), name="endpoints")
     log.info("listening", extra={"port": gateway.server.port, "admin_port": gateway.admin_port})
     await stop.wait()
     log.info("leaving", extra={"in_flight": gateway.server.busy})
     await gateway.stop()
+    await accounts.close()
+    if tracing is not None:
+        await tracing.close()
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await following

@@ -163,7 +163,7 @@ def budgets_of(policy: Policy, features: Features) -> tuple[Budget, ...]:
     )
 
 
-def store_from(namespace: str, *, environ: Mapping[str, str] = os.environ, clock: Clock = time.time) -> LimitStore:
+def store_from(*, environ: Mapping[str, str] = os.environ, clock: Clock = time.time) -> LimitStore:
     """Redis where FLOTILLA_REDIS_URL is set, for all replicas together; else this process, for itself alone.
 
     Raises InvalidSpec where the URL is none, or the client library is not installed.
@@ -180,7 +180,7 @@ def store_from(namespace: str, *, environ: Mapping[str, str] = os.environ, clock
             f"{REDIS_URL} is set and the Redis client is not installed. Install flotilla-operator[redis].",
             field=REDIS_URL,
         ) from error
-    return RedisLimits(url, namespace, clock=clock)
+    return RedisLimits(url, clock=clock)
 
 
 def _subject(scope: Scope, features: Features) -> str:

@@ -64,7 +64,6 @@ class RedisLimits:
     def __init__(
         self,
         url: str,
-        namespace: str,
         *,
         clock: Clock = time.time,
         server_clock: Clock | None = None,
@@ -88,7 +87,6 @@ class RedisLimits:
         self._correct = self._redis.register_script(redis_scripts.CORRECT)
         self._reserve = self._redis.register_script(redis_scripts.RESERVE)
         self._settle = self._redis.register_script(redis_scripts.SETTLE)
-        self._prefix = f"flotilla:{namespace}"
         self._clock, self._server_clock, self._timeout_s = clock, server_clock, timeout_s
         self._alone = LocalLimits(clock)
         self._open: dict[str, Decimal] = {}
@@ -135,6 +133,10 @@ class RedisLimits:
             # It may have been reserved all the same: what was is given back.
             self._later(reservation, ZERO)
             return Unavailable()
+        except asyncio.CancelledError:
+            # The client has left, and nobody will settle.
+            self._later(reservation, ZERO)
+            raise
         if number > 0:
             return Spent(budgets[number - 1], budgets[number - 1].left_s(now))
         self._open[reservation.id] = usd
@@ -198,12 +200,12 @@ class RedisLimits:
         return answer
 
     def _rate_key(self, rate: Rate) -> str:
-        return f"{self._prefix}:rate:{rate.policy}:{rate.name}:{_digest(rate.subject)}"
+        return f"flotilla:rate:{rate.policy}:{rate.name}:{_digest(rate.subject)}"
 
     def _budget_keys(self, reservation: Reservation) -> list[str]:
-        keys = [f"{self._prefix}:settled:{reservation.id}"]
+        keys = [f"flotilla:settled:{reservation.id}"]
         for budget, number in reservation.held:
-            key = f"{self._prefix}:budget:{budget.policy}:{budget.name}:{_digest(budget.subject)}"
+            key = f"flotilla:budget:{budget.policy}:{budget.name}:{_digest(budget.subject)}"
             keys += [f"{key}:{budget.window_s}:{number}", f"{key}:{budget.window_s}:{number}:until"]
         return keys
 

@@ -15,6 +15,7 @@ from flotilla.gateway.config import Config
 from flotilla.gateway.endpoints import EndpointBook
 from flotilla.gateway.hold import WaitingRoom
 from flotilla.gateway.metrics import Metrics
+from flotilla.gateway.tracing import Tracing
 from flotilla.gateway.upstream import Upstream
 
 _VERDICTS = frozenset({Failure.CONNECT, Failure.TIMEOUT, Failure.SERVER_ERROR, Failure.UNAUTHORIZED})
@@ -77,6 +78,7 @@ class Shared:
     metrics: Metrics
     access_log: AccessLog
     accounts: Accounts | None = None
+    tracing: Tracing | None = None
     retries: RetryBudget = field(default_factory=RetryBudget)
     rates: defaultdict[tuple[str, str], EscalationRate] = field(default_factory=lambda: defaultdict(EscalationRate))
     breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
