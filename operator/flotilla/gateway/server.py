@@ -154,7 +154,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
         self._transport = transport
         if len(self._server.connections) >= self._limits.connections:
             transport.abort()

@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
         self._transport = transport
         raw = transport.get_extra_info("socket")
         if raw is not None:
