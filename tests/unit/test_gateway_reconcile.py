@@ -12,7 +12,7 @@ from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler
 from flotilla.control.keys import Key, gateway_key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.domain.routing.document import DOCUMENT_FILE, facts_of, load_document
+from flotilla.domain.routing.document import DOCUMENT_FILE, load_document
 from flotilla.errors import NotReady
 from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
 from flotilla.kube.store import Store
@@ -274,16 +274,3 @@ def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     model = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "m", "uid": "u"}
     child = {"metadata": {"name": "m", "namespace": "team", "ownerReferences": [{**model, "controller": True}]}}
     assert owner(DEPLOYMENT, child) == Key(MODEL_DEPLOYMENT, "team", "m")
-
-
-def test_facts_of_a_model_come_from_its_spec_and_from_its_fit() -> None:
-    live: Object = {
-        "metadata": {"name": "m"},
-        "spec": {"model": {"servedName": "qwen", "adapters": [{"name": "triage"}]}, "engine": {"name": "vllm"}},
-        "status": {"fit": {"contextLength": 4096}},
-    }
-    facts = facts_of(live)
-    assert (facts.served_name, facts.adapters, facts.context_length) == ("qwen", ("triage",), 4096)
-    bounded = put(live, ("spec", "model", "contextLength"), 2048)
-    assert facts_of(bounded).context_length == 2048
-    assert facts_of({"metadata": {"name": "m"}, "spec": {}}).served_name == "m"
