@@ -156,6 +156,21 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
         [(("spec", "rules", 0, "route", "split", 0, "weight"), 0)],
         "at least one weight of a split must be greater than 0",
     ),
+    (
+        "RoutingPolicy",
+        [(("spec", "defaultRoute", "split", 0, "weight"), 0)],
+        "at least one weight of a split must be greater than 0",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "rules", 0, "route", "escalation"), {"target": "frontier"})],
+        "an escalation needs signals or confidence",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "limits", "rates", 0), {"name": "none"})],
+        "each item of spec.limits.rates needs requestsPerMinute or tokensPerMinute",
+    ),
 ]
 
 

@@ -12,9 +12,10 @@ from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.conditions import set_condition
 from flotilla.domain import observed, status
-from flotilla.domain.policy_status import judge
+from flotilla.domain.policy_status import GatewayView, judge
 from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scheduled, spec_valid, summary
-from flotilla.domain.routing import Finding, Problem
+from flotilla.domain.routing.admission import Admission
+from flotilla.domain.routing.check import Finding, Problem
 from flotilla.errors import InvalidSpec, NameTaken
 
 CONFIG = Path(__file__).parents[2] / "manifests/argocd/argocd-cm.yaml"
@@ -133,11 +134,25 @@ def states() -> Iterator[tuple[str, ...]]:
         yield error, load, *pods
 
 
+GATEWAYS = {
+    "serving": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": "new"}),
+    "behind": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": "old"}),
+    "starting": GatewayView("new", (observed.pod(PODS["loading"]),)),
+    "crashing": GatewayView("new", (observed.pod(PODS["crashing"]),)),
+    "absent": GatewayView("new"),
+    "taken": GatewayView("new", error=NameTaken("The Service belongs to somebody else.")),
+}
+
+
 def policies() -> Iterator[list[Verdict]]:
-    for count in range(len(Problem) + 1):
-        for problems in combinations(Problem, count):
-            yield judge([Finding(problem, "spec.x", "Something is wrong.") for problem in problems])
-    yield judge([], InvalidSpec("odd", field="spec.x"))
+    """Every finding, alone and with any other, under each gateway and with each generation served."""
+    found = [problems for count in range(3) for problems in combinations(Problem, count)]
+    for problems, gateway, served in product(found, GATEWAYS.values(), (None, GENERATION - 1, GENERATION)):
+        findings = tuple(Finding(problem, "spec.x", "Something is wrong.") for problem in problems)
+        yield judge(Admission(findings, served_generation=served), generation=GENERATION, gateway=gateway)
+    yield judge(
+        Admission(unreadable=InvalidSpec("odd", field="spec.x")), generation=GENERATION, gateway=GATEWAYS["absent"]
+    )
 
 
 def with_verdicts(verdicts: list[Verdict]) -> Object:
@@ -172,11 +187,14 @@ def test_every_state_of_a_model_is_what_kstatus_says(deployment: Lua) -> None:
 
 
 def test_every_state_of_a_policy_is_what_kstatus_says(policy: Lua) -> None:
+    seen = set()
     for verdicts in policies():
         obj = with_verdicts(verdicts)
         health, message = policy.health(obj)
         assert health == kstatus(obj)
         assert message
+        seen.add(health)
+    assert seen == {"Healthy", "Progressing", "Degraded"}
 
 
 @pytest.mark.parametrize(

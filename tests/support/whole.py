@@ -113,18 +113,42 @@ ROUTING_POLICY: dict[str, Any] = {
             {
                 "name": "frontier",
                 "external": {
+                    "provider": "OpenAI",
                     "baseURL": "https://api.openai.com/v1",
                     "model": "gpt-5-mini",
                     "secretRef": {"name": "openai", "key": "api-key"},
+                    "price": {"inputPerMTok": "0.25", "outputPerMTok": "2", "cachedInputPerMTok": "0.025"},
                 },
                 "region": "us",
+                "capabilities": {
+                    "contextLength": 400000,
+                    "tools": "Supported",
+                    "jsonSchema": "Supported",
+                    "vision": "Supported",
+                },
             },
-            {"name": "small", "modelDeploymentRef": {"name": "qwen2-5-1-5b"}},
+            {
+                "name": "small",
+                "modelDeploymentRef": {"name": "qwen2-5-1-5b", "adapter": "triage"},
+                "capabilities": {},
+            },
         ],
         "dataPolicy": {
             "classHeader": "x-data-class",
             "unknownClass": "sovereign",
             "classes": [{"name": "sovereign", "allowBoundaries": ["Cluster"], "allowRegions": ["us"]}],
+        },
+        "clients": [
+            {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}, "dataClass": "sovereign"}
+        ],
+        "classifier": {
+            "target": "small",
+            "tasks": [
+                {"name": "classification", "description": "Sort a ticket into one of a few categories."},
+                {"name": "drafting", "description": "Write an answer to a customer."},
+            ],
+            "maxPromptBytes": 2000,
+            "timeoutSeconds": 3,
         },
         "rules": [
             {
@@ -139,11 +163,62 @@ ROUTING_POLICY: dict[str, Any] = {
                 },
                 "route": {
                     "split": [{"target": "small", "weight": 1}],
-                    "fallbackTargets": ["frontier"],
-                    "escalationTarget": "frontier",
+                    "fallback": {"targets": ["frontier"], "on": ["Connect", "Timeout"]},
+                    "escalation": {
+                        "target": "frontier",
+                        "signals": ["SchemaInvalid", "EmptyAnswer"],
+                        "confidence": {
+                            "method": "MarginP10",
+                            "escalateAboveErrorPermille": 150,
+                            "calibration": [
+                                {"marginPermille": 0, "errorPermille": 600},
+                                {"marginPermille": 400, "errorPermille": 100},
+                            ],
+                        },
+                        "onExhausted": "Fail",
+                        "maxRatePercent": 15,
+                        "maxAddedLatencySeconds": 5,
+                        "maxBufferedTokens": 128,
+                    },
+                    "maxAttempts": 2,
+                    "timeouts": {"firstTokenSeconds": 3, "idleSeconds": 10, "totalSeconds": 60},
                 },
             }
         ],
-        "defaultRoute": {"target": "small", "fallbackTargets": ["frontier"]},
+        "defaultRoute": {
+            "split": [{"target": "small", "weight": 1}],
+            "fallback": {"targets": ["frontier"], "on": ["NoEndpoints"]},
+            "escalation": {
+                "target": "frontier",
+                "signals": ["Refusal"],
+                "confidence": {
+                    "method": "MarginP10",
+                    "escalateAboveErrorPermille": 100,
+                    "calibration": [
+                        {"marginPermille": 0, "errorPermille": 500},
+                        {"marginPermille": 500, "errorPermille": 50},
+                    ],
+                },
+                "onExhausted": "ReturnBest",
+                "maxRatePercent": 10,
+                "maxAddedLatencySeconds": 20,
+                "maxBufferedTokens": 256,
+            },
+            "maxAttempts": 3,
+            "timeouts": {"firstTokenSeconds": 30, "idleSeconds": 30, "totalSeconds": 300},
+        },
+        "limits": {
+            "rates": [{"name": "all", "per": "Client", "requestsPerMinute": 600, "tokensPerMinute": 200000}],
+            "budgets": [
+                {
+                    "name": "month",
+                    "per": "Policy",
+                    "windowHours": 720,
+                    "amountUSD": "500",
+                    "onExceeded": "ClusterOnly",
+                }
+            ],
+        },
+        "hold": {"maxWaitSeconds": 60, "maxRequests": 100, "maxBytes": 1048576},
     },
 }

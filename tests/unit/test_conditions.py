@@ -4,16 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.support.schema import put
-from tests.support.whole import ROUTING_POLICY
 
 from flotilla.api.conditions import set_condition
-from flotilla.api.routing_policy import RoutingPolicySpec
 from flotilla.domain import observed
 from flotilla.domain.observed import Workload
-from flotilla.domain.policy_status import judge
 from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
-from flotilla.domain.routing import Problem, check
 from flotilla.domain.scaling import ScalingSpec, State, decide
 from flotilla.domain.scaling.reasons import METRICS_MISSING, METRICS_PARTIAL
 from flotilla.errors import InvalidSpec, NameTaken
@@ -154,75 +149,6 @@ def test_pods_are_reduced_to_what_decides() -> None:
     assert (found.ready, found.scheduled, found.terminating) == (True, True, True)
     assert (found.restarts, found.last_exit) == (2, "OOMKilled")
     assert observed.workload(None, [obj]).exists is False
-
-
-POLICY = ROUTING_POLICY["spec"]
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "problem"),
-    [
-        (("defaultRoute", "target"), "nowhere", Problem.UNKNOWN_TARGET),
-        (("rules", 0, "match", "models"), ["stranger"], Problem.UNKNOWN_HOST_MODEL),
-        (
-            ("rules", 0, "match", "headers"),
-            [{"name": "x-data-class", "value": "secret"}],
-            Problem.UNKNOWN_DATA_CLASS,
-        ),
-        (("targets", 1, "modelDeploymentRef", "name"), "gone", Problem.MODEL_DEPLOYMENT_NOT_FOUND),
-        (("dataPolicy", "classes", 0, "allowRegions"), ["mars"], Problem.CLASS_WITHOUT_TARGET),
-        (("dataPolicy", "classes", 0, "allowRegions"), [], Problem.OUTSIDE_EVERY_CLASS),
-    ],
-)
-def test_each_problem_of_a_policy_is_found(path: tuple[str | int, ...], value: Any, problem: Problem) -> None:
-    spec = RoutingPolicySpec.model_validate(put(POLICY, path, value))
-    findings = check(spec, {"qwen2-5-1-5b"})
-    assert problem in {finding.problem for finding in findings}
-    shown = {verdict.type: verdict for verdict in judge(findings)}
-    assert shown["Ready"].status == "False"
-
-
-def test_a_default_route_that_is_closed_for_a_class_is_found() -> None:
-    spec = put(POLICY, ("dataPolicy", "classes", 0), {"name": "sovereign", "allowBoundaries": ["Cluster"]})
-    spec = put(spec, ("defaultRoute",), {"target": "frontier"})
-    problems = {finding.problem for finding in check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})}
-    assert Problem.ROUTE_CLOSED in problems
-
-
-def test_a_key_that_two_hosts_would_see_is_found() -> None:
-    stranger = put(POLICY["targets"][0], ("name",), "other")
-    same = RoutingPolicySpec.model_validate({**POLICY, "targets": [*POLICY["targets"], stranger]})
-    assert Problem.SHARED_KEY not in {finding.problem for finding in check(same, {"qwen2-5-1-5b"})}
-    stranger = put(stranger, ("external", "baseURL"), "https://elsewhere.example/v1")
-    leaking = RoutingPolicySpec.model_validate({**POLICY, "targets": [*POLICY["targets"], stranger]})
-    found = [finding for finding in check(leaking, {"qwen2-5-1-5b"}) if finding.problem is Problem.SHARED_KEY]
-    assert [finding.path for finding in found] == ["spec.targets[2].external.secretRef"]
-
-
-def test_a_rule_behind_a_wider_one_is_unreachable() -> None:
-    wide = {"name": "all", "route": POLICY["rules"][0]["route"]}
-    spec = put(POLICY, ("rules",), [wide, POLICY["rules"][0]])
-    findings = check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})
-    assert [f.path for f in findings if f.problem is Problem.UNREACHABLE_RULE] == ["spec.rules[1].match"]
-
-
-def test_a_sound_policy_waits_for_the_gateway_only() -> None:
-    spec = put(POLICY, ("dataPolicy", "classes", 0), {"name": "sovereign", "allowBoundaries": ["Cluster", "External"]})
-    findings = check(RoutingPolicySpec.model_validate(spec), {"qwen2-5-1-5b"})
-    assert findings == []
-    shown = {verdict.type: verdict for verdict in judge(findings)}
-    assert {v.type for v in shown.values() if v.status == "True"} == {
-        "Accepted",
-        "ResolvedRefs",
-        "SovereigntyEnforceable",
-    }
-    assert shown["Programmed"].reason == "GatewayNotInstalled"
-
-
-def test_a_policy_that_cannot_be_read_is_not_accepted() -> None:
-    shown = {v.type: v for v in judge([], InvalidSpec("odd", field="spec.x"))}
-    assert (shown["Accepted"].status, shown["Stalled"].status) == ("False", "True")
-    assert "spec.x" in shown["Accepted"].message
 
 
 def test_a_rollout_that_takes_too_long_is_told_while_the_old_replicas_serve() -> None:

@@ -134,11 +134,13 @@ DEFINITIONS: tuple[Definition, ...] = (
             Column("Accepted", _condition("Accepted", "status")),
             Column("Resolved", _condition("ResolvedRefs", "status")),
             Column("Sovereignty", _condition("SovereigntyEnforceable", "status")),
+            Column("Programmed", _condition("Programmed", "status")),
             Column("Ready", _condition("Ready", "status")),
             _AGE,
+            Column("Endpoint", ".status.endpoint", wide=True),
             Column("Message", _condition("Ready", "message"), wide=True),
         ),
-        selectable=(".spec.defaultRoute.target",),
+        selectable=(".spec.dataPolicy.unknownClass",),
     ),
 )
 

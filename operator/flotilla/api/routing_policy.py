@@ -1,4 +1,4 @@
-"""RoutingPolicy: which tasks go to which model, and which data may leave the cluster."""
+"""RoutingPolicy: which tasks go to which model, which data may leave the cluster, and what it may cost."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -7,71 +7,26 @@ from pydantic import Field, StringConstraints
 
 from flotilla.api.meta import Condition, ObjectMeta
 from flotilla.api.model_deployment import SecretKeyRef
-from flotilla.api.types import Atomic, Cel, DnsLabel, ListMap, ListSet, Model
-
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._:/A-Za-z0-9]*$", min_length=1, max_length=200)]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-a-z0-9]*$", min_length=1, max_length=63)]
-TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-_a-z0-9]*$", min_length=1, max_length=63)]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-a-z0-9]*$", min_length=1, max_length=63)]
-Tokens = Annotated[int, Field(ge=0, le=100_000_000)]
-Count = Annotated[int, Field(ge=0, le=10_000)]
+from flotilla.api.routes import WEIGHTS, HeaderName, Route, Rule, TaskName
+from flotilla.api.targets import ONE_PLACE, Boundary, ModelName, Region, Target
+from flotilla.api.types import Cel, DnsLabel, ListMap, ListSet, Model, Usd
 
 
-class Boundary(StrEnum):
-    """Whether a request stays in the cluster."""
+class Scope(StrEnum):
+    """What a limit is counted by."""
 
-    CLUSTER = "Cluster"
-    EXTERNAL = "External"
-
-
-class Streaming(StrEnum):
-    """Whether the client asked for a stream."""
-
-    STREAMED = "Streamed"
-    WHOLE = "Whole"
+    POLICY = "Policy"
+    CLIENT = "Client"
+    """The client whose key was shown; requests without one count together."""
+    TEAM = "Team"
+    """The header x-flotilla-team, which is the caller's own word; requests without one count together."""
 
 
-class ModelDeploymentRef(Model):
-    """A ModelDeployment of the same namespace."""
+class OnExceeded(StrEnum):
+    """What a spent budget does."""
 
-    name: DnsLabel
-    """name of the ModelDeployment."""
-
-
-class ExternalTarget(Model):
-    """A hosted model behind an OpenAI-compatible API."""
-
-    base_url: Annotated[
-        str,
-        StringConstraints(
-            pattern=r"^https://[A-Za-z0-9.-]+(:[0-9]+)?(/[-A-Za-z0-9._~/]*)?$", min_length=10, max_length=500
-        ),
-        Field(alias="baseURL"),
-    ]
-    """baseURL of the API, https only and without credentials, such as https://api.openai.com/v1."""
-    model: ModelName
-    """model as the provider names it."""
-    secret_ref: SecretKeyRef
-    """secretRef names the key of a Secret that holds the API key."""
-
-
-class Target(Model):
-    """A place that requests can go to."""
-
-    name: DnsLabel
-    """name by which routes refer to the target."""
-    model_deployment_ref: ModelDeploymentRef | None = None
-    """modelDeploymentRef is a ModelDeployment of this namespace."""
-    external: ExternalTarget | None = None
-    """external is a hosted model."""
-    region: Region | None = None
-    """region where the target processes data, for data classes that allow only some."""
-
-
-_TARGET = Cel(
-    "has(self.modelDeploymentRef) != has(self.external)",
-    "each item of spec.targets needs exactly one of modelDeploymentRef and external",
-)
+    REJECT = "Reject"
+    CLUSTER_ONLY = "ClusterOnly"
 
 
 class DataClass(Model):
@@ -103,94 +58,91 @@ _UNKNOWN_CLASS = Cel(
 )
 
 
-class HeaderMatch(Model):
-    """A request header and the value that it must have."""
-
-    name: HeaderName
-    """name of the header, in lower case."""
-    value: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    """value that the header must have exactly."""
-
-
-class TokenRange(Model):
-    """A range of prompt tokens, both ends included."""
-
-    min: Tokens | None = None
-    """min is the fewest tokens that match."""
-    max: Tokens | None = None
-    """max is the most tokens that match."""
-
-
-class ToolRange(Model):
-    """A range of the number of tools in a request, both ends included."""
-
-    min: Count | None = None
-    """min is the fewest tools that match."""
-    max: Count | None = None
-    """max is the most tools that match."""
-
-
-_RANGE = Cel("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not exceed max")
-
-
-class Match(Model):
-    """What a request must be for the rule to apply; all that is given must hold. Empty matches everything."""
-
-    models: Annotated[list[ModelName], ListSet(32)] = Field(default_factory=list)
-    """models that the client may have asked for; one must match."""
-    tasks: Annotated[list[TaskName], ListSet(32)] = Field(default_factory=list)
-    """tasks of the header x-flotilla-task; one must match."""
-    headers: Annotated[list[HeaderMatch], ListMap(("name",), 8)] = Field(default_factory=list)
-    """headers that must all match."""
-    prompt_tokens: Annotated[TokenRange, _RANGE] | None = None
-    """promptTokens is the range of the prompt's length."""
-    tools: Annotated[ToolRange, _RANGE] | None = None
-    """tools is the range of the number of tools offered."""
-    streaming: Streaming | None = None
-    """streaming matches requests that ask for a stream, or those that do not."""
-
-
-class WeightedTarget(Model):
-    """A share of the traffic."""
-
-    target: DnsLabel
-    """target by name."""
-    weight: Annotated[int, Field(ge=0, le=1_000_000)] = 1
-    """weight relative to the others of the split."""
-
-
-class Route(Model):
-    """Where matching requests go."""
-
-    split: Annotated[list[WeightedTarget], ListMap(("target",), 16)] = Field(min_length=1)
-    """split the requests over targets by weight."""
-    fallback_targets: Annotated[list[DnsLabel], Atomic(8)] = Field(default_factory=list)
-    """fallbackTargets are tried in order when the chosen one fails before its first byte."""
-    escalation_target: DnsLabel | None = None
-    """escalationTarget is asked when the answer of the chosen one is not good enough."""
-
-
-_WEIGHTS = Cel("self.split.exists(s, s.weight > 0)", "at least one weight of a split must be greater than 0")
-
-
-class Rule(Model):
-    """The first rule that matches decides."""
+class Client(Model):
+    """Somebody who may send requests, known by an API key."""
 
     name: DnsLabel
-    """name of the rule, in metrics and the decision header."""
-    match: Match = Match()
-    """match says which requests the rule is for."""
-    route: Annotated[Route, _WEIGHTS]
-    """route says where they go."""
+    """name of the client, for limits and the access log."""
+    secret_ref: SecretKeyRef
+    """secretRef names the key of a Secret that holds the client's API key."""
+    data_class: DnsLabel | None = None
+    """dataClass of everything that the client sends. The header can only narrow further where it may go."""
 
 
-class DefaultRoute(Model):
-    """Where requests go that no rule matches."""
+class ClassifierTask(Model):
+    """A task that the classifier may choose."""
+
+    name: TaskName
+    """name of the task, as rules match it."""
+    description: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    """description that tells the model which requests the task is made of."""
+
+
+class Classifier(Model):
+    """A small model that names the task of a request without the header x-flotilla-task."""
 
     target: DnsLabel
-    """target by name."""
-    fallback_targets: Annotated[list[DnsLabel], Atomic(8)] = Field(default_factory=list)
-    """fallbackTargets are tried in order when the target fails before its first byte."""
+    """target that is asked. Data that may not go there is not classified."""
+    tasks: Annotated[list[ClassifierTask], ListMap(("name",), 32)] = Field(min_length=2)
+    """tasks to choose from."""
+    max_prompt_bytes: Annotated[int, Field(ge=100, le=100_000)] = 4000
+    """maxPromptBytes of the last user message that the classifier reads."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=60)] = 5
+    """timeoutSeconds after which the request goes on without a task."""
+
+
+class RateLimit(Model):
+    """How much may come in a minute."""
+
+    name: DnsLabel
+    """name of the limit, in errors."""
+    per: Scope = Scope.POLICY
+    """per Policy, Client or Team."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """requestsPerMinute that are let through."""
+    tokens_per_minute: Annotated[int, Field(ge=1, le=2_000_000_000)] | None = None
+    """tokensPerMinute of prompts and answers that are let through."""
+
+
+_SOME_RATE = Cel(
+    "has(self.requestsPerMinute) || has(self.tokensPerMinute)",
+    "each item of spec.limits.rates needs requestsPerMinute or tokensPerMinute",
+)
+
+
+class Budget(Model):
+    """How much hosted models may cost."""
+
+    name: DnsLabel
+    """name of the budget, in errors and metrics."""
+    per: Scope = Scope.POLICY
+    """per Policy, Client or Team."""
+    window_hours: Annotated[int, Field(ge=1, le=8784)] = 720
+    """windowHours after which the budget is whole again."""
+    amount_usd: Annotated[Usd, Field(alias="amountUSD")]
+    """amountUSD that may be spent in a window."""
+    on_exceeded: OnExceeded = OnExceeded.REJECT
+    """onExceeded is Reject, or ClusterOnly to go on without hosted models."""
+
+
+class Limits(Model):
+    """Bounds on traffic and spending."""
+
+    rates: Annotated[list[Annotated[RateLimit, _SOME_RATE]], ListMap(("name",), 16)] = Field(default_factory=list)
+    """rates that all must allow a request."""
+    budgets: Annotated[list[Budget], ListMap(("name",), 16)] = Field(default_factory=list)
+    """budgets that all must have room for a request."""
+
+
+class Hold(Model):
+    """How requests wait for a model that has no replica yet."""
+
+    max_wait_seconds: Annotated[int, Field(ge=0, le=1800)] = 120
+    """maxWaitSeconds of a request; 0 lets none wait."""
+    max_requests: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """maxRequests that wait at one time in one replica of the gateway."""
+    max_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 2**20
+    """maxBytes that waiting requests hold at one time in one replica of the gateway."""
 
 
 class RoutingPolicySpec(Model):
@@ -198,14 +150,22 @@ class RoutingPolicySpec(Model):
 
     host_models: Annotated[list[ModelName], ListSet(64)] = Field(min_length=1)
     """hostModels are the model names that clients may ask this policy for."""
-    targets: Annotated[list[Annotated[Target, _TARGET]], ListMap(("name",), 64)] = Field(min_length=1)
+    targets: Annotated[list[Annotated[Target, ONE_PLACE]], ListMap(("name",), 64)] = Field(min_length=1)
     """targets are the only places that traffic can go to."""
     data_policy: Annotated[DataPolicy, _UNKNOWN_CLASS]
     """dataPolicy says which data may go where; it fails closed."""
+    clients: Annotated[list[Client], ListMap(("name",), 64)] = Field(default_factory=list)
+    """clients that may send requests; without any, everybody who reaches the gateway may."""
+    classifier: Classifier | None = None
+    """classifier names the task of requests that do not name it themselves."""
     rules: Annotated[list[Rule], ListMap(("name",), 64)] = Field(default_factory=list)
     """rules in order; the first that matches decides."""
-    default_route: DefaultRoute
+    default_route: Annotated[Route, WEIGHTS]
     """defaultRoute takes what no rule matches: there is no implicit one."""
+    limits: Limits = Limits()
+    """limits on traffic and spending."""
+    hold: Hold = Hold()
+    """hold bounds the waiting for a model that has no replica yet."""
 
 
 class RoutingPolicyStatus(Model):
@@ -215,6 +175,12 @@ class RoutingPolicyStatus(Model):
     """conditions: Accepted, ResolvedRefs, SovereigntyEnforceable, Programmed; Ready, Reconciling and Stalled sum up."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """observedGeneration is the metadata.generation that this status is about."""
+    endpoint: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """endpoint is the base URL for OpenAI clients inside the cluster."""
+    config_hash: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """configHash of the document that holds the policy, as the gateway reports it."""
+    programmed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """programmedGeneration is the generation of this policy that the document holds: the last sound one."""
 
 
 class RoutingPolicy(Model):

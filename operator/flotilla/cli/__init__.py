@@ -175,6 +175,9 @@ def advise(
     raise typer.Exit(verb.EXIT_NOTHING_ALLOWED if advice.decision is None else verb.EXIT_DECIDED)
 
 
+app.command("gateway")(import_module("flotilla.cli.gateway").gateway)
+
+app.add_typer(import_module("flotilla.cli.route").app, name="route")
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

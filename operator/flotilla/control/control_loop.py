@@ -11,9 +11,10 @@ from typing import Any
 
 from flotilla.config import OperatorConfig
 from flotilla.console import view
-from flotilla.control.executor import CHILD_KINDS, Executor
+from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS, Executor
 from flotilla.control.fleet import Fleet
-from flotilla.control.keys import USER_KINDS, Key, owner
+from flotilla.control.gateway import GatewayReconciler
+from flotilla.control.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
 from flotilla.control.ledger_store import LedgerStore
 from flotilla.control.model_deployment import ModelDeploymentReconciler
 from flotilla.control.price_book import NodeLister, PriceBook
@@ -21,7 +22,6 @@ from flotilla.control.pricing import Pricing
 from flotilla.control.queue import Queue
 from flotilla.control.resync import Resync
 from flotilla.control.rollout import Rollouts
-from flotilla.control.routing_policy import RoutingPolicyReconciler
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.control.victims import Victims
@@ -34,9 +34,11 @@ from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
 from flotilla.kube.store import Store
 from flotilla.kube.watch import Watch
+from flotilla.render.gateway import ADMIN_PORT, GatewaySettings
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.collector import FleetCollector
 from flotilla.telemetry.demand import WakeQuery
+from flotilla.telemetry.gateways import GatewayReader
 from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.metrics import Metrics
 from flotilla.telemetry.opencost import gpu_prices
@@ -61,6 +63,16 @@ def _rfc3339_now() -> str:
 
 def _wake(client: PrometheusClient | None, query: str | None, clock: Callable[[], float]) -> WakeQuery | None:
     return None if client is None or query is None else WakeQuery(client, query, clock=clock)
+
+
+def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
+    mapped = {"FLOTILLA_POD_ADDRESS_MAP": config.pod_address_map} if config.pod_address_map else {}
+    return GatewaySettings(
+        image=config.gateway_image,
+        replicas=config.gateway_replicas,
+        redis_secret=config.gateway_redis_secret,
+        env={**mapped, **config.gateway_env},
+    )
 
 
 class ControlLoop:
@@ -101,10 +113,12 @@ class ControlLoop:
             sources=PriceSources(catalog=catalog.prices),
         )
         self._prometheus = prometheus
+        self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
+        executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
         models = ModelDeploymentReconciler(
             store=self.store,
-            executor=Executor(client, self.store),
+            executor=executor,
             rollouts=Rollouts(client),
             victims=Victims(client, self.store),
             status=status,
@@ -116,10 +130,19 @@ class ControlLoop:
             ),
             now=_rfc3339_now,
         )
-        policies = RoutingPolicyReconciler(store=self.store, status=status, now=_rfc3339_now)
+        gateways = GatewayReconciler(
+            store=self.store,
+            executor=executor,
+            status=status,
+            events=self._events,
+            reader=self._reader,
+            settings=_gateway_settings(config),
+            allow_private_hosted_addresses=config.allow_private_hosted_addresses,
+            now=_rfc3339_now,
+        )
         self._workers = Workers(
             self.queue,
-            {MODEL_DEPLOYMENT: models, ROUTING_POLICY: policies},
+            {MODEL_DEPLOYMENT: models, GATEWAY_KIND: gateways},
             metrics,
             count=config.workers,
             clock=clock,
@@ -127,7 +150,7 @@ class ControlLoop:
         self._resync = Resync(
             client,
             self.store,
-            WATCHED_KINDS,
+            (*WATCHED_KINDS, *LISTED_KINDS),
             namespaces=config.namespaces,
             interval_s=config.resync_interval_s,
             enqueue=self.queue.add,
@@ -190,6 +213,7 @@ class ControlLoop:
         await self._scraper.close()
         if self._prometheus is not None:
             await self._prometheus.close()
+        await self._reader.close()
         self._metrics.leading(False)
 
     def fleet(self) -> view.Json:
@@ -219,8 +243,9 @@ class ControlLoop:
         if key is not None:
             self.queue.add(key)
         if kind == MODEL_DEPLOYMENT:
-            for policy in self.store.in_namespace(ROUTING_POLICY, obj["metadata"]["namespace"]):
-                self.queue.add(Key(ROUTING_POLICY, policy["metadata"]["namespace"], policy["metadata"]["name"]))
+            gateway = gateway_key(obj["metadata"]["namespace"])
+            if self.store.owned_by(ROUTING_POLICY, gateway):
+                self.queue.add(gateway)
 
     def _everything(self) -> None:
         """Look at every ModelDeployment again: what they are priced at changed."""

@@ -1,0 +1,110 @@
+"""From a model's margin to the probability that its answer is wrong: isotonic, fitted on the user's own traffic.
+
+The score of a model says nothing by itself: how it relates to errors differs by model, quantization and task. So there
+is no default threshold, and no calibration without enough answers that somebody has judged.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flotilla.api.routes import CalibrationPoint
+from flotilla.errors import InvalidSpec
+
+MIN_SAMPLES: Final = 200
+MIN_OF_EACH: Final = 20
+"""Right and wrong answers each: with fewer, a single one moves the curve by more than is worth deciding on."""
+MAX_POINTS: Final = 64
+"""As many as a policy may list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer of the model: its margin from 0 to 1, and whether it was wrong."""
+
+    margin: float
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Neighbouring margins with one error rate."""
+
+    low: int
+    high: int
+    wrong: float
+    count: int
+
+    @property
+    def rate(self) -> float:
+        return self.wrong / self.count
+
+    def __add__(self, other: "_Block") -> "_Block":
+        return _Block(self.low, other.high, self.wrong + other.wrong, self.count + other.count)
+
+
+def fit(samples: Iterable[Judged]) -> list[CalibrationPoint]:
+    """The curve that is nearest to the samples and never rises with the margin (pool adjacent violators).
+
+    Raises InvalidSpec where there are too few answers to tell.
+    """
+    judged = list(samples)
+    wrong = sum(sample.wrong for sample in judged)
+    if len(judged) < MIN_SAMPLES or min(wrong, len(judged) - wrong) < MIN_OF_EACH:
+        raise InvalidSpec(
+            f"{len(judged)} judged answers, {wrong} of them wrong, are too few for a calibration. Judge at least "
+            f"{MIN_SAMPLES}, with {MIN_OF_EACH} right and {MIN_OF_EACH} wrong ones among them.",
+            reason="TooFewSamples",
+        )
+    blocks = _pooled(_by_margin(judged))
+    while len(blocks) > MAX_POINTS // 2:
+        nearest = min(range(len(blocks) - 1), key=lambda i: blocks[i].rate - blocks[i + 1].rate)
+        blocks[nearest : nearest + 2] = [blocks[nearest] + blocks[nearest + 1]]
+    points = {margin: round(1000 * block.rate) for block in blocks for margin in (block.low, block.high)}
+    if len(points) == 1:
+        (only,) = points.items()
+        points = {0: only[1], 1000: only[1]}
+    return [CalibrationPoint(margin_permille=margin, error_permille=error) for margin, error in points.items()]
+
+
+def error_probability(points: Sequence[CalibrationPoint], margin: float) -> float:
+    """From 0 to 1: on the line between the two nearest points, and level beyond the outer ones."""
+    wanted = 1000 * margin
+    before = points[0]
+    for point in points:
+        if wanted <= point.margin_permille:
+            width = point.margin_permille - before.margin_permille
+            share = (wanted - before.margin_permille) / width if width > 0 else 1.0
+            return (before.error_permille + share * (point.error_permille - before.error_permille)) / 1000
+        before = point
+    return before.error_permille / 1000
+
+
+def expected_calibration_error(points: Sequence[CalibrationPoint], samples: Sequence[Judged], bins: int = 10) -> float:
+    """The mean distance from what is predicted to what happened, over bins of equal width (Naeini et al. 2015)."""
+    filled: dict[int, list[tuple[float, bool]]] = {}
+    for sample in samples:
+        predicted = error_probability(points, sample.margin)
+        filled.setdefault(min(int(predicted * bins), bins - 1), []).append((predicted, sample.wrong))
+    gaps = (abs(sum(p for p, _ in bin_) - sum(wrong for _, wrong in bin_)) for bin_ in filled.values())
+    return sum(gaps) / len(samples) if samples else 0.0
+
+
+def _by_margin(samples: Iterable[Judged]) -> list[_Block]:
+    """Samples of the same thousandth together, by rising margin."""
+    found: dict[int, _Block] = {}
+    for sample in samples:
+        margin = min(max(round(1000 * sample.margin), 0), 1000)
+        here = _Block(margin, margin, float(sample.wrong), 1)
+        found[margin] = found[margin] + here if margin in found else here
+    return [found[margin] for margin in sorted(found)]
+
+
+def _pooled(blocks: Iterable[_Block]) -> list[_Block]:
+    """Neighbours are put together until the rate falls from each to the next."""
+    done: list[_Block] = []
+    for block in blocks:
+        while done and done[-1].rate <= block.rate:
+            block = done.pop() + block
+        done.append(block)
+    return done

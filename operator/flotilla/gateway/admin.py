@@ -1,0 +1,89 @@
+"""/healthz, /readyz, /metrics and /config, on a thread and port of their own: a busy event loop answers its probes."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import CollectorRegistry
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What is asked; each is called on another thread than the event loop's."""
+
+    live: Callable[[], Mapping[str, bool]]
+    ready: Callable[[], Mapping[str, bool]]
+    config: Callable[[], Mapping[str, Any]]
+    registry: CollectorRegistry
+
+
+class AdminServer:
+    """Serves from construction to `close`."""
+
+    def __init__(self, host: str, port: int, probes: Probes) -> None:
+        self._server = _Server((host, port), probes)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(1)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], probes: Probes) -> None:
+        self.probes = probes
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _TIMEOUT_S
+
+    def do_GET(self) -> None:
+        """Answer one question."""
+        probes = self.server.probes
+        match self.path.partition("?")[0]:
+            case "/healthz":
+                self._checks(probes.live())
+            case "/readyz":
+                self._checks(probes.ready())
+            case "/config":
+                self._send(200, "application/json", json.dumps(probes.config()).encode())
+            case "/metrics":
+                self._send(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(probes.registry))
+            case _:
+                self._send(404, "application/json", b"{}")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes are not worth a line."""
+
+    def _checks(self, results: Mapping[str, bool]) -> None:
+        body = json.dumps({name: "ok" if good else "failed" for name, good in results.items()}).encode()
+        self._send(200 if all(results.values()) else 503, "application/json", body)
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

@@ -1,0 +1,130 @@
+"""The paths that clients may ask for."""
+
+import asyncio
+import logging
+import secrets
+import time
+from itertools import count
+
+import orjson
+
+from flotilla.domain.routing.refusal import Refusal
+from flotilla.domain.routing.request import Operation
+from flotilla.gateway import wire
+from flotilla.gateway.config import Setup, operation_paths
+from flotilla.gateway.exchange import Exchange
+from flotilla.gateway.intake import take
+from flotilla.gateway.record import Record
+from flotilla.gateway.request import Request
+from flotilla.gateway.shared import Shared
+
+log = logging.getLogger(__name__)
+
+_MODELS = "/v1/models"
+_ID_LIMIT = 128
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
+
+
+class Api:
+    """Handles each request of the server."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._operations = operation_paths()
+        self._started_s = int(time.time())
+        self._prefix = secrets.token_hex(6)
+        self._numbers = count(1)
+
+    async def handle(self, request: Request) -> None:
+        """Answer one request; a defect of ours is one request's and nobody else's."""
+        try:
+            await self._routed(request)
+        except Exception:
+            log.exception("a request failed by a defect of the gateway")
+            if not request.answer.started:
+                body = wire.error_body("The gateway failed.", kind="server_error", code="internal_error")
+                request.answer.whole(500, body)
+
+    async def _routed(self, request: Request) -> None:
+        operation = self._operations.get(request.path)
+        setup = self._shared.config.current
+        if operation is None:
+            self._other(request, setup)
+        elif request.method != "POST":
+            self._not_allowed(request, "POST, OPTIONS")
+        elif setup is None:
+            self._not_ready(request)
+        else:
+            await self._exchange(request, setup, operation)
+
+    async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
+        record = Record(request, self._id(request))
+        record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
+        lease = None
+        try:
+            taken = await take(self._shared, setup, request, operation, record)
+            if isinstance(taken, Refusal):
+                record.refusal, record.outcome = taken, "refused"
+                lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
+                request.answer.whole(taken.status, wire.refusal_body(taken), lines)
+                return
+            lease = taken.lease
+            await Exchange(self._shared, request, taken, record).run()
+        except asyncio.CancelledError:
+            record.outcome = "cancelled"
+            raise
+        finally:
+            if lease is not None:
+                await asyncio.shield(lease.settle(record.usd, record.total_tokens))
+            record.close(self._shared)
+
+    def _id(self, request: Request) -> str:
+        """The client's own, where it is one that cannot break a log; else a new one."""
+        given = request.headers.get("x-request-id")
+        if given and len(given) <= _ID_LIMIT and _ID_CHARACTERS.issuperset(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+    def _other(self, request: Request, setup: Setup | None) -> None:
+        path = request.path
+        if path == _MODELS or path.startswith(f"{_MODELS}/"):
+            if request.method not in ("GET", "HEAD"):
+                self._not_allowed(request, "GET, HEAD, OPTIONS")
+            elif setup is None:
+                self._not_ready(request)
+            else:
+                self._models(request, setup, path[len(_MODELS) + 1 :])
+            return
+        body = wire.error_body(f"There is no {path[:100]!r} here.", code="unknown_url")
+        request.answer.whole(404, body)
+
+    def _models(self, request: Request, setup: Setup, name: str) -> None:
+        """Models of the policies that the client may use."""
+        shown = request.headers.get("authorization", "")
+        models = [
+            {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
+            for policy in setup.document.policies
+            if not policy.clients or setup.client_of(policy, shown) is not None
+            for model in policy.host_models
+        ]
+        if not name:
+            request.answer.whole(200, orjson.dumps({"object": "list", "data": models}))
+            return
+        found = next((model for model in models if model["id"] == name), None)
+        if found is None:
+            message = f"The model {name[:100]!r} does not exist or you do not have access to it."
+            request.answer.whole(404, wire.error_body(message, code="model_not_found", param="model"))
+        else:
+            request.answer.whole(200, orjson.dumps(found))
+
+    def _not_allowed(self, request: Request, allowed: str) -> None:
+        lines = wire.header("allow", allowed)
+        if request.method == "OPTIONS":
+            request.answer.whole(200, b"", lines)
+            return
+        body = wire.error_body(f"Only {allowed} are allowed here.", code="method_not_allowed")
+        request.answer.whole(405, body, lines)
+
+    def _not_ready(self, request: Request) -> None:
+        body = wire.error_body("The gateway has no policies yet.", kind="server_error", code="not_ready")
+        request.answer.whole(503, body, b"retry-after: 2\r\n")

@@ -1,0 +1,176 @@
+"""What the gateway serves: the document and the keys, read from mounted files, and taken over in one step."""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
+from flotilla.domain.routing.request import Operation
+from flotilla.errors import InvalidSpec
+from flotilla.gateway.dialect import Dialect
+from flotilla.gateway.upstream import Origin
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_HOSTED_KEEP_S = 30.0
+_KEY_LIMIT_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One state of document and keys. A request uses the same one from its beginning to its end."""
+
+    document: GatewayDocument
+    clients: Mapping[str, Mapping[bytes, str]] = field(default_factory=dict)
+    """By policy: SHA-256 of an API key to the client's name. The keys themselves are not kept."""
+    dialects: Mapping[tuple[str, str], Dialect] = field(default_factory=dict)
+    """By policy and target."""
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """By base URL of hosted targets."""
+
+    def client_of(self, policy: Policy, authorization: str) -> str | None:
+        """Name of the client whose key is shown. Digests are compared, so that time tells nothing about a key."""
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self.clients[policy.name].get(hashlib.sha256(key.strip().encode("latin-1")).digest())
+
+
+def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
+    """Make ready what requests need; `keys` by `key_file`."""
+    clients = {
+        policy.name: {
+            hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): client.name
+            for client in policy.clients
+            if keys.get(key_file(client.secret_ref))
+        }
+        for policy in document.policies
+    }
+    targets = [(policy.name, target) for policy in document.policies for target in policy.targets]
+    return Setup(
+        document,
+        clients,
+        {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
+        {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
+    )
+
+
+def origin_of(base_url: str) -> Origin:
+    """Where a hosted API is; the schema has seen to the URL's form."""
+    scheme, _, rest = base_url.partition("://")
+    host, _, port = rest.partition("/")[0].partition(":")
+    tls = scheme == "https"
+    return Origin(base_url, host, int(port or (443 if tls else 80)), tls=tls, hosted=True, keep_s=_HOSTED_KEEP_S)
+
+
+class Config:
+    """Follows the files. `current` is None until there is a first document."""
+
+    def __init__(self, document: Path, keys: Path, state: Path | None) -> None:
+        self._document, self._keys = document, keys
+        self._last_good = state / DOCUMENT_FILE if state is not None else None
+        self._seen: object = None
+        self.current: Setup | None = None
+        self.problem = ""
+        """Why the newest file is not served."""
+        self.on_change: Callable[[Setup], None] = lambda setup: None
+
+    def load(self) -> None:
+        """Take over what has changed. A file that cannot be read changes nothing: the last good one is served."""
+        text, problem = self._read()
+        if text is None and self.current is None:
+            text = self._kept()
+        if text is None:
+            self._complain(problem)
+            return
+        document: GatewayDocument | None
+        try:
+            document = load_document(text)
+        except InvalidSpec as error:
+            problem = str(error)
+            kept = self._kept() if self.current is None else None
+            document = None if kept is None else load_document(kept)
+        if document is not None:
+            keys = self._read_keys(document)
+            seen = (document.hash, sorted(keys.items()))
+            if seen != self._seen:
+                self._seen = seen
+                self._take(document, keys)
+        self._complain(problem)
+
+    async def follow(self) -> None:
+        """Look again every second until cancelled; the kubelet exchanges files by renaming, which no event tells of."""
+        signature: object = None
+        while True:
+            now = self._signature()
+            if now != signature:
+                signature = now
+                self.load()
+            await asyncio.sleep(_POLL_S)
+
+    def _take(self, document: GatewayDocument, keys: Mapping[str, str]) -> None:
+        self.current = setup_of(document, keys)
+        self.on_change(self.current)
+        log.info("document", extra={"hash": document.hash, "policies": len(document.policies), "keys": len(keys)})
+        if self._last_good is not None:
+            try:
+                partial = self._last_good.with_suffix(".partial")
+                partial.write_bytes(document.text)
+                partial.replace(self._last_good)
+            except OSError as error:
+                log.warning("the document cannot be kept for a restart", extra={"cause": str(error)})
+
+    def _read(self) -> tuple[bytes | None, str]:
+        try:
+            return self._document.read_bytes(), ""
+        except OSError as error:
+            return None, f"{self._document} cannot be read: {error.strerror}"
+
+    def _kept(self) -> bytes | None:
+        try:
+            return self._last_good.read_bytes() if self._last_good is not None else None
+        except OSError:
+            return None
+
+    def _read_keys(self, document: GatewayDocument) -> dict[str, str]:
+        found = {}
+        for secret in document.secrets:
+            name = key_file(secret)
+            try:
+                with (self._keys / name).open("rb") as file:
+                    text = file.read(_KEY_LIMIT_BYTES).decode("latin-1").strip()
+            except OSError:
+                continue
+            # A line break in a key would end a header.
+            if text and text.isprintable():
+                found[name] = text
+        return found
+
+    def _signature(self) -> object:
+        paths = [self._document]
+        if self.current is not None:
+            paths += [self._keys / key_file(secret) for secret in self.current.document.secrets]
+        return tuple(_stat(path) for path in paths)
+
+    def _complain(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error("the newest document is not served", extra={"cause": problem})
+        self.problem = problem
+
+
+def operation_paths() -> dict[str, Operation]:
+    """Paths of requests that are routed."""
+    return {f"/v1/{operation.value}": operation for operation in Operation}
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

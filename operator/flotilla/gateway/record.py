@@ -1,0 +1,155 @@
+"""What is remembered of a request: metrics and one line of log, and no word of it."""
+
+import time
+from decimal import Decimal
+from typing import Any
+
+from flotilla.domain.routing.decide import Attempt, Decision
+from flotilla.domain.routing.document import Policy, Target
+from flotilla.domain.routing.money import ZERO, Usage, cost, spent
+from flotilla.domain.routing.refusal import Refusal
+from flotilla.domain.routing.request import Features
+from flotilla.gateway.dial import Dialer
+from flotilla.gateway.request import Request
+from flotilla.gateway.shared import Shared
+from flotilla.gateway.tracing import RequestSpan
+
+OTHER = "other"
+"""Stands for a model name that no policy serves: clients must not invent label values."""
+
+
+class Record:
+    """One request's."""
+
+    __slots__ = (
+        "_counted",
+        "_first_byte_s",
+        "decision",
+        "detail",
+        "dialer",
+        "features",
+        "id",
+        "ledger",
+        "outcome",
+        "policy",
+        "refusal",
+        "request",
+        "span",
+        "total_tokens",
+        "usd",
+    )
+
+    def __init__(self, request: Request, request_id: str) -> None:
+        self.request, self.id = request, request_id
+        self.ledger: list[Attempt] = []
+        self.dialer: Dialer | None = None
+        self.span: RequestSpan | None = None
+        """Where requests are traced."""
+        self._counted: list[tuple[Target, Usage]] = []
+        self._first_byte_s: float | None = None
+        self.policy: Policy | None = None
+        self.features: Features | None = None
+        self.decision: Decision | None = None
+        self.refusal: Refusal | None = None
+        self.outcome = "failed"
+        self.detail = ""
+        self.usd: Decimal = ZERO
+        self.total_tokens = 0
+
+    def first_byte(self, at_s: float) -> None:
+        """When an attempt's answer began; NaN where it did not."""
+        if self._first_byte_s is None and at_s == at_s:
+            self._first_byte_s = at_s
+
+    def count(self, target: Target, usage: Usage | None) -> None:
+        """An attempt's tokens. All answers are paid, those too that were asked again."""
+        if usage is None:
+            return
+        self._counted.append((target, usage))
+        self.total_tokens += usage.prompt_tokens + usage.completion_tokens
+        self.usd += spent(target, usage) or ZERO
+
+    def close(self, shared: Shared) -> None:
+        """The request has ended."""
+        upstream_s = self.dialer.upstream_s if self.dialer is not None else 0.0
+        target = next((attempt.target for attempt in reversed(self.ledger) if attempt.failure is None), "")
+        policy, now = self.policy, shared.loop.time()
+        duration_s = now - self.request.arrived_s
+        name = policy.name if policy is not None else OTHER
+        decision = self.decision
+        rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
+        data_class = decision.data_class if decision is not None else self.refusal.data_class if self.refusal else ""
+        metrics = shared.metrics
+        metrics.requests.add((name, rule, target, data_class, self.outcome))
+        if decision is not None:
+            metrics.duration.observe((name, target), duration_s)
+            metrics.overhead.observe((name,), max(duration_s - upstream_s, 0.0))
+            if self._first_byte_s is not None:
+                metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
+        if self.refusal is not None:
+            self._refused(shared, name, self.refusal)
+        if policy is not None:
+            self._tokens(shared, policy)
+        shared.access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
+        if self.span is not None:
+            self.span.end(self)
+
+    def _tokens(self, shared: Shared, policy: Policy) -> None:
+        metrics, name = shared.metrics, policy.name
+        for target, usage in self._counted:
+            metrics.tokens.add((name, target.name, "input"), usage.prompt_tokens)
+            metrics.tokens.add((name, target.name, "output"), usage.completion_tokens)
+            usd = spent(target, usage)
+            if target.hosted is not None and usd is not None:
+                metrics.cost.add((name, target.name), usd)
+            for comparator in policy.comparators:
+                price = policy.target[comparator].price
+                if price is not None:
+                    metrics.counterfactual.add((name, comparator), cost(usage, price))
+
+    def _refused(self, shared: Shared, name: str, refusal: Refusal) -> None:
+        if refusal.code == "sovereignty_no_target":
+            shared.metrics.denied.add((name, refusal.data_class))
+        elif refusal.code in ("rate_limit_exceeded", "budget_exceeded"):
+            shared.metrics.limited.add((name, refusal.code))
+
+    def _entry(
+        self,
+        name: str,
+        rule: str,
+        target: str,
+        data_class: str,
+        duration_s: float,
+        upstream_s: float,
+    ) -> dict[str, Any]:
+        features, answer = self.features, self.request.answer
+        entry: dict[str, Any] = {
+            "time": round(time.time(), 3),
+            "id": self.id,
+            "peer": self.request.peer,
+            "path": self.request.path[:100],
+            "status": answer.status,
+            "outcome": self.outcome,
+            "policy": name,
+            "rule": rule,
+            "target": target,
+            "class": data_class,
+            "attempts": len(self.ledger),
+            "ms": round(duration_s * 1000, 2),
+            "upstream_ms": round(upstream_s * 1000, 2),
+        }
+        if self._first_byte_s is not None:
+            entry["first_byte_ms"] = round((self._first_byte_s - self.request.arrived_s) * 1000, 2)
+        if features is not None:
+            entry["stream"] = features.stream
+            named = (("client", features.client), ("team", features.team), ("task", features.task))
+            entry |= {key: value for key, value in named if value is not None}
+        if self._counted:
+            entry["tokens"] = self.total_tokens
+            if self.usd:
+                entry["usd"] = str(self.usd)
+        if self.refusal is not None:
+            entry["code"] = self.refusal.code
+        if self.detail:
+            entry["detail"] = self.detail
+        return entry

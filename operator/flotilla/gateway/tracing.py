@@ -1,0 +1,230 @@
+"""Traces by OTLP over HTTP, where OTEL_EXPORTER_OTLP_ENDPOINT says whereto: one span for a client's request, and one
+below it for each attempt, with the names of OpenTelemetry's GenAI conventions. No word of a prompt or an answer.
+
+The conventions are not stable (semantic-conventions-genai, November 2026), so that their names are here and nowhere
+else. What they have no name for begins with `flotilla.`.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from flotilla import __version__
+from flotilla.domain.routing.document import Target
+from flotilla.domain.routing.money import Usage
+from flotilla.domain.routing.request import Features, Operation
+from flotilla.errors import InvalidSpec
+from flotilla.gateway.outcome import Broken, Failed, Outcome
+from flotilla.gateway.request import Request
+from flotilla.gateway.upstream import Origin
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+
+    from flotilla.gateway.record import Record
+
+ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_CLOSE_S: Final = 5
+_OPERATIONS: Final[Mapping[Operation, str]] = {
+    Operation.CHAT: "chat",
+    Operation.COMPLETIONS: "text_completion",
+    Operation.EMBEDDINGS: "embeddings",
+}
+
+
+def tracing_from(environ: Mapping[str, str] = os.environ) -> "Tracing | None":
+    """None where no endpoint is set; nothing of OpenTelemetry is loaded then. Its other settings are OTEL_* too.
+
+    Raises InvalidSpec where one is set and the library is not installed.
+    """
+    endpoint = environ.get(_TRACES_ENDPOINT) or environ.get(ENDPOINT)
+    if not endpoint or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if not environ.get(_TRACES_ENDPOINT):
+        endpoint = f"{endpoint.rstrip('/')}/v1/traces"
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise InvalidSpec(
+            f"{ENDPOINT} is set and OpenTelemetry is not installed. Install flotilla-operator[otlp].", field=ENDPOINT
+        ) from error
+    named = {"service.name": environ.get("OTEL_SERVICE_NAME", "flotilla-gateway"), "service.version": __version__}
+    provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    return Tracing(provider)
+
+
+class Tracing:
+    """Makes the spans of one gateway; they are sent by a thread of the SDK's own."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("flotilla.gateway", __version__)
+        self._context = TraceContextTextMapPropagator()
+
+    def begin(self, request: Request) -> "RequestSpan":
+        """The span of one request, as part of the client's trace where it has one."""
+        from opentelemetry.trace import SpanKind
+
+        span = self._tracer.start_span(
+            f"{request.method} {request.path}",
+            context=self._context.extract(request.headers),
+            kind=SpanKind.SERVER,
+            attributes={"http.request.method": request.method, "url.path": request.path, "url.scheme": "http"},
+        )
+        return RequestSpan(self, span)
+
+    async def close(self) -> None:
+        """Send what is left; not for longer than a collector that is away deserves."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await loop.run_in_executor(None, self._provider.shutdown)
+        except TimeoutError:
+            return
+
+    def traceparent(self, span: "Span") -> str:
+        """For the header of that name."""
+        from opentelemetry.trace import set_span_in_context
+
+        carrier: dict[str, str] = {}
+        self._context.inject(carrier, set_span_in_context(span))
+        return carrier.get("traceparent", "")
+
+    def attempt(self, parent: "Span", name: str, attributes: dict[str, Any], since_ns: int) -> "Span":
+        """The span of one attempt below the request's."""
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        return self._tracer.start_span(
+            name,
+            context=set_span_in_context(parent),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=since_ns,
+        )
+
+
+class RequestSpan:
+    """One request's spans."""
+
+    __slots__ = ("_span", "_tracing")
+
+    def __init__(self, tracing: Tracing, span: "Span") -> None:
+        self._tracing, self._span = tracing, span
+
+    @property
+    def traceparent(self) -> str:
+        """Names this span to engines in the cluster, which may trace too."""
+        return self._tracing.traceparent(self._span)
+
+    def attempt(
+        self,
+        target: Target,
+        origin: Origin,
+        features: Features,
+        *,
+        since_ns: int,
+        first_byte_s: float,
+        outcome: Outcome,
+        usage: Usage | None,
+        answer: Mapping[str, Any],
+        escalated: bool,
+    ) -> None:
+        """One attempt, when it has ended. `first_byte_s` is the time from its start, NaN where no byte came."""
+        operation = _OPERATIONS[features.operation]
+        attributes = _asked(target, origin, features, operation) | _answered(answer, usage)
+        attributes["flotilla.target"] = target.name
+        attributes["flotilla.attempt.escalated"] = escalated
+        if features.stream and first_byte_s == first_byte_s:
+            attributes["gen_ai.response.time_to_first_chunk"] = first_byte_s
+        span = self._tracing.attempt(self._span, f"{operation} {target.served_model}", attributes, since_ns)
+        if type(outcome) is Failed:
+            _failed(span, str(outcome.failure))
+        elif type(outcome) is Broken:
+            _failed(span, "interrupted")
+        span.end()
+
+    def end(self, record: "Record") -> None:
+        """The request has ended."""
+        request = record.request
+        attributes: dict[str, Any] = {
+            "http.response.status_code": request.answer.status,
+            "flotilla.request.id": record.id,
+            "flotilla.outcome": record.outcome,
+        }
+        if record.policy is not None:
+            attributes["flotilla.policy"] = record.policy.name
+        if record.decision is not None:
+            attributes["flotilla.rule"] = record.decision.rule
+            attributes["flotilla.data_class"] = record.decision.data_class
+        if record.usd:
+            attributes["flotilla.cost_usd"] = float(record.usd)
+        self._span.set_attributes(attributes)
+        if record.refusal is not None:
+            self._span.set_attribute("error.type", record.refusal.code)
+        if request.answer.status >= 500 or record.outcome == "interrupted":
+            _failed(self._span, record.refusal.code if record.refusal is not None else record.outcome)
+        self._span.end()
+
+
+def now_ns() -> int:
+    """Nanoseconds since 1970, as spans count."""
+    return time.time_ns()
+
+
+def _asked(target: Target, origin: Origin, features: Features, operation: str) -> dict[str, Any]:
+    provider = target.hosted.provider.lower() if target.hosted is not None else None
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": provider or (target.cluster.engine if target.cluster is not None else ""),
+        "gen_ai.request.model": target.served_model,
+        "server.address": origin.host,
+        "server.port": origin.port,
+    }
+    if features.stream:
+        attributes["gen_ai.request.stream"] = True
+    if features.max_tokens is not None:
+        attributes["gen_ai.request.max_tokens"] = features.max_tokens
+    if features.answers != 1:
+        attributes["gen_ai.request.choice.count"] = features.answers
+    if features.json_schema:
+        attributes["gen_ai.output.type"] = "json"
+    if features.session is not None:
+        attributes["gen_ai.conversation.id"] = features.session
+    return attributes
+
+
+def _answered(answer: Mapping[str, Any], usage: Usage | None) -> dict[str, Any]:
+    attributes: dict[str, Any] = {}
+    for name in ("id", "model"):
+        if isinstance(answer.get(name), str):
+            attributes[f"gen_ai.response.{name}"] = answer[name]
+    choices = answer.get("choices")
+    choices = choices if isinstance(choices, list) else ()
+    reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+    if reasons and all(isinstance(reason, str) for reason in reasons):
+        attributes["gen_ai.response.finish_reasons"] = reasons
+    if usage is not None:
+        attributes["gen_ai.usage.input_tokens"] = usage.prompt_tokens
+        attributes["gen_ai.usage.output_tokens"] = usage.completion_tokens
+        if usage.cached_tokens:
+            attributes["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
+        if usage.cache_creation_tokens:
+            attributes["gen_ai.usage.cache_write.input_tokens"] = usage.cache_creation_tokens
+    return attributes
+
+
+def _failed(span: "Span", kind: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR)

@@ -1,0 +1,141 @@
+"""Rates and budgets of requests through a running gateway."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tests.support.gateway import Running, document_of, eventually, running_gateway
+from tests.support.hosted import HostedApi, Reset, Stream, Whole
+from tests.support.hosted_answers import chat, hosted_api, openai_chunks
+from tests.support.routing import HOSTED, SOUND
+
+from flotilla.gateway.limits import REDIS_URL, LimitStore, store_from
+from flotilla.gateway.local_limits import LocalLimits
+from flotilla.gateway.store_accounts import StoreAccounts
+
+PUBLIC = {"x-data-class": "public"}
+CHEAP = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+"""0.0045 dollars at 3 and 15 dollars per million."""
+
+
+def spec(base_url: str, limits: Mapping[str, Any], *, to: str = "frontier", spare: str | None = None) -> dict[str, Any]:
+    """All requests to one target, with one to fall back to."""
+    hosted = {**HOSTED, "baseURL": f"{base_url}/v1"}
+    targets = [*SOUND["targets"][:2], {"name": "frontier", "external": hosted}]
+    route: dict[str, Any] = {"split": [{"target": to}], **({"fallback": {"targets": [spare]}} if spare else {})}
+    return {**SOUND, "targets": targets, "rules": [], "defaultRoute": route, "limits": limits}
+
+
+def budget(amount: str, on_exceeded: str = "Reject", **more: Any) -> dict[str, Any]:
+    return {"budgets": [{"name": "month", "amountUSD": amount, "onExceeded": on_exceeded, **more}]}
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, limits: Mapping[str, Any], *, store: LimitStore | None = None, **route: Any
+) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, LimitStore]]:
+    """A gateway before a hosted API and a model of the cluster."""
+    counts = store or LocalLimits()
+    async with hosted_api() as hosted, hosted_api() as engine:
+        document = document_of(spec(hosted.url, limits, **route))
+        async with running_gateway(
+            directory, document, engines={"qwen-medium": [engine]}, accounts=StoreAccounts(counts)
+        ) as gw:
+            yield gw, hosted, engine, counts
+
+
+async def test_a_budget_is_spent_by_what_answers_cost_and_then_refuses(tmp_path: Path) -> None:
+    async with serving(tmp_path, budget("0.01")) as (gw, hosted, _, store):
+        hosted.script(*(Whole({**chat(), "usage": CHEAP}) for _ in range(2)))
+        for _ in range(2):
+            status, _, _ = await gw.chat(headers=PUBLIC, max_tokens=50)
+            assert status == 200
+        await eventually(lambda: store.reserved_usd == 0)
+
+        status, body, headers = await gw.chat(headers=PUBLIC, max_tokens=100)
+
+        assert (status, body["error"]["code"]) == (429, "budget_exceeded")
+        assert headers["x-should-retry"] == "false"
+        assert 0 < int(headers["retry-after"]) <= 720 * 3600
+        assert len(hosted.received) == 2
+        # What is left pays for a smaller answer.
+        assert (await gw.chat(headers=PUBLIC, max_tokens=50))[0] == 200
+
+
+async def test_a_spent_budget_leads_to_the_cluster_where_the_policy_says_so(tmp_path: Path) -> None:
+    limits = budget("0.0001", "ClusterOnly")
+    async with serving(tmp_path, limits, spare="medium") as (gw, hosted, engine, _):
+        status, _, headers = await gw.chat(headers=PUBLIC)
+        assert status == 200
+        assert "target=medium" in headers["x-flotilla-route"]
+        assert (len(hosted.received), len(engine.received)) == (0, 1)
+
+
+async def test_requests_that_stay_in_the_cluster_need_no_budget(tmp_path: Path) -> None:
+    async with serving(tmp_path, budget("0.0001"), to="medium") as (gw, _, engine, _):
+        assert (await gw.chat(headers=PUBLIC))[0] == 200
+        assert len(engine.received) == 1
+
+
+async def test_a_failed_request_gives_its_reservation_back(tmp_path: Path) -> None:
+    async with serving(tmp_path, budget("0.002")) as (gw, hosted, _, store):
+        hosted.script(Reset(), Whole({"error": {"message": "no"}}, 400))
+        statuses = [(await gw.chat(headers=PUBLIC, max_tokens=100))[0] for _ in range(3)]
+        assert statuses == [502, 400, 200]
+        await eventually(lambda: store.reserved_usd == 0)
+
+
+async def test_a_client_that_leaves_pays_for_what_it_had(tmp_path: Path) -> None:
+    async with serving(tmp_path, budget("0.003")) as (gw, hosted, _, store):
+        hosted.script(Stream(openai_chunks("a b c"), hang_after=4))
+        body = {"model": "support", "messages": [], "stream": True, "max_tokens": 100}
+        async with gw.session.post(gw.url + "/v1/chat/completions", json=body, headers=PUBLIC) as answer:
+            await answer.content.readany()
+            assert store.reserved_usd == Decimal("0.0015")
+            answer.close()
+        await eventually(lambda: store.reserved_usd == 0)
+        # Four pieces at 15 dollars per million, so that twice the largest answer no longer fits.
+        status, error, _ = await gw.chat(headers=PUBLIC, max_tokens=199)
+        assert (status, error["error"]["code"]) == (429, "budget_exceeded")
+
+
+async def test_a_rate_refuses_with_the_time_to_wait_and_clients_have_rates_of_their_own(tmp_path: Path) -> None:
+    limits = {"rates": [{"name": "fair", "per": "Team", "requestsPerMinute": 2}]}
+    async with serving(tmp_path, limits, to="medium") as (gw, _, engine, _):
+        red, blue = ({"x-flotilla-team": team} for team in ("red", "blue"))
+        statuses = [(await gw.chat(headers=red))[0] for _ in range(2)]
+        status, body, headers = await gw.chat(headers=red)
+        assert statuses == [200, 200]
+        assert (status, body["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 0 < int(headers["retry-after"]) <= 61
+        assert (await gw.chat(headers=blue))[0] == 200
+        assert len(engine.received) == 3
+
+
+async def test_tokens_are_counted_as_the_answer_told_them(tmp_path: Path) -> None:
+    limits = {"rates": [{"name": "fair", "tokensPerMinute": 1200}]}
+    async with serving(tmp_path, limits, to="medium") as (gw, _, engine, _):
+        engine.script(Whole({**chat(), "usage": CHEAP}))
+        assert (await gw.chat(max_tokens=10))[0] == 200
+        assert (await gw.chat(max_tokens=200))[0] == 429
+        assert (await gw.chat(max_tokens=10))[0] == 200
+
+
+async def test_when_the_store_does_not_answer_no_money_is_spent_and_the_cluster_serves(tmp_path: Path) -> None:
+    store = store_from(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
+    limits = budget("500")
+    async with serving(tmp_path, limits, store=store, spare="medium") as (gw, hosted, engine, _):
+        assert (await gw.chat(headers=PUBLIC))[0] == 200
+        assert (len(hosted.received), len(engine.received)) == (0, 1)
+    await store.close()
+
+
+async def test_when_the_store_does_not_answer_and_only_hosted_models_could_it_is_said(tmp_path: Path) -> None:
+    store = store_from(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
+    async with serving(tmp_path, budget("500"), store=store) as (gw, hosted, _, _):
+        status, body, headers = await gw.chat(headers=PUBLIC)
+        assert (status, body["error"]["code"], headers["retry-after"]) == (503, "budget_unknown", "1")
+        assert hosted.received == []
+    await store.close()

@@ -1,0 +1,44 @@
+"""Requests through the gateway, as clients see them."""
+
+from pathlib import Path
+
+from tests.support.gateway import document_of, running_gateway, said
+from tests.support.hosted_answers import hosted_api
+from tests.support.routing import SOUND
+
+
+async def test_a_whole_answer_comes_from_the_model_of_the_rule(tmp_path: Path) -> None:
+    async with (
+        hosted_api() as engine,
+        running_gateway(tmp_path, document_of(SOUND), engines={"qwen-medium": [engine]}) as gw,
+    ):
+        status, body, headers = await gw.chat(temperature=0.5, unknown_field={"a": [1, 2.50]})
+        assert status == 200
+        assert body["choices"][0]["message"]["content"] == "Hello there"
+        assert headers["x-flotilla-route"].startswith(
+            "rule=default;target=medium;attempts=1;class=sovereign;policy=policy-0@"
+        )
+        (sent,) = engine.received
+        assert sent.path == "/v1/chat/completions"
+        assert sent.json == {
+            "model": "qwen2.5-7b",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "temperature": 0.5,
+            "unknown_field": {"a": [1, 2.5]},
+        }
+        assert b'{"a": [1, 2.5]}' in sent.body
+
+
+async def test_a_stream_is_passed_on_and_ends_with_done(tmp_path: Path) -> None:
+    async with (
+        hosted_api() as engine,
+        running_gateway(tmp_path, document_of(SOUND), engines={"qwen-medium": [engine]}) as gw,
+    ):
+        status, chunks, _ = await gw.stream()
+        assert status == 200
+        assert said(chunks) == "Hello there"
+        assert chunks[-1] == "[DONE]"
+        assert engine.received[0].json["stream_options"] == {"include_usage": True}
+        assert not any("usage" in chunk for chunk in chunks[:-1])
+        _, metrics = await gw.admin("/metrics")
+        assert 'flotilla_gateway_tokens_total{policy="policy-0",target="medium",token_type="output"} 2.0' in metrics
