@@ -317,7 +317,7 @@ async def test_a_new_document_is_taken_over_under_load(tmp_path: Path) -> None:
         running = asyncio.create_task(gw.stream())
         await medium.until(lambda api: len(api.received) == 1)
         gw.replace_document(document_of({**routed(), "hostModels": ["renamed"]}))
-        await eventually(lambda: "renamed" in gw.gateway.config.current.document.by_model)
+        await eventually(lambda: gw.serves("renamed"))
         gate.set()
         assert (await running)[1][-1] == "[DONE]"
         assert (await gw.chat())[0] == 404

@@ -78,6 +78,11 @@ class Running:
         async with self.session.get(f"http://127.0.0.1:{self.gateway.admin_port}{path}") as answer:
             return answer.status, await answer.text()
 
+    def serves(self, model: str) -> bool:
+        """Whether the document in use has the model."""
+        setup = self.gateway.config.current
+        return setup is not None and model in setup.document.by_model
+
     def serve(self, owner: str, apis: Iterable[HostedApi], *, name: str | None = None) -> None:
         """What the cluster says of a ModelDeployment's endpoints."""
         self.gateway.book.put(endpoint_slice(owner, [api.port for api in apis], name=name))

@@ -1,5 +1,6 @@
 """The paths that clients may ask for."""
 
+import asyncio
 import logging
 import secrets
 import time
@@ -7,9 +8,13 @@ from itertools import count
 
 import orjson
 
+from flotilla.domain.routing.refusal import Refusal
+from flotilla.domain.routing.request import Operation
 from flotilla.gateway import wire
 from flotilla.gateway.config import Setup, operation_paths
 from flotilla.gateway.exchange import Exchange
+from flotilla.gateway.intake import take
+from flotilla.gateway.record import Record
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 
@@ -50,7 +55,29 @@ class Api:
         elif setup is None:
             self._not_ready(request)
         else:
-            await Exchange(self._shared, setup, request, operation, self._id(request)).run()
+            await self._exchange(request, setup, operation)
+
+    async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
+        record = Record(request, self._id(request))
+        if self._shared.tracing is not None:
+            record.span = self._shared.tracing.begin(request)
+        lease = None
+        try:
+            taken = await take(self._shared, setup, request, operation, record)
+            if isinstance(taken, Refusal):
+                record.refusal, record.outcome = taken, "refused"
+                lines = b"x-request-id: %b\r\n" % record.request_id.encode() + wire.refusal_headers(taken)
+                request.answer.whole(taken.status, wire.refusal_body(taken), lines)
+                return
+            lease = taken.lease
+            await Exchange(self._shared, request, taken, record).run()
+        except asyncio.CancelledError:
+            record.outcome = "cancelled"
+            raise
+        finally:
+            if lease is not None:
+                await asyncio.shield(lease.settle(record.usd, record.total_tokens))
+            record.close(self._shared)
 
     def _id(self, request: Request) -> str:
         """The client's own, where it is one that cannot break a log; else a new one."""

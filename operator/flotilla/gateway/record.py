@@ -4,13 +4,15 @@ import time
 from decimal import Decimal
 from typing import Any
 
-from flotilla.domain.routing.decide import Decision
+from flotilla.domain.routing.decide import Attempt, Decision
 from flotilla.domain.routing.document import Policy, Target
 from flotilla.domain.routing.money import ZERO, Usage, cost, spent
 from flotilla.domain.routing.refusal import Refusal
 from flotilla.domain.routing.request import Features
+from flotilla.gateway.dial import Dialer
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.tracing import RequestSpan
 
 OTHER = "other"
 """Stands for a model name that no policy serves: clients must not invent label values."""
@@ -22,20 +24,25 @@ class Record:
     __slots__ = (
         "_counted",
         "_first_byte_s",
+        "_request",
         "decision",
         "detail",
+        "dialer",
         "features",
-        "id",
+        "ledger",
         "outcome",
         "policy",
         "refusal",
-        "request",
+        "request_id",
+        "span",
         "total_tokens",
         "usd",
     )
 
     def __init__(self, request: Request, request_id: str) -> None:
-        self.request, self.id = request, request_id
+        self._request, self.request_id = request, request_id
+        self.ledger: list[Attempt] = []
+        self.dialer: Dialer | None = None
         self._counted: list[tuple[Target, Usage]] = []
         self._first_byte_s: float | None = None
         self.policy: Policy | None = None
@@ -46,6 +53,8 @@ class Record:
         self.detail = ""
         self.usd: Decimal = ZERO
         self.total_tokens = 0
+        self.span: RequestSpan | None = None
+        """Where requests are traced."""
 
     def first_byte(self, at_s: float) -> None:
         """When an attempt's answer began; NaN where it did not."""
@@ -60,10 +69,12 @@ class Record:
         self.total_tokens += usage.prompt_tokens + usage.completion_tokens
         self.usd += spent(target, usage) or ZERO
 
-    def close(self, shared: Shared, *, upstream_s: float, attempts: int, target: str) -> None:
+    def close(self, shared: Shared) -> None:
         """The request has ended."""
+        upstream_s = self.dialer.upstream_s if self.dialer is not None else 0.0
+        target = next((attempt.target for attempt in reversed(self.ledger) if attempt.failure is None), "")
         policy, now = self.policy, shared.loop.time()
-        duration_s = now - self.request.arrived_s
+        duration_s = now - self._request.arrived_s
         name = policy.name if policy is not None else OTHER
         decision = self.decision
         rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
@@ -74,12 +85,14 @@ class Record:
             metrics.duration.observe((name, target), duration_s)
             metrics.overhead.observe((name,), max(duration_s - upstream_s, 0.0))
             if self._first_byte_s is not None:
-                metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
+                metrics.ttft.observe((name, target), self._first_byte_s - self._request.arrived_s)
         if self.refusal is not None:
             self._refused(shared, name, self.refusal)
         if policy is not None:
             self._tokens(shared, policy)
-        shared.access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s, attempts))
+        shared.access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
+        if self.span is not None:
+            self.span.end(self)
 
     def _tokens(self, shared: Shared, policy: Policy) -> None:
         metrics, name = shared.metrics, policy.name
@@ -108,26 +121,25 @@ class Record:
         data_class: str,
         duration_s: float,
         upstream_s: float,
-        attempts: int,
     ) -> dict[str, Any]:
-        features, answer = self.features, self.request.answer
+        features, answer = self.features, self._request.answer
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
-            "id": self.id,
-            "peer": self.request.peer,
-            "path": self.request.path[:100],
+            "id": self.request_id,
+            "peer": self._request.peer,
+            "path": self._request.path[:100],
             "status": answer.status,
             "outcome": self.outcome,
             "policy": name,
             "rule": rule,
             "target": target,
             "class": data_class,
-            "attempts": attempts,
+            "attempts": len(self.ledger),
             "ms": round(duration_s * 1000, 2),
             "upstream_ms": round(upstream_s * 1000, 2),
         }
         if self._first_byte_s is not None:
-            entry["first_byte_ms"] = round((self._first_byte_s - self.request.arrived_s) * 1000, 2)
+            entry["first_byte_ms"] = round((self._first_byte_s - self._request.arrived_s) * 1000, 2)
         if features is not None:
             entry["stream"] = features.stream
             named = (("client", features.client), ("team", features.team), ("task", features.task))

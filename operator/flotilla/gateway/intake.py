@@ -1,0 +1,152 @@
+"""The first look at a request: read, identify, decide, set money aside.
+
+It ends in what an exchange carries out, or in a refusal.
+"""
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import orjson
+
+from flotilla.domain.routing import classify
+from flotilla.domain.routing.decide import Decision, decide
+from flotilla.domain.routing.document import Policy
+from flotilla.domain.routing.refusal import Refusal, invalid_api_key, model_not_found
+from flotilla.domain.routing.request import Features, Operation, features_of
+from flotilla.gateway import wire
+from flotilla.gateway.accounts import Lease, limited
+from flotilla.gateway.anthropic import Untranslatable
+from flotilla.gateway.attempt import Attempt
+from flotilla.gateway.body import BadBody, Body, image_problem, parse
+from flotilla.gateway.config import Setup
+from flotilla.gateway.dial import Dialer, unix_s
+from flotilla.gateway.dialect import Wanted
+from flotilla.gateway.outcome import Outcome, Whole
+from flotilla.gateway.record import Record
+from flotilla.gateway.request import Request
+from flotilla.gateway.shared import Shared
+from flotilla.gateway.upstream import Connection
+
+_PREFIX_CHARS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that may be sent."""
+
+    asked: Body
+    features: Features
+    decision: Decision
+    dialer: Dialer
+    lease: Lease | None
+    operation: Operation
+    request_id: str
+
+    @property
+    def policy(self) -> Policy:
+        """Whose decision it is."""
+        return self.decision.policy
+
+    @property
+    def asked_usage(self) -> bool:
+        """Whether the client itself wants the usage at the end of a stream."""
+        options = self.asked.fields.get("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    @property
+    def asked_logprobs(self) -> bool:
+        """Whether the client itself wants token probabilities."""
+        return bool(self.asked.fields.get("logprobs"))
+
+
+async def take(
+    shared: Shared, setup: Setup, request: Request, operation: Operation, record: Record
+) -> Accepted | Refusal:
+    """Decide about a request; `record` is told what is known."""
+    try:
+        asked = parse(request.body)
+    except BadBody as error:
+        return Refusal(400, error.code, str(error), param=error.param, retryable=False)
+    model = asked.fields["model"]
+    policy = setup.document.by_model.get(model)
+    if policy is None:
+        return model_not_found(model)
+    record.policy = policy
+    client = None
+    if policy.clients:
+        client = setup.client_of(policy, request.headers.get("authorization", ""))
+        if client is None:
+            return invalid_api_key(policy.name)
+    features = features_of(asked.fields, request.headers, policy, operation=operation, client=client)
+    record.features = features
+    problem = image_problem(asked.fields.get("messages")) if operation is Operation.CHAT else None
+    if problem is not None:
+        return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
+    dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record))
+    dialer.affinity = _affinity(asked, features)
+    if policy.classifier is not None:
+        record.features = features = await _classified(shared, setup, policy, asked, features, dialer)
+    record.dialer = dialer
+    decided = decide(policy, features, record.request_id, shared.unavailable(policy))
+    if isinstance(decided, Refusal):
+        return decided
+    lease = None
+    if shared.accounts is not None and limited(policy):
+        admitted = await shared.accounts.admit(decided, features)
+        if isinstance(admitted, Refusal):
+            return admitted
+        decided, lease = admitted.decision, admitted.lease
+    record.decision = decided
+    shared.retries.earn()
+    return Accepted(asked, features, decided, dialer, lease, operation, record.request_id)
+
+
+async def _classified(
+    shared: Shared, setup: Setup, policy: Policy, asked: Body, features: Features, dialer: Dialer
+) -> Features:
+    """Ask the classifier for the task. It may fail: the request goes on without a task then."""
+    question = classify.question(policy, features, asked.fields)
+    if question is None:
+        return features
+    body = Body(orjson.dumps(question.body), question.body)
+    asking = Dialer(shared, setup, policy, body, Operation.CHAT, b"")
+    place = asking.place(question.permit)
+    if place is None:
+        return features
+    incoming = Attempt(shared.loop, total_s=shared.loop.time() + question.timeout_s)
+    try:
+        outcome = await asking.run(question.permit, place, incoming, Wanted(), sent=_ignored, read=_as_it_is)
+        dialer.upstream_s += asking.upstream_s
+        if type(outcome) is not Whole or outcome.status >= 300:
+            return features
+        _, content = asking.dialect(question.permit).answer(outcome.status, outcome.body, unix_s())
+        answer = orjson.loads(content)
+    except (Untranslatable, ValueError):
+        return features
+    return features.with_task(classify.task_of(answer, policy)) if isinstance(answer, dict) else features
+
+
+def _extra_lines(request: Request, record: Record) -> bytes:
+    """Headers that engines in the cluster get of the client's: to find a request again, and nothing else."""
+    lines = b"x-request-id: %b\r\n" % record.request_id.encode()
+    trace = record.span.traceparent if record.span is not None else request.headers.get("traceparent")
+    return lines + wire.header("traceparent", trace) if trace is not None else lines
+
+
+def _affinity(asked: Body, features: Features) -> int | None:
+    """A hash of the session, or of the prompt's beginning: the replica that has it in its cache is preferred."""
+    if features.session is not None:
+        return crc32(features.session.encode(errors="replace"))
+    messages = asked.fields.get("messages")
+    if not messages or not isinstance(messages[0], dict):
+        return None
+    content = messages[0].get("content")
+    return crc32(content[:_PREFIX_CHARS].encode(errors="replace")) if isinstance(content, str) else None
+
+
+def _ignored(connection: Connection) -> None:
+    """A classifier's answer is slowed down by nobody."""
+
+
+def _as_it_is(outcome: Whole) -> Outcome:
+    return outcome
