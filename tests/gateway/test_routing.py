@@ -94,8 +94,8 @@ async def test_a_rule_may_rather_fail_than_give_a_bad_answer(tmp_path: Path, str
         small.script(bad)
         frontier.script(bad)
         status, answer, _ = await (gw.stream(headers=PUBLIC) if stream else gw.chat(headers=PUBLIC))
-        error = (answer[0] if stream else answer)["error"]
-        assert (status, error["code"]) == (502, "answer_rejected")
+        error: Any = answer[0] if isinstance(answer, list) else answer
+        assert (status, error["error"]["code"]) == (502, "answer_rejected")
 
 
 async def test_the_better_model_has_a_time_of_its_own(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ async def test_a_long_stream_is_passed_on_and_not_judged(tmp_path: Path) -> None
 async def test_token_probabilities_are_asked_for_judged_and_taken_out(tmp_path: Path) -> None:
     points = [{"marginPermille": 0, "errorPermille": 900}, {"marginPermille": 1000, "errorPermille": 10}]
     confidence = {"escalateAboveErrorPermille": 500, "calibration": points}
-    route = {"escalation": {"target": "frontier", "confidence": confidence, "maxRatePercent": 100}}
-    async with small_and_frontier(tmp_path, **route) as (gw, small, frontier):
+    wanted = {"target": "frontier", "confidence": confidence, "maxRatePercent": 100}
+    async with small_and_frontier(tmp_path, escalation=wanted) as (gw, small, frontier):
         doubtful = [{"token": "a", "logprob": -0.69, "top_logprobs": [{"logprob": -0.69}, {"logprob": -0.70}]}]
         small.script(Whole(chat("a", logprobs={"content": doubtful})))
         _, _, headers = await gw.chat(headers=PUBLIC)
@@ -362,7 +362,7 @@ async def test_a_classifier_names_the_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize("asked", [False, True])
 async def test_usage_is_told_only_to_those_who_ask(tmp_path: Path, asked: bool) -> None:
     async with small_and_frontier(tmp_path) as (gw, _, _):
-        options = {"stream_options": {"include_usage": True}} if asked else {}
+        options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
         _, chunks, _ = await gw.stream(**options)
         assert any(chunk.get("usage") for chunk in chunks[:-1]) == asked
         _, metrics = await gw.admin("/metrics")

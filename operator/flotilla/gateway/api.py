@@ -59,14 +59,13 @@ class Api:
 
     async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
         record = Record(request, self._id(request))
-        if self._shared.tracing is not None:
-            record.span = self._shared.tracing.begin(request)
+        record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
         lease = None
         try:
             taken = await take(self._shared, setup, request, operation, record)
             if isinstance(taken, Refusal):
                 record.refusal, record.outcome = taken, "refused"
-                lines = b"x-request-id: %b\r\n" % record.request_id.encode() + wire.refusal_headers(taken)
+                lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
                 request.answer.whole(taken.status, wire.refusal_body(taken), lines)
                 return
             lease = taken.lease

@@ -79,7 +79,9 @@ class Exchange:
         dialect = self._dialer.dialect(permit)
         logprobs = wanted.logprobs and not self._accepted.asked_logprobs
         incoming = self._incoming(permit, answered, logprobs, escalated)
-        span, since_s, since_ns = self._record.span, self._shared.loop.time(), now_ns()
+        span, since_s, since_ns = self._record.span, self._shared.loop.time(), 0
+        if span is not None:
+            since_ns = now_ns()
         outcome: Outcome = Broken("the client left")
         try:
             outcome = await self._dialer.run(

@@ -87,7 +87,7 @@ async def take(
     if policy.classifier is not None:
         record.features = features = await _classified(shared, setup, policy, asked, features, dialer)
     record.dialer = dialer
-    decided = decide(policy, features, record.request_id, shared.unavailable(policy))
+    decided = decide(policy, features, record.id, shared.unavailable(policy))
     if isinstance(decided, Refusal):
         return decided
     lease = None
@@ -98,7 +98,7 @@ async def take(
         decided, lease = admitted.decision, admitted.lease
     record.decision = decided
     shared.retries.earn()
-    return Accepted(asked, features, decided, dialer, lease, operation, record.request_id)
+    return Accepted(asked, features, decided, dialer, lease, operation, record.id)
 
 
 async def _classified(
@@ -128,8 +128,8 @@ async def _classified(
 
 def _extra_lines(request: Request, record: Record) -> bytes:
     """Headers that engines in the cluster get of the client's: to find a request again, and nothing else."""
-    lines = b"x-request-id: %b\r\n" % record.request_id.encode()
-    trace = record.span.traceparent if record.span is not None else request.headers.get("traceparent")
+    lines = b"x-request-id: %b\r\n" % record.id.encode()
+    trace = request.headers.get("traceparent") if record.span is None else record.span.traceparent
     return lines + wire.header("traceparent", trace) if trace is not None else lines
 
 

@@ -24,25 +24,27 @@ class Record:
     __slots__ = (
         "_counted",
         "_first_byte_s",
-        "_request",
         "decision",
         "detail",
         "dialer",
         "features",
+        "id",
         "ledger",
         "outcome",
         "policy",
         "refusal",
-        "request_id",
+        "request",
         "span",
         "total_tokens",
         "usd",
     )
 
     def __init__(self, request: Request, request_id: str) -> None:
-        self._request, self.request_id = request, request_id
+        self.request, self.id = request, request_id
         self.ledger: list[Attempt] = []
         self.dialer: Dialer | None = None
+        self.span: RequestSpan | None = None
+        """Where requests are traced."""
         self._counted: list[tuple[Target, Usage]] = []
         self._first_byte_s: float | None = None
         self.policy: Policy | None = None
@@ -125,9 +127,9 @@ class Record:
         features, answer = self.features, self._request.answer
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
-            "id": self.request_id,
-            "peer": self._request.peer,
-            "path": self._request.path[:100],
+            "id": self.id,
+            "peer": self.request.peer,
+            "path": self.request.path[:100],
             "status": answer.status,
             "outcome": self.outcome,
             "policy": name,
