@@ -55,8 +55,6 @@ class Record:
         self.detail = ""
         self.usd: Decimal = ZERO
         self.total_tokens = 0
-        self.span: RequestSpan | None = None
-        """Where requests are traced."""
 
     def first_byte(self, at_s: float) -> None:
         """When an attempt's answer began; NaN where it did not."""
@@ -76,7 +74,7 @@ class Record:
         upstream_s = self.dialer.upstream_s if self.dialer is not None else 0.0
         target = next((attempt.target for attempt in reversed(self.ledger) if attempt.failure is None), "")
         policy, now = self.policy, shared.loop.time()
-        duration_s = now - self._request.arrived_s
+        duration_s = now - self.request.arrived_s
         name = policy.name if policy is not None else OTHER
         decision = self.decision
         rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
@@ -87,7 +85,7 @@ class Record:
             metrics.duration.observe((name, target), duration_s)
             metrics.overhead.observe((name,), max(duration_s - upstream_s, 0.0))
             if self._first_byte_s is not None:
-                metrics.ttft.observe((name, target), self._first_byte_s - self._request.arrived_s)
+                metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
         if self.refusal is not None:
             self._refused(shared, name, self.refusal)
         if policy is not None:
@@ -124,7 +122,7 @@ class Record:
         duration_s: float,
         upstream_s: float,
     ) -> dict[str, Any]:
-        features, answer = self.features, self._request.answer
+        features, answer = self.features, self.request.answer
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
             "id": self.id,
@@ -141,7 +139,7 @@ class Record:
             "upstream_ms": round(upstream_s * 1000, 2),
         }
         if self._first_byte_s is not None:
-            entry["first_byte_ms"] = round((self._first_byte_s - self._request.arrived_s) * 1000, 2)
+            entry["first_byte_ms"] = round((self._first_byte_s - self.request.arrived_s) * 1000, 2)
         if features is not None:
             entry["stream"] = features.stream
             named = (("client", features.client), ("team", features.team), ("task", features.task))

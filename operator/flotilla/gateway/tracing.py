@@ -81,7 +81,7 @@ class Tracing:
             kind=SpanKind.SERVER,
             attributes={"http.request.method": request.method, "url.path": request.path, "url.scheme": "http"},
         )
-        return RequestSpan(self, span, request)
+        return RequestSpan(self, span)
 
     async def close(self) -> None:
         """Send what is left; not for longer than a collector that is away deserves."""
@@ -116,10 +116,10 @@ class Tracing:
 class RequestSpan:
     """One request's spans."""
 
-    __slots__ = ("_request", "_span", "_tracing")
+    __slots__ = ("_span", "_tracing")
 
-    def __init__(self, tracing: Tracing, span: "Span", request: Request) -> None:
-        self._tracing, self._span, self._request = tracing, span, request
+    def __init__(self, tracing: Tracing, span: "Span") -> None:
+        self._tracing, self._span = tracing, span
 
     @property
     def traceparent(self) -> str:
@@ -155,10 +155,10 @@ class RequestSpan:
 
     def end(self, record: "Record") -> None:
         """The request has ended."""
-        status = self._request.answer.status
+        request = record.request
         attributes: dict[str, Any] = {
-            "http.response.status_code": status,
-            "flotilla.request.id": record.request_id,
+            "http.response.status_code": request.answer.status,
+            "flotilla.request.id": record.id,
             "flotilla.outcome": record.outcome,
         }
         if record.policy is not None:
@@ -171,7 +171,7 @@ class RequestSpan:
         self._span.set_attributes(attributes)
         if record.refusal is not None:
             self._span.set_attribute("error.type", record.refusal.code)
-        if status >= 500 or record.outcome == "interrupted":
+        if request.answer.status >= 500 or record.outcome == "interrupted":
             _failed(self._span, record.refusal.code if record.refusal is not None else record.outcome)
         self._span.end()
 
