@@ -154,8 +154,8 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        # uvloop's transports are no subclass of asyncio's.
-        transport = self._transport = cast("asyncio.Transport", transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self._transport = transport
         if len(self._server.connections) >= self._limits.connections:
             transport.abort()
             return

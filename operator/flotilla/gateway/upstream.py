@@ -240,8 +240,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        # uvloop's transports are no subclass of asyncio's.
-        transport = self._transport = cast("asyncio.Transport", transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self._transport = transport
         raw = transport.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
