@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flotilla import __version__
+from flotilla.cli import verbs
 
 app = typer.Typer(
     name="flotilla",
@@ -114,6 +115,7 @@ def estimate(
     raise typer.Exit(verb.exit_code(answers))
 
 
+verbs.register(app)
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",
