@@ -1,8 +1,11 @@
 """The verbs that look at a fleet and at manifests. Each imports what it needs when it runs."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -42,7 +45,97 @@ def render(
     raise typer.Exit(exits.NO if refused else exits.OK)
 
 
+Kubeconfig = Annotated[Path | None, typer.Option(help="Default: KUBECONFIG, else ~/.kube/config.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: the context's.")]
+_WATCH_S = 2.0
+
+
+def status(
+    kubeconfig: Kubeconfig = None,
+    namespace: Namespace = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of every namespace.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the fleet: replicas, state, dollars. Exit code 1: something is not ready; 3: the cluster does not answer."""
+    verb, reach = import_module("flotilla.cli.status"), import_module("flotilla.cli.reach")
+    console = import_module("rich.console").Console()
+    with _reachable():
+        path = reach.kubeconfig(kubeconfig)
+        where = None if everywhere else namespace or reach.namespace_of(path)
+
+        def look() -> Any:
+            return reach.ask(path, lambda client: verb.fleet(client, where))
+
+        found = look()
+        if watch:
+            _watch(console, lambda: verb.view(look(), everywhere=everywhere))
+            raise typer.Exit(exits.OK)
+    if as_json:
+        typer.echo(verb.as_json(found))
+    else:
+        verb.show(console, found, everywhere=everywhere)
+    raise typer.Exit(exits.OK if found.all_ready else exits.NO)
+
+
+def _watch(console: Any, view: Callable[[], Any]) -> None:
+    live = import_module("rich.live").Live(console=console, auto_refresh=False)
+    with live, suppress(KeyboardInterrupt):
+        while True:
+            live.update(view(), refresh=True)
+            time.sleep(_WATCH_S)
+
+
+def describe(
+    name: Annotated[str, typer.Argument(help="Of a ModelDeployment.")],
+    kubeconfig: Kubeconfig = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Show one model: what was decided and why, its pods, its events. Exit code 1: there is none of that name."""
+    verb, reach = import_module("flotilla.cli.describe"), import_module("flotilla.cli.reach")
+    with _reachable():
+        path = reach.kubeconfig(kubeconfig)
+        where = namespace or reach.namespace_of(path)
+        found = reach.ask(path, lambda client: verb.model(client, where, name))
+    if as_json:
+        typer.echo(verb.as_json(found))
+    else:
+        verb.show(import_module("rich.console").Console(), found)
+
+
+def doctor(
+    kubeconfig: Kubeconfig = None,
+    operator_namespace: Annotated[str, typer.Option(help="Where to look for its Lease.")] = "flotilla-system",
+    as_json: Json = False,
+) -> None:
+    """Look for what a cluster lacks, and say what helps. Exit code 1: a check failed; 3: it does not answer."""
+    verb, reach = import_module("flotilla.cli.doctor"), import_module("flotilla.cli.reach")
+    with _reachable():
+        facts = reach.ask(reach.kubeconfig(kubeconfig), lambda client: verb.facts(client, operator_namespace))
+    found = import_module("flotilla.cli.doctor_checks").examine(facts)
+    if as_json:
+        typer.echo(verb.as_json(found))
+    else:
+        verb.show(import_module("rich.console").Console(), found)
+    raise typer.Exit(exits.OK if verb.healthy(found) else exits.NO)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Errors of the way to the cluster become exit codes."""
+    errors = import_module("flotilla.errors")
+    try:
+        yield
+    except errors.NotReady as error:
+        _end(error, exits.NO)
+    except errors.InvalidSpec as error:
+        _end(error, exits.UNREACHABLE if error.field == "kubeconfig" else exits.WRONG_QUESTION)
+    except errors.FlotillaError as error:
+        _end(error, exits.UNREACHABLE)
+
+
 def register(app: typer.Typer) -> None:
     """Add them to the command."""
-    for verb in (render,):
+    for verb in (status, describe, render, doctor):
         app.command()(verb)
