@@ -1,6 +1,8 @@
 """`flotilla status` and `describe`: what they make of resources."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,11 @@ def test_shells_complete_the_verbs(shell: str, monkeypatch: pytest.MonkeyPatch) 
     for name, value in {**asked, "_FLOTILLA_COMPLETE": f"complete_{shell}"}.items():
         monkeypatch.setenv(name, value)
     assert "describe" in CliRunner().invoke(app, [], prog_name="flotilla").stdout
+
+
+def test_the_command_starts_without_what_its_verbs_need() -> None:
+    """Its start is mostly imports: --help and completion must be quick."""
+    heavy = ("rich", "pydantic", "yaml", "kubernetes", "aiohttp", "kopf", "jinja2")
+    code = f"import flotilla.cli, sys; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
