@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import uvloop
 import yaml
 from pydantic import ValidationError
 
@@ -61,7 +62,8 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format)
     try:
-        return asyncio.run(_run(config, catalog))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(config, catalog))
     except FlotillaError as error:
         log.error("operator ends", extra={"cause": str(error)})
         return EXIT_ACCESS

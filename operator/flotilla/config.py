@@ -3,9 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from flotilla.domain.endpoints import base_url
+from flotilla.errors import InvalidSpec
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
+
+_OWN_CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod has its token for the apiserver."""
 
 
 class HostedModel(BaseModel):
@@ -74,7 +80,41 @@ class OperatorConfig(BaseModel):
     accelerators: Path | None = Field(
         None, description="A YAML list of accelerator classes, which add to the packaged ones and win over them."
     )
+    prometheus_url: str | None = Field(
+        None,
+        description="Of the Prometheus that scrapes the engines, such as http://prometheus.monitoring.svc:9090; "
+        "None: nothing asks one.",
+    )
+    prometheus_ca_file: Path | None = Field(
+        None, description="Authorities that its certificate may come from; None: the public ones."
+    )
+    prometheus_bearer_token_file: Path | None = Field(
+        None, description="A token for it, read with each query. The operator's own token is refused."
+    )
     pod_address_map: str = Field(
         "",
         description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",
     )
+
+    @field_validator("prometheus_url")
+    @classmethod
+    def _usable(cls, url: str | None) -> str | None:
+        try:
+            return None if url is None else base_url(url, field="prometheus_url")
+        except InvalidSpec as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _credentials_stay_where_they_belong(self) -> Self:
+        token = self.prometheus_bearer_token_file
+        if (token or self.prometheus_ca_file) and not (self.prometheus_url or "").startswith("https://"):
+            raise ValueError(
+                "prometheus_bearer_token_file and prometheus_ca_file need a prometheus_url with https://: over http "
+                "everybody on the way reads the token"
+            )
+        if token is not None and _OWN_CREDENTIALS.resolve() in token.resolve().parents:
+            raise ValueError(
+                f"prometheus_bearer_token_file {token} is the operator's own token, which the apiserver accepts; mount "
+                "a token of a ServiceAccount that may only read Prometheus"
+            )
+        return self

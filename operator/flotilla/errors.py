@@ -3,7 +3,8 @@
 FlotillaError
 ├── InvalidSpec     the user must change something; retrying is useless
 ├── Transient       the same call may succeed later
-│   └── Forbidden   until somebody grants the permission
+│   ├── Forbidden   until somebody grants the permission
+│   └── Incomplete  an answer that lacks a part of the data
 ├── Conflict        the object changed meanwhile, or its name is taken: look again, then retry
 │   └── NameTaken   an object of that name belongs to somebody else
 └── NotReady        something that this depends on is not there yet
@@ -39,6 +40,10 @@ class Transient(FlotillaError):
 
 class Forbidden(Transient):
     """HTTP 401 or 403: heals when the permission is granted, so it is retried and said."""
+
+
+class Incomplete(Transient):
+    """The server answered and says itself that a part of the data is missing: unknown, and not little."""
 
 
 class Conflict(FlotillaError):

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-_FIXTURES = {"controlplane", "kubectl", "stack", "helm"}
+_FIXTURES = frozenset({"controlplane", "kubectl", "stack", "site", "helm"})
+_WITHOUT_CLUSTER = frozenset({"helm"})
 
 
 class Kubectl:
@@ -46,22 +47,32 @@ class Kubectl:
         return done.stdout
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Before several workers start: one builds, for all of them, where it can be seen."""
+    _provide(config, _FIXTURES)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing now, visibly, and not inside the time limit of the first test that needs it."""
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if session.config.option.collectonly or not names & _FIXTURES:
-        return
-    plugins = session.config.pluginmanager
+    worker = hasattr(session.config, "workerinput")
+    if not worker and not session.config.option.collectonly and names & _FIXTURES:
+        _provide(session.config, names & _FIXTURES)
+
+
+def _provide(config: pytest.Config, fixtures: Collection[str]) -> None:
+    plugins = config.pluginmanager
     capture, reporter = plugins.getplugin("capturemanager"), plugins.getplugin("terminalreporter")
     assert capture is not None
     assert reporter is not None
     try:
         with capture.global_and_fixture_disabled():
-            if cluster.existing() is None and names & {"controlplane", "stack", "cluster_of_the_chart"}:
+            if cluster.existing() is None and set(fixtures) - _WITHOUT_CLUSTER:
                 binaries.find()
-            if "helm" in names:
+            if "helm" in fixtures:
                 binaries.find_helm()
-            if "kubectl" in names:
+            if "kubectl" in fixtures:
                 binaries.find_kubectl()
     except FlotillaError as error:
         # The fixtures meet the same error and fail the tests that need them; the others can still run.
