@@ -45,6 +45,33 @@ def render(
     raise typer.Exit(exits.NO if refused else exits.OK)
 
 
+def convert(
+    files: Files,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", "-a", help="The class where a manifest says only nvidia.com/gpu.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn manifests of KubeAI, KServe and LLMKube into ModelDeployments. Exit code 1: not all of them could be."""
+    verb, errors = import_module("flotilla.cli.convert"), import_module("flotilla.errors")
+    try:
+        documents = import_module("flotilla.cli.manifests").read(files)
+        catalog = import_module("flotilla.domain.resolve").load_catalog()
+        if accelerator is not None:
+            find = import_module("flotilla.domain.accelerators").find_loosely
+            accelerator = find(catalog.accelerators, accelerator).class_name
+        found = verb.convert(documents, catalog, accelerator=accelerator)
+        if not found:
+            raise errors.InvalidSpec("Nothing of KubeAI, KServe or LLMKube is in there.", field="FILE")
+    except errors.InvalidSpec as error:
+        _end(error, exits.WRONG_QUESTION)
+    typer.echo(verb.as_json(found) if as_json else verb.as_yaml(found), nl=as_json)
+    open_ends = [one for one in found if one.refusal]
+    for one in open_ends:
+        typer.echo(f"{one.origin}: {one.refusal}", err=True)
+    raise typer.Exit(exits.NO if open_ends else exits.OK)
+
+
 Kubeconfig = Annotated[Path | None, typer.Option(help="Default: KUBECONFIG, else ~/.kube/config.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: the context's.")]
 _WATCH_S = 2.0
@@ -137,5 +164,5 @@ def _reachable() -> Iterator[None]:
 
 def register(app: typer.Typer) -> None:
     """Add them to the command."""
-    for verb in (status, describe, render, doctor):
+    for verb in (status, describe, render, doctor, convert):
         app.command()(verb)
