@@ -51,6 +51,10 @@ generate: sync ## Rewrite the generated files: crds/, the chart's, manifests/bas
 manifests: generate ## Render the chart into manifests/base and the overlays; a test compares them.
 	$(RUN) python -m hack.manifests
 
+.PHONY: docs
+docs: sync ## The documentation as a site, in site/.
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+
 .PHONY: bench
 bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py

@@ -14,14 +14,7 @@ from tests.support.controlplane import (
 )
 from tests.support.helm import helm
 
-__all__ = [
-    "controlplane",
-    "helm",
-    "kubectl",
-    "namespace",
-    "pytest_collection_finish",
-    "pytest_xdist_setupnodes",
-]
+__all__ = ["controlplane", "helm", "kubectl", "namespace", "pytest_collection_finish", "pytest_xdist_setupnodes"]
 
 # A test fails for what the code does and not for how busy the machine is: no example has a time limit of its own.
 settings.register_profile("flotilla", deadline=None, suppress_health_check=[HealthCheck.too_slow])

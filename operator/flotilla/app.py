@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from flotilla import __version__
 from flotilla.config import OperatorConfig
+from flotilla.console import server as console
 from flotilla.control.control_loop import ControlLoop
 from flotilla.domain.resolve import Catalog, load_catalog
 from flotilla.errors import FlotillaError, InvalidSpec
@@ -91,6 +92,7 @@ async def _run(config: OperatorConfig, catalog: Catalog) -> int:
         registry=metrics.registry,
         live=control.live_checks(),
         ready=control.ready_checks(),
+        more=console.routes(control.fleet) if config.console == "Enabled" else (),
     )
     log.info("listening", extra={"host": config.listen_host, "port": server.port})
     try:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,8 @@ from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-_FIXTURES = frozenset({"controlplane", "kubectl", "stack", "site", "helm"})
-_WITHOUT_CLUSTER = frozenset({"helm"})
+_CLUSTERS = {"controlplane", "stack", "site"}
+_FIXTURES = _CLUSTERS | {"kubectl", "helm"}
 
 
 class Kubectl:
@@ -58,21 +58,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     worker = hasattr(session.config, "workerinput")
     if not worker and not session.config.option.collectonly and names & _FIXTURES:
-        _provide(session.config, names & _FIXTURES)
+        _provide(session.config, names)
 
 
-def _provide(config: pytest.Config, fixtures: Collection[str]) -> None:
+def _provide(config: pytest.Config, names: Set[str]) -> None:
     plugins = config.pluginmanager
     capture, reporter = plugins.getplugin("capturemanager"), plugins.getplugin("terminalreporter")
     assert capture is not None
     assert reporter is not None
     try:
         with capture.global_and_fixture_disabled():
-            if cluster.existing() is None and set(fixtures) - _WITHOUT_CLUSTER:
+            if cluster.existing() is None and names & _CLUSTERS:
                 binaries.find()
-            if "helm" in fixtures:
+            if "helm" in names:
                 binaries.find_helm()
-            if "kubectl" in fixtures:
+            if "kubectl" in names:
                 binaries.find_kubectl()
     except FlotillaError as error:
         # The fixtures meet the same error and fail the tests that need them; the others can still run.

@@ -123,6 +123,9 @@ app.add_typer(
 )
 
 
+app.add_typer(import_module("flotilla.cli.simulate").app, name="simulate")
+
+
 def main() -> None:
     """Entry point of `flotilla` and `kubectl flotilla`."""
     app()
