@@ -20,8 +20,8 @@ __all__ = ["controlplane", "helm", "kubectl", "namespace", "pytest_collection_fi
 settings.register_profile("flotilla", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("flotilla")
 
-_SHARING = {"api", "cluster", "controlplane"}
-"""Folders whose modules share a control plane: split over workers, each would start one for a test or two."""
+_SHARING = {"api", "chart", "cluster", "controlplane"}
+"""Folders whose modules share a control plane, or a wheel: each worker would make one for a test or two."""
 _LONGEST = "test_chaos"
 
 

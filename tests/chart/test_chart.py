@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hack import chart, manifests, values
+from hack import manifests, values
 from tests.support.helm import Helm, Object
 
 from flotilla.api import crd
@@ -67,6 +67,8 @@ CHANGES: dict[str, Any] = {
     "podAnnotations": {"a": "b"},
     "podLabels": {"a": "b"},
     "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    "volumes": [{"name": "ca", "emptyDir": {}}],
+    "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
     "service.port": 9090,
     "service.annotations": {"a": "b"},
     "networkPolicy.enabled": False,
@@ -233,10 +235,16 @@ def test_a_changed_setting_or_file_restarts_the_operator(helm: Helm) -> None:
     assert marks[4] == marks[5], "the operator reads new prices by itself"
 
 
-def test_every_path_setting_is_decided_by_the_chart() -> None:
-    """A file of the operator's is no use to it without a volume."""
-    paths = {name for name, info in OperatorConfig.model_fields.items() if "Path" in str(info.annotation)}
-    assert paths <= chart.OWNED
+def test_a_file_that_a_setting_names_can_be_mounted(helm: Helm) -> None:
+    authority = {"name": "ca", "configMap": {"name": "prometheus-ca"}}
+    mount = {"name": "ca", "mountPath": "/etc/ca"}
+    settings = {"prometheus_url": "https://prometheus:9090", "prometheus_ca_file": "/etc/ca/ca.crt"}
+    objects = helm.render({"volumes": [authority], "volumeMounts": [mount], "config": settings})
+    pod = find(objects, "Deployment")["spec"]["template"]["spec"]
+    assert authority in pod["volumes"]
+    assert mount in pod["containers"][0]["volumeMounts"]
+    config = yaml.safe_load(find(objects, "ConfigMap")["data"]["config.yaml"])
+    assert config["prometheus_ca_file"] == "/etc/ca/ca.crt"
 
 
 def test_the_crds_are_those_of_the_package(helm: Helm) -> None:

@@ -13,12 +13,19 @@ from tests.support.helm import Helm
 from flotilla.devcluster import binaries
 
 ROOT = manifests.ROOT
-GUIDES = (ROOT / "docs/guides/install.md", ROOT / "docs/guides/gitops.md", ROOT / "charts/flotilla/README.md")
+GUIDES = (
+    ROOT / "docs/guides/install.md",
+    ROOT / "docs/guides/gitops.md",
+    ROOT / "docs/guides/migration.md",
+    ROOT / "docs/reference/cli.md",
+    ROOT / "charts/flotilla/README.md",
+)
 ELSEWHERE = {
     "docker build --tag registry.example.com/flotilla:0.1.0 .": "no builder in CI; tests/chart/test_image.py",
     "uv export --format cyclonedx1.5 --no-dev --locked --output-file flotilla.cdx.json": "tests/chart/test_image.py",
     "helm uninstall flotilla --namespace flotilla-system": "tests/cluster/test_chart.py",
     "flotilla render manifests/samples/qwen2-5-7b.yaml": "tests/unit/test_cli_render.py",
+    "flotilla convert manifests/ --accelerator nvidia-l4": "tests/unit/test_cli_convert.py",
     "kubectl wait --for=condition=Ready modeldeployment/qwen2-5-7b --timeout=30m": "tests/cluster/test_gitops.py",
 }
 """Commands that another test runs, and which."""

@@ -19,7 +19,7 @@ from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-_CLUSTERS = {"controlplane", "stack", "cluster_of_the_chart"}
+_CLUSTERS = {"controlplane", "stack", "site"}
 _FIXTURES = _CLUSTERS | {"kubectl", "helm"}
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flotilla import __version__
+from flotilla.cli import verbs
 
 app = typer.Typer(
     name="flotilla",
@@ -178,6 +179,7 @@ def advise(
 app.command("gateway")(import_module("flotilla.cli.gateway").gateway)
 
 app.add_typer(import_module("flotilla.cli.route").app, name="route")
+verbs.register(app)
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from flotilla.errors import FlotillaError, NotReady
 
@@ -74,6 +72,9 @@ def down(name: Name = _DEFAULT) -> None:
 def status(name: Name = _DEFAULT) -> None:
     """Show the processes, ports, versions and health. The exit status is 1 when something is not healthy."""
     with _reported():
+        from rich.console import Console
+        from rich.table import Table
+
         from flotilla.devcluster import supervise
 
         cluster = _named(name)

@@ -1,0 +1,167 @@
+"""`flotilla describe`: one model, from its resource, its pods and its events."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flotilla.cli import status
+from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
+from flotilla.errors import NotReady
+from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import EVENT, MODEL_DEPLOYMENT, POD
+
+Object = Mapping[str, Any]
+_EVENTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the apiserver knows about it."""
+
+    resource: Object
+    pods: Sequence[Object]
+    events: Sequence[Object]
+    """The newest last."""
+
+
+async def model(client: KubeClient, namespace: str, name: str) -> Model:
+    """Raises NotReady with the models that there are."""
+    resource = await client.get(MODEL_DEPLOYMENT, name, namespace=namespace)
+    if resource is None:
+        there = [obj["metadata"]["name"] for obj in (await client.list(MODEL_DEPLOYMENT, namespace=namespace)).items]
+        known = f"There are {', '.join(sorted(there))}." if there else "There is none."
+        raise NotReady(f"No ModelDeployment {name!r} in namespace {namespace}. {known}")
+    selector = f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={name}"
+    pods = [pod async for page in client.pages(POD, namespace=namespace, label_selector=selector) for pod in page.items]
+    events = await client.list(EVENT, namespace=namespace, field_selector=f"regarding.name={name}")
+    return Model(resource, sorted(pods, key=lambda pod: str(pod["metadata"]["name"])), sorted(events.items, key=_time))
+
+
+def _time(event: Object) -> str:
+    return str(event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+
+
+def pod_row(pod: Object) -> dict[str, Any]:
+    """Name, node, readiness, restarts, and why it waits."""
+    container: Object = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    values = {
+        "name": pod["metadata"]["name"],
+        "node": pod["spec"].get("nodeName"),
+        "ready": bool(container.get("ready")),
+        "restarts": container.get("restartCount", 0),
+        "waiting": waiting.get("reason"),
+        "last_exit": ended.get("reason") if ended else None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def as_json(found: Model) -> str:
+    """The row of `status`, the whole status, pods and events."""
+    events = [_event(event) for event in found.events[-_EVENTS:]]
+    return json.dumps(
+        {
+            **status.row(found.resource),
+            "status": found.resource.get("status") or {},
+            "pods": [pod_row(pod) for pod in found.pods],
+            "events": events,
+        },
+        indent=2,
+    )
+
+
+def _event(event: Object) -> dict[str, str]:
+    return {
+        "time": _time(event),
+        "type": event.get("type", ""),
+        "reason": event.get("reason", ""),
+        "note": event.get("note", ""),
+    }
+
+
+def facts(found: Model) -> dict[str, str]:
+    """What is decided, each with its basis, in the order to read it; what is unknown is left out."""
+    resource = found.resource
+    current, values = resource.get("status") or {}, status.row(resource)
+    weights, fit, cost = (current.get(key) or {} for key in ("quantization", "fit", "cost"))
+    scaling, spec = current.get("scaling") or {}, resource["spec"].get("scaling") or {}
+    told = {
+        "State": f"{values['state']} ({values['reason']})",
+        "Source": values["source"],
+        "Engine": values.get("engine"),
+        "Image": (current.get("engine") or {}).get("image"),
+        "Weights": " ".join(filter(None, (weights.get("method"), weights.get("note") and f"({weights['note']})"))),
+        "Accelerator": f"{values.get('gpus_per_replica', '?')} x {values['accelerator']} per replica",
+        "Memory": _memory(fit),
+        "Context": _context(fit),
+        "Replicas": f"{values.get('ready_replicas', '?')} ready of {scaling.get('desiredReplicas', '?')} wanted",
+        "Scaling": f"{scaling.get('mode', '?')}, {spec.get('minReplicas', 1)} to {spec.get('maxReplicas', 1)}",
+        "Price": _price(cost, values.get("usd_per_hour")),
+        "Held against": ", ".join(f"{c['provider']}/{c['model']}" for c in cost.get("comparators") or ()),
+        "Endpoint": current.get("endpoint"),
+    }
+    return {name: text for name, text in told.items() if text}
+
+
+def _memory(fit: Object) -> str:
+    if not fit:
+        return ""
+    parts = (("weights", "weightsMib"), ("working", "workingMib"), ("KV cache", "kvCacheMib"))
+    sizes = ", ".join(f"{name} {fit[key] / 1024:.1f} GiB" for name, key in parts if key in fit)
+    return f"{fit.get('verdict', '?')}: {sizes}"
+
+
+def _context(fit: Object) -> str:
+    if "contextLength" not in fit:
+        return ""
+    return f"{fit['contextLength']:,} tokens, for {fit.get('concurrentRequests', '?')} whole requests at one time"
+
+
+def _price(cost: Object, total: str | None) -> str:
+    if "gpuHourlyPrice" not in cost:
+        return ""
+    basis = ", ".join(filter(None, (cost.get("priceSource"), cost.get("priceAsOf"))))
+    return f"{cost['gpuHourlyPrice']} $ per GPU-hour ({basis})" + (f"; now {total} $/h" if total else "")
+
+
+def show(console: Console, found: Model) -> None:
+    """Facts, conditions, pods, events."""
+    meta = found.resource["metadata"]
+    console.print(Text(f"{meta['namespace']}/{meta['name']}", style="bold"))
+    console.print(_grid([(Text(name, style="dim"), text) for name, text in facts(found).items()]))
+    good = {"Reconciling": "False", "Stalled": "False"}
+    rows = []
+    for type_, condition in sorted(status.conditions(found.resource).items()):
+        fine = condition["status"] == good.get(type_, "True")
+        mark = Text(condition["status"], style="green" if fine else "yellow")
+        rows.append((type_, mark, condition["reason"], "" if fine else condition["message"]))
+    _section(console, "Conditions", rows)
+    _section(console, "Pods", [_pod_cells(pod_row(pod)) for pod in found.pods])
+    events = map(_event, found.events[-_EVENTS:])
+    _section(
+        console, "Events", [(event["time"][:19], event["type"], event["reason"], event["note"]) for event in events]
+    )
+
+
+def _pod_cells(pod: Mapping[str, Any]) -> tuple[str, ...]:
+    state = "ready" if pod["ready"] else pod.get("waiting", "starting")
+    return pod["name"], pod.get("node", "no node"), state, f"{pod['restarts']} restarts"
+
+
+def _section(console: Console, title: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(_grid(rows))
+
+
+def _grid(rows: Sequence[tuple[Any, ...]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for values in rows:
+        grid.add_row(*values)
+    return grid

@@ -1,0 +1,93 @@
+"""Reading resources from files as strictly as the apiserver would, without one. (Its CEL rules are its own.)"""
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from flotilla.api import crd
+from flotilla.api.types import Model
+from flotilla.constants import API_VERSION, GROUP
+from flotilla.errors import InvalidSpec
+
+Object = dict[str, Any]
+_DEFINITIONS = {definition.kind: definition for definition in crd.DEFINITIONS}
+
+
+def read(paths: Iterable[Path]) -> list[Object]:
+    """Every document of files, of the YAML files in folders, and of standard input for `-`.
+
+    Raises InvalidSpec with the path where one cannot be read.
+    """
+    return [document for path in paths for file in _files(path) for document in _documents(file)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for pattern in ("*.yaml", "*.yml") for file in path.rglob(pattern))
+
+
+def _documents(file: Path) -> Iterator[Object]:
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        documents = list(yaml.safe_load_all(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidSpec(f"{file} cannot be read: {error}", field="FILE") from error
+    for document in documents:
+        if isinstance(document, dict) and isinstance(document.get("items"), list):
+            yield from document["items"]
+        elif isinstance(document, dict):
+            yield document
+        elif document is not None:
+            raise InvalidSpec(f"{file} holds a {type(document).__name__} and no resource.", field="FILE")
+
+
+def is_ours(document: Mapping[str, Any]) -> bool:
+    """Whether it is of Flotilla's group, in whatever version."""
+    return str(document.get("apiVersion", "")).startswith(f"{GROUP}/")
+
+
+def parse(document: Mapping[str, Any], *, namespace: str) -> Model:
+    """A ModelDeployment or RoutingPolicy; raises InvalidSpec with field, value and remedy.
+
+    `namespace` is taken where the document names none.
+    """
+    kind, version = document.get("kind"), document.get("apiVersion")
+    definition = _DEFINITIONS.get(str(kind))
+    if definition is None or version != API_VERSION:
+        known = " and ".join(_DEFINITIONS)
+        raise InvalidSpec(f"{kind} of {version} is unknown; this release knows {known} of {API_VERSION}.", field="kind")
+    meta = document.get("metadata") or {}
+    if not meta.get("name"):
+        raise InvalidSpec("The resource has no name.", field="metadata.name")
+    schema = crd.crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    _refuse_unknown(document.get("spec") or {}, schema, "spec")
+    placed = {"namespace": namespace, "uid": "", **meta}
+    try:
+        return definition.resource.model_validate({**document, "metadata": placed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidSpec(f"{first['msg']} (value: {first['input']!r})", field=field) from error
+
+
+def _refuse_unknown(value: Any, schema: Mapping[str, Any], path: str) -> None:
+    """The operator ignores fields that it does not know; whoever writes them wants to be told."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_unknown(item, schema.get("items", {}), f"{path}[{index}]")
+    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    known = schema.get("properties", {})
+    for name, part in value.items():
+        if name in known:
+            _refuse_unknown(part, known[name], f"{path}.{name}")
+        elif known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
+            raise InvalidSpec(f"{name!r} is no field of it. {remedy}", field=f"{path}.{name}")

@@ -1,0 +1,54 @@
+"""The verbs that ask a cluster, against a real one."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.support.models import Models
+from typer.testing import CliRunner, Result
+
+from flotilla.cli import app
+
+pytestmark = pytest.mark.cluster
+
+
+def test_the_verbs_show_a_fleet_and_what_is_wrong_with_it(models: Models, spec: dict[str, Any]) -> None:
+    def invoke(*arguments: str) -> Result:
+        access = ["--kubeconfig", str(models.stack.plane.kubeconfig)]
+        return CliRunner().invoke(app, [*arguments, *access])
+
+    here = ("--namespace", models.namespace)
+    models.apply("good", spec)
+    models.wait_ready("good")
+    result = invoke("status", *here, "--json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["models"]
+    assert (row["name"], row["state"], row["ready_replicas"], row["usd_per_hour"]) == ("good", "Ready", 1, "0.80")
+
+    models.apply("bad", {**spec, "accelerator": {"class": "nvidia-l5"}})
+    models.wait_condition("bad", "Stalled", "True")
+    result = invoke("status", *here)
+    assert result.exit_code == 1
+    assert "Did you mean nvidia-l4" in result.stdout.replace("\n", " ")
+
+    described = json.loads(invoke("describe", "good", *here, "--json").stdout)
+    assert [pod["ready"] for pod in described["pods"]] == [True]
+    assert "Serving" in {event["reason"] for event in described["events"]}
+    assert "gpu-" in invoke("describe", "good", *here).stdout
+    missing = invoke("describe", "nothing", *here)
+    assert missing.exit_code == 1
+    assert "There are bad, good." in missing.stderr
+
+    result = invoke("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert result.exit_code == 1
+    assert checks[f"{models.namespace}/bad"]["result"] == "fail"
+    for name, said in (
+        ("CRDs", "this release"),
+        ("Operator", "leads"),
+        ("RBAC", "all"),
+        ("Accelerators", "8 x nvidia-l4"),
+    ):
+        assert checks[name]["result"] == "ok", checks[name]
+        assert said in checks[name]["message"]
+    assert checks["Prometheus"]["result"] == "warn"

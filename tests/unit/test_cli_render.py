@@ -1,0 +1,124 @@
+"""`flotilla render`: manifests without a cluster, and why there are none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.support.schema import put
+from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
+from typer.testing import CliRunner, Result
+
+from flotilla.cli import app
+from flotilla.cli.manifests import parse
+from flotilla.errors import InvalidSpec
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "manifests/samples"
+GOLDEN = ROOT / "tests/golden/manifests"
+
+
+def invoke(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["render", *map(str, arguments)], input=stdin)
+
+
+def test_a_model_becomes_the_manifests_that_the_operator_applies() -> None:
+    result = invoke(SAMPLES / "qwen2-5-7b.yaml", "--namespace", "models")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("# ModelDeployment models/qwen2-5-7b: vllm 0.33.0, fp8, 1 x nvidia-l4, 8192 tokens")
+    deployment, service = (obj for obj in yaml.safe_load_all(result.stdout) if obj)
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    assert deployment["metadata"]["namespace"] == "models"
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert "Qwen/Qwen2.5-7B-Instruct" in container["args"]
+    assert set(deployment["metadata"]["annotations"]) == {"flotilla.dev/template-hash"}
+    assert "ownerReferences" not in deployment["metadata"]
+
+
+def test_what_is_rendered_is_what_the_golden_files_say() -> None:
+    """With every field set."""
+    whole = {**MODEL_DEPLOYMENT, "metadata": {"name": "golden", "namespace": "models"}}
+    (answer,) = json.loads(invoke("-", "--json", stdin=yaml.safe_dump(whole)).stdout)
+    golden = list(yaml.safe_load_all((GOLDEN / "vllm-whole-two-replicas.yaml").read_text()))
+    assert [obj["kind"] for obj in answer["objects"]] == [obj["kind"] for obj in golden]
+    mine, theirs = (objs[0]["spec"]["template"]["spec"] for objs in (answer["objects"], golden))
+    assert set(mine) == set(theirs)
+    assert mine["containers"][0]["securityContext"] == theirs["containers"][0]["securityContext"]
+
+
+def test_a_folder_is_read_whole_and_a_policy_finds_its_models_there() -> None:
+    answers = json.loads(invoke(SAMPLES, "--json").stdout)
+    assert len(answers) == len(list(SAMPLES.glob("*.yaml")))
+    (policy,) = (answer for answer in answers if answer["kind"] == "RoutingPolicy")
+    assert policy["notes"] == policy["refusals"] == []
+
+
+def test_a_model_that_is_not_among_the_files_is_a_note_only() -> None:
+    result = invoke(SAMPLES / "support-routing.yaml")
+    assert result.exit_code == 0
+    assert "# note: spec.targets[0].modelDeploymentRef.name: There is no ModelDeployment" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("accelerator", "class"), "nvidia-l5", "spec.accelerator.class: 'nvidia-l5'"),
+        (("quantization", "method"), "fp9", "spec.quantization.method"),
+        (("scaling", "maxReplica"), 3, "spec.scaling.maxReplica: 'maxReplica' is no field of it. Did you mean max"),
+        (("engine", "args"), ["--port=1"], "spec.engine.args[0]"),
+        (("model", "contextLength"), 9_000_000, "spec."),
+    ],
+)
+def test_a_refusal_names_the_field_and_ends_with_1(path: tuple[str, ...], value: Any, named: str) -> None:
+    document = {**MODEL_DEPLOYMENT, "spec": put(MODEL_DEPLOYMENT["spec"], path, value)}
+    result = invoke("-", stdin=yaml.safe_dump(document))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"ModelDeployment default/whole: {named}")
+    assert "# refused: " in result.stdout
+    assert "kind: Deployment" not in result.stdout
+
+
+def test_an_unsound_policy_is_refused() -> None:
+    document = {**ROUTING_POLICY, "spec": put(ROUTING_POLICY["spec"], ("defaultRoute", "target"), "nowhere")}
+    result = invoke("-", stdin=yaml.safe_dump(document))
+    assert result.exit_code == 1
+    assert "spec.defaultRoute.target: 'nowhere'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "cannot be read"),
+        ("just words", "no resource"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "No ModelDeployment or RoutingPolicy"),
+    ],
+)
+def test_a_wrong_question_ends_with_2(text: str, said: str) -> None:
+    result = invoke("-", stdin=text)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_file_that_is_not_there_ends_with_2() -> None:
+    assert invoke("/nowhere.yaml").exit_code == 2
+
+
+def test_an_administrators_own_class_is_known_when_given(tmp_path: Path) -> None:
+    classes = tmp_path / "classes.yaml"
+    row = {"class": "mine", "vendor": "nvidia", "memoryGib": "22.5", "computeCapability": 8.9, "labels": {"a": ["b"]}}
+    classes.write_text(yaml.safe_dump([row]))
+    document = {**MODEL_DEPLOYMENT, "spec": put(MODEL_DEPLOYMENT["spec"], ("accelerator", "class"), "mine")}
+    asked = yaml.safe_dump(document)
+    assert invoke("-", stdin=asked).exit_code == 1
+    assert invoke("-", "--accelerators", classes, stdin=asked).exit_code == 0
+
+
+def test_another_version_or_kind_and_a_missing_name_are_told() -> None:
+    for change, said in (
+        ({"apiVersion": "flotilla.dev/v1"}, "this release knows ModelDeployment and RoutingPolicy"),
+        ({"kind": "Model"}, "Model of flotilla.dev/v1alpha1 is unknown"),
+        ({"metadata": {}}, "no name"),
+    ):
+        with pytest.raises(InvalidSpec, match=said):
+            parse({**MODEL_DEPLOYMENT, **change}, namespace="default")
