@@ -38,12 +38,12 @@ lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) python -m flotilla.api.crd --check
-	$(RUN) python hack/generate.py --check
+	$(RUN) python -m hack.generate --check
 
 .PHONY: generate
-generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
+generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml, manifests/monitoring/.
 	$(RUN) python -m flotilla.api.crd
-	$(RUN) python hack/generate.py
+	$(RUN) python -m hack.generate
 
 .PHONY: bench
 bench: sync ## Benchmarks on the real control plane; prints tables.
