@@ -55,7 +55,9 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
     """Run until SIGTERM; returns the exit code."""
     try:
         config = load_config(file, overrides, leader_election=leader_election)
-        catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators)
+        catalog = load_catalog(
+            engines=config.engines, accelerator_table=config.accelerators, prices=config.price_catalog
+        )
     except (OSError, ValueError, yaml.YAMLError, InvalidSpec) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
@@ -153,7 +155,7 @@ async def _serve(control: ControlLoop, stop: asyncio.Event, lost: asyncio.Event 
             running.result()
         return EXIT_OK
     finally:
-        await control.stop()
+        await control.stop(leading=lost is None or not lost.is_set())
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -91,6 +91,18 @@ class OperatorConfig(BaseModel):
     prometheus_bearer_token_file: Path | None = Field(
         None, description="A token for it, read with each query. The operator's own token is refused."
     )
+    ledger_interval_s: float = Field(
+        300,
+        ge=10,
+        description="What a deployment with pods has cost is written to its ConfigMap so often, and whenever its pods "
+        "change.",
+    )
+    price_catalog: Path | None = Field(
+        None,
+        description="A YAML file with GPU and hosted prices of your own, read again when it changes; a wrong change is "
+        "refused and said in CostKnown.",
+    )
+    price_stale_days: int = Field(60, ge=1, le=3650, description="CostKnown warns of prices that are older.")
     pod_address_map: str = Field(
         "",
         description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",

@@ -18,6 +18,8 @@ LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
 LABEL_MODEL: Final = f"{GROUP}/model"
 """Name of the ModelDeployment; with managed-by it is the pods' immutable selector."""
+LABEL_TEAM: Final = f"{GROUP}/team"
+"""Of a ModelDeployment: who pays for it."""
 LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
 
 ANNOTATION_HASH: Final = f"{GROUP}/hash"

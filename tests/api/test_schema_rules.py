@@ -19,6 +19,7 @@ SCHEMAS: dict[str, Any] = {
 }
 ALTERNATIVES = {
     "spec.engine.env[0].value",  # item 1 has it
+    "spec.cost.gpuHourlyPrice",  # owned is there instead
     "spec.targets[0].modelDeploymentRef",  # item 1 has it
 }
 VIOLATIONS = [
@@ -62,7 +63,24 @@ def test_a_misspelt_field_is_refused_by_name(controlplane: Cluster, kind: str) -
 
 
 SCALING: Path = ("spec", "scaling")
+COMPARATOR: Path = ("spec", "cost", "compareWith", 0)
 CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
+    ("ModelDeployment", [(("spec", "cost", "gpuHourlyPrice"), "2.10")], "takes gpuHourlyPrice or owned, not both"),
+    (
+        "ModelDeployment",
+        [(("spec", "cost", "owned", "usdPerKwh"), REMOVED)],
+        "spec.cost.owned.powerWatts needs spec.cost.owned.usdPerKwh",
+    ),
+    (
+        "ModelDeployment",
+        [((*COMPARATOR, "cacheCredit"), "Observed")],
+        "cachedPercent belongs to cacheCredit Fixed: set both or neither",
+    ),
+    (
+        "ModelDeployment",
+        [((*COMPARATOR, "mode"), "Batch")],
+        "mode Batch is for prices of the catalogue",
+    ),
     (
         "ModelDeployment",
         [(("spec", "model", "source"), "https://example.com/model")],

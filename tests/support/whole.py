@@ -65,7 +65,38 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
             "queueName": "team-a",
         },
         "resources": {"cpu": "8", "memory": "32Gi", "sharedMemory": "4Gi"},
-        "cost": {"compareWith": [{"provider": "openai", "model": "gpt-5-mini"}], "gpuHourlyPrice": "2.10"},
+        "cost": {
+            "compareWith": [
+                {
+                    "provider": "openai",
+                    "model": "gpt-5-mini",
+                    "mode": "Standard",
+                    "inputTokensPercent": 103,
+                    "outputTokensPercent": 150,
+                    "cacheCredit": "Fixed",
+                    "cachedPercent": 40,
+                    "prices": {
+                        "inputUsdPerMillion": "0.25",
+                        "outputUsdPerMillion": "2",
+                        "cachedUsdPerMillion": "0.025",
+                    },
+                }
+            ],
+            "owned": {
+                "purchaseUsd": "280000",
+                "gpus": 8,
+                "years": 3,
+                "maintenancePercentPerYear": 10,
+                "powerWatts": 2400,
+                "usdPerKwh": "0.12",
+                "puePercent": 140,
+            },
+            "outputTokenWeightPercent": 250,
+            "cachedTokenWeightPercent": 10,
+            "maxTokensPerSecond": 2400,
+            "overheadUsdPerDay": "12.50",
+            "monthlyBudgetUsd": "4000",
+        },
     },
 }
 

@@ -1,85 +1,93 @@
-"""Money: published figures, to the digits that their sources give."""
+"""Rules about rates, GPU shares and nodes."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
-from flotilla.domain.cost import (
-    TokenPrices,
-    Usage,
-    accrued_usd,
-    break_even_tasks_per_day,
-    hosted_usd,
-    usd_per_million,
-    usd_per_million_at,
-)
+from flotilla.domain.accelerators import load_accelerators
+from flotilla.domain.cost.rates import capacity_type, reserved, with_host
+from flotilla.domain.cost.tokens import usd_per_million, usd_per_million_at, usd_per_request
+from flotilla.domain.cost.units import gpu_units, mig_share, parse_share, time_slice
 
 D = Decimal
 
 
-def close(got: Decimal | None, published: str) -> bool:
-    assert got is not None
-    wanted = D(published)
-    exponent = wanted.as_tuple().exponent
-    assert isinstance(exponent, int)
-    return abs(got - wanted) <= D(1).scaleb(exponent)
-
-
 @pytest.mark.parametrize(
-    ("usd_per_hour", "tokens_per_second", "published"),
+    ("profile", "slices", "share"),
     [
-        pytest.param("2.69", "16541.95386", "0.04517134", id="SilyBench Qwen3-8B FP8 H100 128/128, output"),
-        pytest.param("6.98", "8155.0661", "0.2377527", id="vllm-cost-meter Llama-3.1-8B H100"),
-        pytest.param("6.98", "2492.8951", "0.7777659", id="vllm-cost-meter at lower load"),
-        pytest.param("6.98", "255.38374", "7.592061", id="vllm-cost-meter almost idle"),
-        pytest.param("3.67", "2906.2669", "0.3507745", id="vllm-cost-meter A100"),
-        pytest.param("0.54", "620", "0.241935", id="neelmishra L4"),
-        pytest.param("1.01", "850", "0.330065", id="neelmishra A10G"),
-        pytest.param("4.50", "4800", "0.260417", id="neelmishra H100"),
-        pytest.param("2.50", "700", "0.992063", id="dreaming.press"),
-        pytest.param("3.00", "5000", "0.166667", id="mohithg"),
-        pytest.param("10.00", "3400", "0.816993", id="learnAI"),
+        ("1g.10gb", (1, 1), Fraction(1, 7)),
+        ("2g.20gb", (2, 2), Fraction(2, 7)),
+        ("3g.40gb", (3, 4), Fraction(1, 2)),
+        ("4g.40gb", (4, 4), Fraction(4, 7)),
+        ("7g.80gb", (7, 8), Fraction(1)),
+        ("1g.20gb", (1, 2), Fraction(1, 4)),
     ],
 )
-def test_dollars_per_million_tokens_of_published_throughputs(
-    usd_per_hour: str, tokens_per_second: str, published: str
-) -> None:
-    assert close(usd_per_million_at(D(usd_per_hour), D(tokens_per_second)), published)
+def test_a_mig_slice_is_the_greater_of_its_shares(profile: str, slices: tuple[int, int], share: Fraction) -> None:
+    assert mig_share(*slices) == share
+
+
+def test_two_slices_that_fill_a_gpu_cost_a_gpu() -> None:
+    assert gpu_units(1, mig_share(3, 4)) * 2 == 1
+
+
+def test_units_of_whole_and_shared_gpus() -> None:
+    assert gpu_units(8) == 8
+    assert gpu_units(1, time_slice(4)) == D("0.25")
+    assert round(gpu_units(2, mig_share(1, 1)), 6) == D("0.285714")
+
+
+def test_the_packaged_slices_have_the_share_of_their_profile_and_that_share_of_the_price() -> None:
+    table = load_accelerators()
+    slices = {name: row for name, row in table.items() if row.resource.startswith("nvidia.com/mig-")}
+    assert len(slices) == 12
+    for name, row in slices.items():
+        whole = table[name.partition("-mig-")[0]]
+        compute = int(row.resource.removeprefix("nvidia.com/mig-").partition("g.")[0])
+        memory = min((1, 2, 4, 8), key=lambda slices: abs(row.memory_gib / whole.memory_gib - D(slices) / 8))
+        assert row.share == mig_share(compute, memory), name
+        assert row.price is not None
+        assert whole.price is not None
+        assert abs(row.price.usd - whole.price.usd * row.share.numerator / row.share.denominator) < D("0.0001"), name
+
+
+@pytest.mark.parametrize("text", ["0/3", "8/7", "1", "a/b", "1/0", "-1/7"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a share of a GPU"):
+        parse_share(text)
 
 
 @pytest.mark.parametrize(
-    ("usd", "tokens", "published"),
-    [("3.20", "15000000", ".2133333"), ("42.50", "15000000", "2.8333"), ("28.40", "12000000", "2.3667")],
-)
-def test_dollars_per_million_tokens_of_opencosts_examples(usd: str, tokens: str, published: str) -> None:
-    assert close(usd_per_million(D(usd), D(tokens)), published)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "output", "prices", "gpu_usd_per_hour", "tasks"),
+    ("labels", "found"),
     [
-        pytest.param(1000, 150, ("0.25", "2.00"), "0.8048", 35119, id="extract, gpt-5-mini, L4"),
-        pytest.param(1000, 150, ("0.25", "2.00"), "2.69", 117382, id="extract, gpt-5-mini, H100"),
-        pytest.param(1000, 150, ("0.40", "1.60"), "2.69", 100875, id="extract, gpt-4.1-mini, H100"),
-        pytest.param(3000, 300, ("2.50", "10.00"), "6.88", 15726, id="RAG, gpt-4o, H100 on AWS"),
+        ({"karpenter.sh/capacity-type": "reserved"}, "reserved"),
+        ({"karpenter.sh/capacity-type": "spot", "eks.amazonaws.com/capacityType": "ON_DEMAND"}, "spot"),
+        ({"eks.amazonaws.com/capacityType": "ON_DEMAND"}, "on-demand"),
+        ({"cloud.google.com/gke-spot": "true"}, "spot"),
+        ({"cloud.google.com/gke-spot": "false"}, "unknown"),
+        ({"cloud.google.com/gke-provisioning": "standard"}, "on-demand"),
+        ({"kubernetes.azure.com/scalesetpriority": "spot"}, "spot"),
+        ({}, "unknown"),
     ],
 )
-def test_break_even_of_the_100k_tasks_a_day_claim(
-    prompt: int, output: int, prices: tuple[str, str], gpu_usd_per_hour: str, tasks: int
-) -> None:
-    per_task = hosted_usd(Usage(D(prompt), D(output)), TokenPrices(D(prices[0]), D(prices[1])))
-    even = break_even_tasks_per_day(accrued_usd(D(gpu_usd_per_hour), D(86_400)), per_task)
-    assert even is not None
-    assert round(even) == tasks
+def test_node_labels_say_how_a_node_was_bought(labels: dict[str, str], found: str) -> None:
+    assert capacity_type(labels) == found
 
 
-def test_cached_input_has_its_own_price_where_there_is_one() -> None:
-    usage = Usage(prompt=D(1_000_000), generated=D(0), cached=D(400_000))
-    assert hosted_usd(usage, TokenPrices(D(1), D(8), D("0.1"))) == D("0.64")
-    assert hosted_usd(usage, TokenPrices(D(1), D(8))) == D(1)
+def test_a_commitment_is_spread_over_its_term() -> None:
+    assert reserved(D(8760), term_hours=D(8760), recurring_usd_per_hour=D("0.5")) == D("1.5")
 
 
-def test_without_tokens_or_price_there_is_no_figure_rather_than_zero() -> None:
+def test_host_parts_are_added_only_where_the_gpus_price_has_none() -> None:
+    whole = with_host(
+        D("0.668184"), gpu_units=D(1), vcpus=D(4), vcpu_usd_per_hour=D("0.0222336"),
+        memory_gib=D(16), gib_usd_per_hour=D("0.0029801"),
+    )  # fmt: skip
+    assert round(whole, 4) == D("0.8048")
+
+
+def test_without_tokens_or_requests_there_is_no_figure_rather_than_zero() -> None:
     assert usd_per_million(D(5), D(0)) is None
     assert usd_per_million_at(D(5), D(0)) is None
-    assert break_even_tasks_per_day(D(5), D(0)) is None
+    assert usd_per_request(D(5), D(0)) is None

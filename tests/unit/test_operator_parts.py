@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from flotilla import __version__
@@ -17,15 +17,9 @@ from flotilla.app import load_config, main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
 from flotilla.devcluster.demo.report import samples, value
-from flotilla.domain.cost import TokenPrices, Usage
-from flotilla.domain.prices import HostedPrice, Tiers
-from flotilla.errors import InvalidSpec
 from flotilla.telemetry import health
-from flotilla.telemetry.collector import DeploymentView, FleetCollector
-from flotilla.telemetry.ledger import Account, Window
 from flotilla.telemetry.logs import JsonFormatter, redact
 from flotilla.telemetry.metrics import Metrics
-from flotilla.telemetry.price_desk import PriceDesk
 
 D = Decimal
 
@@ -145,62 +139,3 @@ def test_a_log_line_is_one_json_object_with_the_extra_fields_and_the_traceback()
     assert "\n" not in line
     assert (entry["level"], entry["message"], entry["key"]) == ("ERROR", "it failed", "ns/a")
     assert "ValueError: boom" in entry["exception"]
-
-
-HOSTED = HostedPrice("openai", "mini", "test", Tiers(D(1), ((1000, D(3)),)), Tiers(D(10)), Tiers(D("0.5")))
-
-
-def view(**changes: object) -> DeploymentView:
-    values: dict[str, object] = {
-        "namespace": "ns",
-        "name": "m",
-        "gpu_type": "nvidia-l4",
-        "price_source": "test",
-        "comparators": (HOSTED,),
-        "account": None,
-        "window": None,
-        "desired_replicas": 1,
-        "ready_replicas": 1,
-        "waiting": None,
-        "running": None,
-        **changes,
-    }
-    return DeploymentView(**values)  # type: ignore[arg-type]
-
-
-def exposed(*views: DeploymentView) -> dict[str, list[tuple[dict[str, str], Decimal]]]:
-    registry = CollectorRegistry()
-    registry.register(FleetCollector(lambda: views))
-    return samples(generate_latest(registry).decode())
-
-
-def test_what_is_unknown_has_no_series() -> None:
-    found = exposed(view())
-    assert set(found) == {"flotilla_desired_replicas", "flotilla_ready_replicas"}
-    assert exposed() == {}
-
-
-def test_savings_and_unit_cost_are_those_of_the_window() -> None:
-    usage = Usage(prompt=D(1_000_000), generated=D(100_000), cached=D(200_000))
-    account = Account(requests=D(1000), usd_per_hour=D(2))
-    account.tokens |= {"prompt": usage.prompt, "generated": usage.generated, "cached": usage.cached}
-    found = exposed(view(account=account, window=Window(D("4.4"), usage, D(1000)), waiting=2.0, running=3.0))
-    assert value(found, "flotilla_deployment_cost_usd_per_million_tokens", window="1h") == 4
-    assert value(found, "flotilla_savings_usd", comparator="openai/mini") == D("-2.5")
-    assert value(found, "flotilla_queue_depth") == 5
-    assert value(found, "flotilla_deployment_tokens_total", token_type="cached_input") == 200_000
-
-
-def test_a_tier_is_chosen_by_the_mean_request_and_not_by_the_sum() -> None:
-    assert HOSTED.at(1000) == TokenPrices(D(1), D(10), D("0.5"))
-    assert HOSTED.at(1001).input_usd_per_million == 3
-
-
-async def test_hosted_prices_come_from_the_catalogue_and_unknown_names_get_near_ones() -> None:
-    desk = PriceDesk()
-    price = await desk.find("openai", "gpt-5-mini", field="spec.cost.compareWith[0]")
-    assert price.comparator == "openai/gpt-5-mini"
-    assert price.input.base > 0
-    with pytest.raises(InvalidSpec, match="Did you mean") as refused:
-        await desk.find("openai", "gpt-nonsense", field="spec.cost.compareWith[0]")
-    assert (refused.value.field, refused.value.reason) == ("spec.cost.compareWith[0].model", "UnknownHostedModel")

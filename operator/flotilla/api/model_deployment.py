@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from flotilla.api.cost import ONE_PRICE, CostSpec, CostStatus
 from flotilla.api.meta import Condition, ObjectMeta
 from flotilla.api.types import (
     Atomic,
@@ -17,7 +18,6 @@ from flotilla.api.types import (
     Model,
     Preserve,
     Quantity,
-    Usd,
 )
 
 MAX_REPLICAS = 1000
@@ -354,24 +354,6 @@ class ResourcesSpec(Model):
     """sharedMemory is the size of /dev/shm, which counts against memory."""
 
 
-class HostedModelRef(Model):
-    """A hosted model by the names of the genai-prices catalogue."""
-
-    provider: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-_.a-z0-9]*$", min_length=1, max_length=63)]
-    """provider such as openai or anthropic."""
-    model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    """model such as gpt-5-mini."""
-
-
-class CostSpec(Model):
-    """What the deployment is priced at and held against."""
-
-    compare_with: Annotated[list[HostedModelRef], ListMap(("provider", "model"), 5)] = Field(default_factory=list)
-    """compareWith are hosted models that would do the same work. Default: the operator's."""
-    gpu_hourly_price: Usd | None = None
-    """gpuHourlyPrice is your own price of one GPU for one hour in US dollars, such as "2.10"."""
-
-
 _BOUNDS = Cel(
     # The apiserver judges `default: {}` before it fills the defaults in.
     "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
@@ -414,7 +396,7 @@ class ModelDeploymentSpec(Model):
     """scheduling says where pods may run."""
     resources: ResourcesSpec = ResourcesSpec()
     """resources override the CPU and memory of the engine's container."""
-    cost: CostSpec = CostSpec()
+    cost: Annotated[CostSpec, ONE_PRICE] = CostSpec()
     """cost says what the deployment is priced at and held against."""
 
 
@@ -477,19 +459,6 @@ class ScalingStatus(Model):
     """mode in force."""
     desired_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
     """desiredReplicas is the number of pods that is wanted now."""
-
-
-class CostStatus(Model):
-    """Where the dollars come from; the amounts are metrics."""
-
-    gpu_hourly_price: Annotated[str, StringConstraints(max_length=20)] | None = None
-    """gpuHourlyPrice of one GPU in US dollars."""
-    price_source: Annotated[str, StringConstraints(max_length=253)] | None = None
-    """priceSource says where the price is from."""
-    price_as_of: Annotated[str, StringConstraints(max_length=40)] | None = None
-    """priceAsOf is the date of the price."""
-    comparators: Annotated[list[HostedModelRef], ListMap(("provider", "model"), 5)] | None = None
-    """comparators are the hosted models in use, by the catalogue's own names."""
 
 
 class ModelDeploymentStatus(Model):

@@ -5,14 +5,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
 from flotilla.config import OperatorConfig
 from flotilla.control.executor import CHILD_KINDS, Executor
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import USER_KINDS, Key, owner
+from flotilla.control.ledger_store import LedgerStore
 from flotilla.control.model_deployment import ModelDeploymentReconciler
+from flotilla.control.price_book import NodeLister, PriceBook
 from flotilla.control.pricing import Pricing
 from flotilla.control.queue import Queue
 from flotilla.control.resync import Resync
@@ -21,6 +24,8 @@ from flotilla.control.routing_policy import RoutingPolicyReconciler
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.control.workers import Workers
+from flotilla.domain.accelerators import WHOLE_GPUS
+from flotilla.domain.pricing import PriceSources
 from flotilla.domain.resolve import Catalog
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
@@ -31,12 +36,18 @@ from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.collector import FleetCollector
 from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.metrics import Metrics
+from flotilla.telemetry.opencost import gpu_prices
 from flotilla.telemetry.price_desk import PriceDesk
+from flotilla.telemetry.prometheus import PrometheusClient
 from flotilla.telemetry.scrape import Scraper
 
 log = logging.getLogger(__name__)
 
 WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
 
 
 def _rfc3339_now() -> str:
@@ -62,6 +73,18 @@ class ControlLoop:
             clock=clock,
             enqueue=self.queue.add,
         )
+        prometheus = PrometheusClient.from_config(config)
+        self._prices = PriceBook(
+            self._everything,
+            clock=clock,
+            interval_s=config.resync_interval_s,
+            # The role of an operator of a few namespaces has no right to nodes.
+            nodes=None if config.namespaces else NodeLister(client, WHOLE_GPUS),
+            catalog_file=config.price_catalog,
+            opencost=None if prometheus is None else partial(gpu_prices, prometheus),
+            sources=PriceSources(catalog=catalog.prices),
+        )
+        self._prometheus = prometheus
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
         models = ModelDeploymentReconciler(
             store=self.store,
@@ -71,7 +94,9 @@ class ControlLoop:
             scaler=self._scaler,
             events=self._events,
             catalog=catalog,
-            pricing=Pricing(PriceDesk(), config.compare_with),
+            pricing=Pricing(
+                PriceDesk(), self._prices, config.compare_with, today=_today, stale_after_days=config.price_stale_days
+            ),
             now=_rfc3339_now,
         )
         policies = RoutingPolicyReconciler(store=self.store, status=status, now=_rfc3339_now)
@@ -97,8 +122,19 @@ class ControlLoop:
             kubeconfig=config.kubeconfig,
             on_restart=self._on_watch_restart,
         )
-        self._fleet = Fleet(self.store, self._scaler, Ledger(), clock=clock)
-        metrics.registry.register(FleetCollector(self._fleet.view))
+        # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
+        begin = time.time() - clock()
+        ledger = Ledger(gap_s=max(30.0, 5 * config.scaling_interval_s), record_interval_s=config.ledger_interval_s)
+        self._ledger_store = LedgerStore(
+            client,
+            self.store,
+            ledger,
+            namespaces=config.namespaces,
+            interval_s=config.ledger_interval_s,
+            clock=clock,
+        )
+        self._fleet = Fleet(self.store, self._scaler, ledger, self._prices, clock=lambda: begin + clock())
+        metrics.registry.register(FleetCollector(self._fleet))
         metrics.observe(
             depth=lambda: self.queue.depth,
             oldest_age_s=lambda: self.queue.oldest_age_s,
@@ -117,18 +153,25 @@ class ControlLoop:
         self._standby = False
         self._metrics.leading(True)
         await self._resync.first()
+        await self._ledger_store.load()
         self._watch.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._workers.run(), name="workers")
             group.create_task(self._scaler.run(after=self._fleet.account), name="scaler")
             group.create_task(self._resync.run(), name="resync")
             group.create_task(self._events.run(), name="events")
+            group.create_task(self._prices.run(), name="prices")
+            group.create_task(self._ledger_store.run(), name="ledger")
             self.synced.set()
 
-    async def stop(self) -> None:
-        """Stop the watch; the tasks of `run` end with its cancellation."""
+    async def stop(self, *, leading: bool) -> None:
+        """Stop the watch; the tasks of `run` end with its cancellation. One that no longer leads writes nothing."""
+        if leading and self.synced.is_set():
+            await self._ledger_store.save()
         await asyncio.to_thread(self._watch.stop)
         await self._scraper.close()
+        if self._prometheus is not None:
+            await self._prometheus.close()
         self._metrics.leading(False)
 
     def live_checks(self) -> Mapping[str, Callable[[], bool]]:
@@ -150,6 +193,11 @@ class ControlLoop:
         if kind == MODEL_DEPLOYMENT:
             for policy in self.store.in_namespace(ROUTING_POLICY, obj["metadata"]["namespace"]):
                 self.queue.add(Key(ROUTING_POLICY, policy["metadata"]["namespace"], policy["metadata"]["name"]))
+
+    def _everything(self) -> None:
+        """Look at every ModelDeployment again: what they are priced at changed."""
+        for obj in self.store.all(MODEL_DEPLOYMENT):
+            self.queue.add(Key(MODEL_DEPLOYMENT, obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
     def _on_watch_restart(self) -> None:
         log.warning("the watch layer was restarted; listing everything again")

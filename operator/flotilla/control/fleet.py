@@ -1,12 +1,18 @@
 """Between the scaler's loop and the ledger: what each pod did since the last tick, and the fleet as metrics show it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
+from flotilla.constants import LABEL_TEAM
 from flotilla.control.keys import Key
+from flotilla.control.price_book import PriceBook
 from flotilla.control.scaler import Scaler, Tracked
 from flotilla.domain import observed
-from flotilla.kube.kinds import POD
+from flotilla.domain.pricing import CostBasis, Rate, pod_units
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
 from flotilla.telemetry.collector import DeploymentView
 from flotilla.telemetry.ledger import Counters, Ledger, PodObservation, PodState
@@ -16,56 +22,119 @@ from flotilla.telemetry.scrape import EngineSample, ScrapeError
 class Fleet:
     """Charges pods and describes deployments; both read the scaler's table."""
 
-    def __init__(self, store: Store, scaler: Scaler, ledger: Ledger, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, scaler: Scaler, ledger: Ledger, book: PriceBook, *, clock: Callable[[], float]
+    ) -> None:
+        """`clock` gives Unix seconds and never steps back."""
         self._store = store
         self._scaler = scaler
         self._ledger = ledger
+        self._book = book
         self._clock = clock
+        self.unpriced: Counter[str] = Counter()
+        """Looks at a deployment without a price or usage, by reason."""
 
     def account(self) -> None:
         """Charge the time since the last call; called after each scrape."""
         now = self._clock()
         for key, entry in self._scaler.tracked.items():
-            pods = [observed.pod(obj) for obj in self._store.owned_by(POD, key)]
-            price = None if entry.cost is None else entry.cost.gpu_usd_per_hour
-            self._ledger.observe(key, _observations(entry, pods), gpu_usd_per_hour=price, now=now)
-        self._ledger.retain(self._scaler.tracked)
+            if entry.cost is not None:
+                self._observe(key, entry, entry.cost, now)
+        # An account outlives a spec that is wrong for a while, and ends with its resource.
+        alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
+        for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
+            self._ledger.forget(uid)
+
+    def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
+        pods = [pod for obj in self._store.owned_by(POD, key) if (pod := observed.pod(obj)).scheduled]
+        seen = [self._pod(entry, basis, pod) for pod in pods]
+        listed = basis.rate(None, self._book.sources)
+        self._ledger.observe(
+            entry.uid,
+            seen,
+            now=now,
+            comparators=basis.comparators,
+            price_source="" if listed is None else listed.source,
+        )
+        if any(pod.usd_per_hour is None for pod in seen):
+            self.unpriced["gpu_unknown"] += 1
+        if basis.unknown_comparators:
+            self.unpriced["model_unknown"] += 1
+        if any(pod.ready and not isinstance(entry.answers.get(pod.uid), EngineSample) for pod in pods):
+            self.unpriced["usage_missing"] += 1
+
+    def _pod(self, entry: Tracked, basis: CostBasis, pod: observed.Pod) -> PodObservation:
+        answer = entry.answers.get(pod.uid)
+        node = self._book.node(pod.node)
+        rate = basis.rate(node, self._book.sources)
+        units = pod_units(basis.accelerator, entry.resolved.gpus, node)
+        return PodObservation(
+            uid=pod.uid,
+            incarnation=pod.restarts,
+            state=_state(pod, answer),
+            gpus=units,
+            counters=_counters(answer) if isinstance(answer, EngineSample) else None,
+            usd_per_hour=None if rate is None else rate.gpu_usd_per_hour * units,
+            capacity_type="unknown" if node is None else node.capacity_type,
+            price_source="" if rate is None else rate.source,
+            scheduled_at=_seconds(pod.scheduled_time),
+            ready_at=_seconds(pod.ready_time),
+        )
 
     def view(self) -> Iterator[DeploymentView]:
         """Every deployment now."""
         for key, entry in self._scaler.tracked.items():
             yield self._deployment(key, entry)
 
+    def rates(self) -> set[Rate]:
+        """Every price that is in force somewhere."""
+        found: set[Rate | None] = set()
+        for key, entry in self._scaler.tracked.items():
+            if entry.cost is not None:
+                nodes = {obj.get("spec", {}).get("nodeName", "") for obj in self._store.owned_by(POD, key)} or {""}
+                found |= {entry.cost.rate(self._book.node(name), self._book.sources) for name in nodes}
+        return {rate for rate in found if rate is not None}
+
+    @property
+    def catalog_version(self) -> str:
+        return self._book.version
+
     def _deployment(self, key: Key, entry: Tracked) -> DeploymentView:
-        cost, sample = entry.cost, entry.sample
+        sample = entry.sample
+        live: Mapping[str, Any] = self._store.get(key.kind, key.namespace, key.name) or {"metadata": {}, "spec": {}}
         ready = sum(observed.pod(obj).ready for obj in self._store.owned_by(POD, key))
         return DeploymentView(
             namespace=key.namespace,
             name=key.name,
+            model=(live["spec"].get("model") or {}).get("source", ""),
+            engine=entry.resolved.profile.name,
+            team=(live["metadata"].get("labels") or {}).get(LABEL_TEAM, ""),
             gpu_type=entry.resolved.accelerator.class_name,
-            price_source="" if cost is None else cost.source,
-            comparators=() if cost is None else cost.comparators,
-            account=self._ledger.accounts.get(key),
-            window=self._ledger.window(key),
+            basis=entry.cost,
+            replica_usd_per_hour=self._replica_rate(entry),
+            account=self._ledger.accounts.get(entry.uid),
+            min_replicas=entry.spec.min_replicas,
+            max_replicas=entry.spec.max_replicas,
             desired_replicas=entry.state.desired,
             ready_replicas=ready,
             waiting=None if sample is None or not sample.answered else sample.waiting,
             running=None if sample is None or not sample.answered else sample.running,
         )
 
+    def _replica_rate(self, entry: Tracked) -> Decimal | None:
+        """The mean of the pods that exist, else what the class costs."""
+        account = self._ledger.accounts.get(entry.uid)
+        if account is not None and account.pods:
+            rates = [pod.usd_per_hour for pod in account.pods.values() if pod.usd_per_hour is not None]
+            return sum(rates, Decimal(0)) / len(rates) if rates else None
+        listed = None if entry.cost is None else entry.cost.rate(None, self._book.sources)
+        if listed is None:
+            return None
+        return listed.gpu_usd_per_hour * pod_units(entry.resolved.accelerator, entry.resolved.gpus, None)
 
-def _observations(entry: Tracked, pods: Iterable[observed.Pod]) -> Iterator[PodObservation]:
-    for pod in pods:
-        if not pod.scheduled:
-            continue
-        answer = entry.answers.get(pod.uid)
-        yield PodObservation(
-            uid=pod.uid,
-            incarnation=pod.restarts,
-            state=_state(pod, answer),
-            gpus=Decimal(entry.resolved.gpus),
-            counters=_counters(answer) if isinstance(answer, EngineSample) else None,
-        )
+
+def _seconds(rfc3339: str) -> float | None:
+    return datetime.fromisoformat(rfc3339).timestamp() if rfc3339 else None
 
 
 def _state(pod: observed.Pod, answer: EngineSample | ScrapeError | None) -> PodState:

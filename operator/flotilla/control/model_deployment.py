@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.control.executor import Executor
 from flotilla.control.keys import Key
-from flotilla.control.pricing import Pricing
+from flotilla.control.pricing import Basis, Pricing
 from flotilla.control.rollout import Rollouts
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
@@ -40,8 +40,7 @@ class Compiled:
 
     model: ModelDeployment
     resolved: Resolved
-    cost: status.CostBasis | None
-    cost_verdict: Verdict
+    cost: Basis
     template_hash: str
 
 
@@ -70,7 +69,7 @@ class ModelDeploymentReconciler:
         self._catalog = catalog
         self._pricing = pricing
         self._now = now
-        self._compiled: OrderedDict[Key, tuple[tuple[str, int], Compiled]] = OrderedDict()
+        self._compiled: OrderedDict[Key, tuple[tuple[str, int, str], Compiled]] = OrderedDict()
 
     async def reconcile(self, key: Key) -> float | None:
         """See `Reconciler`."""
@@ -82,7 +81,7 @@ class ModelDeploymentReconciler:
         compiled: Compiled | None = None
         try:
             compiled = await self._compile(key, live)
-            desired = self._scaler.track(key, live, compiled.model, compiled.resolved, compiled.cost)
+            desired = self._scaler.track(key, live, compiled.model, compiled.resolved, compiled.cost.basis)
             if await self._converge(key, live, compiled, desired):
                 self._status.defer(key)
         except (InvalidSpec, NameTaken) as failure:
@@ -128,8 +127,10 @@ class ModelDeploymentReconciler:
         ]
         if tracked is not None:
             chain.append(readiness.scaling_active(tracked.mode, tracked.decision, desired))
+        priced = None
         if compiled is not None:
-            chain.append(compiled.cost_verdict)
+            priced, cost_known = self._pricing.verdict(compiled.cost, (pod.node for pod in load.pods if pod.node))
+            chain.append(cost_known)
         verdicts = [*readiness.summary(chain, load), *chain]
         wanted = status.build(
             live,
@@ -139,7 +140,7 @@ class ModelDeploymentReconciler:
             desired=desired,
             spec=compiled.model.spec if compiled else None,
             resolved=compiled.resolved if compiled else None,
-            cost=compiled.cost if compiled else None,
+            cost=priced,
         )
         again_s = await self._status.write(key, live, wanted, urgent=error is not None)
         if again_s is None:
@@ -181,7 +182,7 @@ class ModelDeploymentReconciler:
 
     async def _compile(self, key: Key, live: Mapping[str, Any]) -> Compiled:
         meta = live["metadata"]
-        revision = _revision(meta)
+        revision = (*_revision(meta), self._pricing.version)
         cached = self._compiled.get(key)
         if cached is not None and cached[0] == revision:
             return cached[1]
@@ -190,8 +191,8 @@ class ModelDeploymentReconciler:
         except ValidationError as error:
             raise _invalid(error) from error
         resolved = resolve(key.name, model.spec, self._catalog)
-        basis, verdict = await self._pricing.basis(model.spec, resolved)
-        compiled = Compiled(model, resolved, basis, verdict, digest(template(model, resolved)))
+        basis = await self._pricing.basis(model.spec, resolved)
+        compiled = Compiled(model, resolved, basis, digest(template(model, resolved)))
         self._compiled[key] = (revision, compiled)
         if len(self._compiled) > _COMPILED_LIMIT:
             self._compiled.popitem(last=False)

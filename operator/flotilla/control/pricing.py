@@ -1,58 +1,163 @@
-"""The basis of a deployment's dollars: whose GPU price, and which hosted models it is held against."""
+"""From spec.cost to the basis of a deployment's dollars: its own price, and hosted models with their terms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 
+from flotilla.api.cost import BillingMode, ComparatorSpec, CostSpec, OwnedHardware
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
-from flotilla.domain.prices import HostedPrice
+from flotilla.control.price_book import PriceBook
+from flotilla.domain import cost_known
+from flotilla.domain.cost.hosted import Terms
+from flotilla.domain.cost.rates import Owned
+from flotilla.domain.cost.tokens import Weights
+from flotilla.domain.cost_known import Priced
+from flotilla.domain.prices import Comparator, HostedPrice, Tiers, token_factor
+from flotilla.domain.pricing import CostBasis, Rate
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
-from flotilla.domain.status import CostBasis
 from flotilla.errors import InvalidSpec
 from flotilla.telemetry.price_desk import PriceDesk
 
+_HUNDRED = Decimal(100)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a spec says, and which of its comparators cannot be used."""
+
+    basis: CostBasis
+    problems: tuple[InvalidSpec, ...]
+
 
 class Pricing:
-    """Answers with a basis as far as it is known, and a CostKnown verdict that names what is missing."""
+    """Never raises InvalidSpec: a wrong comparator must not stop a model from serving."""
 
-    def __init__(self, desk: PriceDesk, default: HostedModel | None) -> None:
+    def __init__(
+        self,
+        desk: PriceDesk,
+        book: PriceBook,
+        default: HostedModel | None,
+        *,
+        today: Callable[[], date],
+        stale_after_days: int,
+    ) -> None:
         self._desk = desk
+        self._book = book
         self._default = default
+        self._today = today
+        self._stale_after_days = stale_after_days
 
-    async def basis(self, spec: ModelDeploymentSpec, resolved: Resolved) -> tuple[CostBasis | None, Verdict]:
-        """Never raises InvalidSpec: a wrong comparator must not stop a model from serving."""
-        comparators, problems = await self._comparators(spec)
-        if spec.cost.gpu_hourly_price is not None:
-            basis = CostBasis(Decimal(spec.cost.gpu_hourly_price), "spec.cost.gpuHourlyPrice", "", comparators)
-        elif resolved.accelerator.price is not None:
-            price = resolved.accelerator.price
-            basis = CostBasis(price.usd, f"built-in table: {price.source}", price.as_of.isoformat(), comparators)
-        else:
-            message = (
-                f"The price of {resolved.accelerator.class_name} is not in the built-in table. "
-                "Set spec.cost.gpuHourlyPrice."
-            )
-            return None, Verdict("CostKnown", "False", "GpuPriceUnknown", message)
-        if problems:
-            error = problems[0]
-            return basis, Verdict("CostKnown", "False", error.reason, f"{error.field}: {error}")
-        if not comparators:
-            message = "The GPU's price is known; without a hosted model to compare with there are no savings to show."
-            return basis, Verdict("CostKnown", "True", "NoComparator", message)
-        names = ", ".join(price.comparator for price in comparators)
-        message = f"One GPU costs {basis.gpu_usd_per_hour} USD/h ({basis.source}); compared with {names}."
-        return basis, Verdict("CostKnown", "True", "Priced", message)
+    @property
+    def version(self) -> str:
+        """A basis holds for as long as this stays."""
+        return self._book.version
 
-    async def _comparators(self, spec: ModelDeploymentSpec) -> tuple[tuple[HostedPrice, ...], Sequence[InvalidSpec]]:
-        wanted = [(ref.provider, ref.model) for ref in spec.cost.compare_with]
+    async def basis(self, spec: ModelDeploymentSpec, resolved: Resolved) -> Basis:
+        """For one generation of a spec."""
+        comparators, problems = await self._comparators(spec.cost)
+        cost = spec.cost
+        return Basis(
+            CostBasis(
+                accelerator=resolved.accelerator,
+                override=_override(cost),
+                comparators=comparators,
+                weights=Weights(
+                    output=cost.output_token_weight_percent / _HUNDRED,
+                    cached=cost.cached_token_weight_percent / _HUNDRED,
+                ),
+                tokens_per_second=None if cost.max_tokens_per_second is None else Decimal(cost.max_tokens_per_second),
+                overhead_usd_per_day=Decimal(cost.overhead_usd_per_day or 0),
+                budget_usd_per_month=None if cost.monthly_budget_usd is None else Decimal(cost.monthly_budget_usd),
+                unknown_comparators=len(problems),
+            ),
+            tuple(problems),
+        )
+
+    def verdict(self, of: Basis, node_names: Iterable[str]) -> tuple[Priced, Verdict]:
+        """With what is known now, for pods on these nodes."""
+        nodes = [self._book.node(name) for name in sorted(set(node_names))]
+        notes = [node.problem for node in nodes if node is not None and node.problem]
+        if self._book.problem:
+            notes.append(self._book.problem)
+        priced = cost_known.priced(of.basis, nodes, self._book.sources)
+        return priced, cost_known.verdict(
+            priced, of.problems, notes=notes, today=self._today(), stale_after_days=self._stale_after_days
+        )
+
+    async def _comparators(self, cost: CostSpec) -> tuple[tuple[Comparator, ...], Sequence[InvalidSpec]]:
+        wanted = list(cost.compare_with)
         if not wanted and self._default is not None:
-            wanted = [(self._default.provider, self._default.model)]
-        found: list[HostedPrice] = []
+            wanted = [ComparatorSpec(provider=self._default.provider, model=self._default.model)]
+        found: list[Comparator] = []
         problems: list[InvalidSpec] = []
-        for index, (provider, model) in enumerate(wanted):
+        for index, spec in enumerate(wanted):
             try:
-                found.append(await self._desk.find(provider, model, field=f"spec.cost.compareWith[{index}]"))
+                price = await self._price(spec, f"spec.cost.compareWith[{index}]")
             except InvalidSpec as error:
                 problems.append(error)
-        return tuple(dict.fromkeys(found)), problems
+            else:
+                found.append(Comparator(price, _terms(spec, price), batch=spec.mode is BillingMode.BATCH))
+        # Two names may mean one model of the catalogue.
+        return tuple({comparator.name: comparator for comparator in found}.values()), problems
+
+    async def _price(self, spec: ComparatorSpec, field: str) -> HostedPrice:
+        """The spec's own prices, else the catalogue's, else those of genai-prices."""
+        batch = spec.mode is BillingMode.BATCH
+        if spec.prices is not None:
+            own = spec.prices
+            cached = own.cached_usd_per_million
+            return HostedPrice(
+                provider=spec.provider,
+                model=spec.model,
+                source="spec.cost.compareWith",
+                input=Tiers(Decimal(own.input_usd_per_million)),
+                output=Tiers(Decimal(own.output_usd_per_million)),
+                cached=None if cached is None else Tiers(Decimal(cached)),
+            )
+        row = None if batch else self._book.sources.catalog.find_hosted(spec.provider, spec.model)
+        if row is not None:
+            return HostedPrice(
+                provider=row.provider,
+                model=row.model,
+                source=f"catalog: {row.source}",
+                input=Tiers(row.input_usd_per_million),
+                output=Tiers(row.output_usd_per_million),
+                cached=None if row.cached_usd_per_million is None else Tiers(row.cached_usd_per_million),
+            )
+        return await self._desk.find(spec.provider, spec.model, field=field, batch=batch)
+
+
+def _override(cost: CostSpec) -> Rate | None:
+    if cost.gpu_hourly_price is not None:
+        return Rate(Decimal(cost.gpu_hourly_price), "resource", "spec.cost.gpuHourlyPrice")
+    if cost.owned is not None:
+        return Rate(_owned(cost.owned).gpu_usd_per_hour, "owned", "spec.cost.owned")
+    return None
+
+
+def _owned(spec: OwnedHardware) -> Owned:
+    return Owned(
+        purchase_usd=Decimal(spec.purchase_usd),
+        gpus=spec.gpus,
+        years=spec.years,
+        maintenance_percent_per_year=spec.maintenance_percent_per_year,
+        power_watts=spec.power_watts,
+        usd_per_kwh=Decimal(spec.usd_per_kwh or 0),
+        pue_percent=spec.pue_percent,
+    )
+
+
+def _terms(spec: ComparatorSpec, price: HostedPrice) -> Terms:
+    factor = token_factor(price.model)
+    given = spec.input_tokens_percent
+    tokens_in = factor if given is None else given / _HUNDRED
+    percent = spec.output_tokens_percent
+    return Terms(
+        input_factor=tokens_in,
+        output_factor=tokens_in if percent is None else percent / _HUNDRED,
+        cache_credit=spec.cache_credit.value,
+        cached_share=Decimal(spec.cached_percent or 0) / _HUNDRED,
+    )

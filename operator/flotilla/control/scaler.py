@@ -12,9 +12,9 @@ from typing import Any
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.control.keys import Key
 from flotilla.domain import observed, scaling
+from flotilla.domain.pricing import CostBasis
 from flotilla.domain.resolve import Resolved
 from flotilla.domain.scaling import Decision, Sample, ScalingSpec, State
-from flotilla.domain.status import CostBasis
 from flotilla.kube.kinds import DEPLOYMENT, POD
 from flotilla.kube.store import Store
 from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target

@@ -4,15 +4,17 @@ import difflib
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from flotilla.domain.cost.units import parse_share
 from flotilla.errors import InvalidSpec
 
 _LABELS = {
@@ -25,6 +27,8 @@ _LABELS = {
     "arch": "kubernetes.io/arch",
 }
 _RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "cpu": ""}
+WHOLE_GPUS = frozenset(resource for resource in _RESOURCES.values() if resource)
+"""Extended resources of which one unit is a GPU, unless the node's labels tell otherwise."""
 _SHORT = ("", "nvidia-", "amd-")
 """What a user may leave out of a class on the command line."""
 
@@ -53,6 +57,10 @@ class Accelerator(_Row):
     """The extended resource, where it is not the vendor's own."""
     shared: bool = False
     """A slice or a share of a GPU: several of them do not make a larger one."""
+    share: Annotated[Fraction, Field(alias="gpuShare"), BeforeValidator(lambda text: parse_share(str(text)))] = (
+        Fraction(1)
+    )
+    """How much of a GPU one unit is: 1/7 of a MIG slice, 1/k where the device plugin makes k of one."""
     labels: Mapping[str, tuple[str, ...]] = {}
     """Label keys of nodes beside the well-known ones."""
     gfd: tuple[str, ...] = ()

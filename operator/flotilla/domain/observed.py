@@ -44,6 +44,10 @@ class Pod:
     """The last line that the container logged before an end with an error; without what changes from run to run."""
     scheduled_time: str
     """RFC 3339; empty when not scheduled."""
+    node: str = ""
+    """Empty when not scheduled."""
+    ready_time: str = ""
+    """RFC 3339 of the last change of readiness; empty when it was never ready or is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ def pod(obj: Object) -> Pod:
         name=meta["name"],
         uid=meta["uid"],
         ip=status.get("podIP") or "",
+        node=obj.get("spec", {}).get("nodeName") or "",
         scheduled=scheduled.get("status") == "True",
         ready=ready.get("status") == "True",
         terminating="deletionTimestamp" in meta,
@@ -100,6 +105,7 @@ def pod(obj: Object) -> Pod:
         last_exit=last_exit,
         last_words=_last_words(ended.get("message") or "") if ended else "",
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
+        ready_time=(ready.get("lastTransitionTime") or "") if ready.get("status") == "True" else "",
     )
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
-from flotilla.domain import accelerators, quantization, sources
+from flotilla.domain import accelerators, price_catalog, quantization, sources
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.fitting import fitted, settings, startup_seconds
 from flotilla.domain.models import ModelCatalogue, load_models
+from flotilla.domain.price_catalog import EMPTY, PriceCatalog
 from flotilla.domain.quantization import Quantization
 from flotilla.domain.sizing import GIB, Fit
 from flotilla.domain.sources import Source
@@ -29,14 +30,23 @@ class Catalog:
     profiles: Mapping[str, Profile]
     accelerators: Mapping[str, Accelerator]
     models: ModelCatalogue
+    prices: PriceCatalog = EMPTY
+    """An administrator's own, as it was at the start."""
 
 
-def load_catalog(*, engines: Path | None = None, accelerator_table: Path | None = None) -> Catalog:
-    """The packaged data, and an administrator's folder of profiles and table of accelerators; read once at start.
+def load_catalog(
+    *, engines: Path | None = None, accelerator_table: Path | None = None, prices: Path | None = None
+) -> Catalog:
+    """The packaged data, and an administrator's profiles, accelerators and prices; read at start.
 
     Raises InvalidSpec that names file, field and reason.
     """
-    return Catalog(load_profiles(engines), accelerators.load_accelerators(accelerator_table), load_models())
+    return Catalog(
+        load_profiles(engines),
+        accelerators.load_accelerators(accelerator_table),
+        load_models(),
+        price_catalog.load(prices),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,32 +1,22 @@
 """Assemble the status of a ModelDeployment: conditions, and the basis of each decision, never its moving numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from flotilla.api.conditions import set_condition
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
+from flotilla.domain.cost_known import Priced
 from flotilla.domain.observed import Workload
-from flotilla.domain.prices import HostedPrice
+from flotilla.domain.prices import Comparator
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
 from flotilla.domain.sizing import UNKNOWN, Fit
 from flotilla.render.workload import SERVICE_PORT
 
 _MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class CostBasis:
-    """Where the dollars come from: a GPU price and the hosted models that it is held against."""
-
-    gpu_usd_per_hour: Decimal
-    source: str
-    as_of: str
-    """ISO date; empty when the user gave the price."""
-    comparators: tuple[HostedPrice, ...]
+_SMALLEST = Decimal("0.000001")
 
 
 def build(
@@ -38,7 +28,7 @@ def build(
     desired: int,
     spec: ModelDeploymentSpec | None = None,
     resolved: Resolved | None = None,
-    cost: CostBasis | None = None,
+    cost: Priced | None = None,
 ) -> dict[str, Any]:
     """The whole status; what is unknown is absent. `now` is RFC 3339 and only ends up in changed conditions."""
     meta = live["metadata"]
@@ -106,10 +96,25 @@ def _fit(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _cost(cost: CostBasis) -> dict[str, Any]:
+def _cost(cost: Priced) -> dict[str, Any]:
+    comparators = [_comparator(comparator) for comparator in cost.basis.comparators]
+    if not cost.rates:
+        return {"comparators": comparators}
+    highest = cost.rates[0]
     return {
-        "gpuHourlyPrice": str(cost.gpu_usd_per_hour),
-        "priceSource": cost.source,
-        **({"priceAsOf": cost.as_of} if cost.as_of else {}),
-        "comparators": [{"provider": price.provider, "model": price.model} for price in cost.comparators],
+        "gpuHourlyPrice": f"{highest.gpu_usd_per_hour.quantize(_SMALLEST).normalize():f}",
+        "priceSource": str(highest)[:253],
+        **({"priceAsOf": highest.as_of.isoformat()} if highest.as_of else {}),
+        "comparators": comparators,
+    }
+
+
+def _comparator(of: Comparator) -> dict[str, Any]:
+    return {
+        "provider": of.price.provider,
+        "model": of.price.model,
+        "mode": "Batch" if of.batch else "Standard",
+        "source": of.price.source[:253],
+        "inputTokensPercent": int(of.terms.input_factor * 100),
+        "outputTokensPercent": int(of.terms.output_factor * 100),
     }

@@ -38,7 +38,8 @@ RULES: tuple[Rule, ...] = (
         "drains take one replica at a time",
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
-    Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout", cluster_scoped=True),
+    Rule("", ("configmaps",), ("get", "list", "create", "patch"), "what a deployment has cost, kept through restarts"),
+    Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout, and their prices", cluster_scoped=True),
     Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
     Rule("coordination.k8s.io", ("leases",), ("get", "create", "update"), "leader election", own_namespace=True),
 )

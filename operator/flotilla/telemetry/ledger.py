@@ -1,19 +1,29 @@
 """What each deployment cost and served: per pod from scheduled to gone, counters safe against resets.
 
-Kept in memory. After a restart it starts at zero, as Prometheus counters may; persistence is later work.
+Accounts are values that can be written down and taken up again (`telemetry.ledger_record`): what happened between is
+charged from what the cluster still tells of it, the times at which pods were scheduled and ready and the engines' own
+counters, and is marked as estimated.
 """
 
-from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
-from flotilla.domain.cost import SECONDS_PER_HOUR, Usage, accrued_usd
+from flotilla.domain.cost.hosted import hosted_usd_by_request
+from flotilla.domain.cost.tokens import SECONDS_PER_HOUR, Usage, accrued_usd
+from flotilla.domain.prices import Comparator
+from flotilla.telemetry.trail import Totals, Trail
 
 PodState = Literal["startup", "serving", "idle", "draining"]
 STATES: tuple[PodState, ...] = ("startup", "serving", "idle", "draining")
-_BUCKET_S = 30.0
+WINDOWS: Mapping[str, tuple[float, float]] = {"1h": (3600.0, 60.0), "24h": (86_400.0, 900.0)}
+"""Span and step in seconds."""
+_PEAK_READY_S = Decimal(30)
+"""A minute with less of ready pods tells nothing of what a replica can do."""
+_CLOSED = 64
+_ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +53,65 @@ class PodObservation:
     incarnation: int
     state: PodState
     gpus: Decimal
+    """In whole GPUs."""
     counters: Counters | None
+    usd_per_hour: Decimal | None = None
+    """Of the pod; None while no price is known."""
+    capacity_type: str = "unknown"
+    price_source: str = ""
+    scheduled_at: float | None = None
+    """Unix seconds, as `now`."""
+    ready_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Pod:
+class PodRecord:
+    """A pod as it was charged last."""
+
     incarnation: int
+    state: PodState
     gpus: Decimal
     """As first seen: a pod keeps what it was scheduled with, whatever the spec says by now."""
+    usd_per_hour: Decimal | None
+    capacity_type: str
     counters: Mapping[str, float]
-    inherited: bool
-    """It worked before this ledger watched and has not answered since: its first counters are old work."""
     fell: bool
     """Its counters fell in this incarnation, so that the restart which will be reported is counted already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Sums over the last hour, or since the start if that is shorter."""
-
-    usd: Decimal
-    usage: Usage
-    requests: Decimal
+def _trails() -> dict[str, Trail]:
+    return {name: Trail(span_s=span_s, step_s=step_s) for name, (span_s, step_s) in WINDOWS.items()}
 
 
 @dataclass(slots=True)
 class Account:
     """The totals of one deployment; they only grow."""
 
-    usd: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, Decimal(0)))
-    gpu_hours: Decimal = Decimal(0)
-    tokens: dict[str, Decimal] = field(
-        default_factory=lambda: dict.fromkeys(("prompt", "generated", "cached"), Decimal(0))
-    )
-    requests: Decimal = Decimal(0)
+    usd: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, _ZERO))
+    estimated_usd: Decimal = _ZERO
+    """Of `usd`, what accrued while nobody looked."""
+    gpu_hours: dict[str, Decimal] = field(default_factory=dict)
+    """By capacity type."""
+    pod_seconds: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, _ZERO))
+    tokens: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(("prompt", "generated", "cached"), _ZERO))
+    requests: Decimal = _ZERO
     known: set[str] = field(default_factory=set)
     """Counters that some pod has had; the others are unknown rather than 0."""
-    cached_ahead: Decimal = Decimal(0)
+    cached_ahead: Decimal = _ZERO
     """Cache hits of prompts that are not counted yet: engines count the hit at admission, the prompt after prefill."""
-    usd_per_hour: Decimal | None = None
-    """Of the pods that exist now; None while the GPU's price is unknown."""
-    pods: dict[str, _Pod] = field(default_factory=dict)
+    hosted: dict[str, Decimal] = field(default_factory=dict)
+    """What each comparator would have billed, at its prices of the time."""
+    peak_tokens_per_second: Decimal = _ZERO
+    """The most output that a replica made over a minute."""
+    priced: bool = False
+    """Whether a price was ever known: a cost of 0 is then a fact."""
+    pods: dict[str, PodRecord] = field(default_factory=dict)
     at: float | None = None
-    history: deque[tuple[float, Decimal, Usage, Decimal]] = field(default_factory=deque)
+    rates: dict[tuple[str, str], Decimal] = field(default_factory=dict)
+    """US dollars per hour of the pods that exist, by capacity type and source of the price."""
+    trails: dict[str, Trail] = field(default_factory=_trails)
+    closed: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Pods that went: one that shows up again would be charged from its beginning."""
 
     @property
     def usage(self) -> Usage:
@@ -93,107 +119,187 @@ class Account:
 
     @property
     def total_usd(self) -> Decimal:
-        return sum(self.usd.values(), Decimal(0))
+        return sum(self.usd.values(), _ZERO)
+
+    @property
+    def usd_per_hour(self) -> Decimal | None:
+        """None while no price is known."""
+        return sum(self.rates.values(), _ZERO) if self.rates else None
+
+    def totals(self) -> Totals:
+        """Now."""
+        seconds = self.pod_seconds
+        return Totals(self.total_usd, self.usage, self.requests, seconds["serving"], seconds["idle"])
+
+    def window(self, name: str) -> Totals | None:
+        """The last hour or day, or since the operator's start if that is shorter; None before the first look."""
+        return self.trails[name].since(self.totals())
 
 
 class Ledger:
-    """Accounts by deployment. Times are seconds of one clock that only grows."""
+    """Accounts by deployment. Times are Unix seconds of a clock that never steps back."""
 
-    def __init__(self, *, window_s: float = 3600.0) -> None:
-        self._window_s = window_s
+    def __init__(self, *, gap_s: float = 30.0, record_interval_s: float = 300.0) -> None:
+        """After more than `gap_s` between two looks, what happened between is an estimate.
+
+        Accounts are written down each `record_interval_s`: a pod that went during a gap lived no longer than that after
+        the record, as far as a predecessor of ours may have shown.
+        """
+        self._gap_s = gap_s
+        self._record_interval_s = record_interval_s
         self.accounts: dict[Hashable, Account] = {}
 
-    def observe(
-        self, key: Hashable, pods: Iterable[PodObservation], *, gpu_usd_per_hour: Decimal | None, now: float
-    ) -> None:
-        """Charge the time since the last observation to the pods that were there then and are there now.
+    def restore(self, key: Hashable, account: Account) -> None:
+        """Go on from an account that was written down, unless there is one."""
+        self.accounts.setdefault(key, account)
 
-        A pod is charged from its first observation on; one that worked before the deployment's first observation,
-        such as before a restart of the operator, brings no old tokens with it, as it brings no old dollars. The price
-        holds for the interval that ends now; what is past is never priced again.
+    def observe(
+        self,
+        key: Hashable,
+        pods: Iterable[PodObservation],
+        *,
+        now: float,
+        comparators: Sequence[Comparator] = (),
+        price_source: str = "",
+    ) -> Account:
+        """Charge the time since the last look, and count what was served in it.
+
+        A pod that is new is charged from the time at which it was scheduled, and brings all that its counters show.
+        One that went is charged until it was last seen; during a gap, for one record's interval at most. A rate holds
+        from the look that found it until the next: what is past is never priced again. `price_source` labels the rate
+        of no pods; empty while no price is known.
         """
         account = self.accounts.setdefault(key, Account())
-        first = account.at is None
-        elapsed_s = Decimal(str(max(0.0, now - account.at))) if account.at is not None else Decimal(0)
-        account.at = now
-        present: dict[str, _Pod] = {}
-        rate, prompt = Decimal(0), account.tokens["prompt"]
+        since = now if account.at is None else min(account.at, now)
+        account.at = max(now, account.at or now)
+        before = account.totals()
+        present: dict[str, PodRecord] = {}
+        rates: dict[tuple[str, str], Decimal] = {}
         for pod in pods:
+            if pod.uid in account.closed:
+                continue
             known = account.pods.get(pod.uid)
             if known is None:
-                inherited = first and pod.state != "startup"
-                known = _Pod(pod.incarnation, pod.gpus, counters={}, inherited=inherited, fell=False)
+                start = now if pod.scheduled_at is None else min(pod.scheduled_at, now)
+                known = PodRecord(pod.incarnation, pod.state, pod.gpus, pod.usd_per_hour, pod.capacity_type, {}, False)
             else:
-                self._charge(account, known, pod.state, elapsed_s, gpu_usd_per_hour)
-            present[pod.uid] = self._count(account, known, pod)
-            rate += known.gpus * (gpu_usd_per_hour or Decimal(0))
-        # So that neither cached nor uncached input ever shrinks.
-        hits = min(account.cached_ahead, account.tokens["prompt"] - prompt)
-        account.tokens["cached"] += hits
-        account.cached_ahead -= hits
+                start = since
+            _charge(account, known, pod, start, now, estimated=now - start > self._gap_s)
+            present[pod.uid] = _count(account, known, pod)
+            if pod.usd_per_hour is not None:
+                label = (pod.capacity_type, pod.price_source)
+                rates[label] = rates.get(label, _ZERO) + pod.usd_per_hour
+        self._close(account, present, now - since)
         account.pods = present
-        account.usd_per_hour = None if gpu_usd_per_hour is None else rate
-        self._remember(account, now)
+        account.rates = rates or ({("unknown", price_source): _ZERO} if price_source and not present else {})
+        account.priced = account.priced or bool(account.rates)
+        _settle_hits(account, before.usage.prompt)
+        _hold_against(account, comparators, before)
+        _remember(account, now)
+        return account
 
     def forget(self, key: Hashable) -> None:
         """The deployment is gone, and its series with it."""
         self.accounts.pop(key, None)
 
-    def retain(self, keys: Iterable[Hashable]) -> None:
-        """Forget every deployment but these."""
-        kept = set(keys)
-        for key in [key for key in self.accounts if key not in kept]:
-            self.forget(key)
+    def _close(self, account: Account, present: Mapping[str, PodRecord], elapsed_s: float) -> None:
+        for uid, pod in account.pods.items():
+            if uid in present:
+                continue
+            if elapsed_s > self._gap_s:
+                lived_s = min(elapsed_s, self._record_interval_s)
+                _accrue(account, pod, pod.state, lived_s, pod.usd_per_hour, estimated=True)
+            account.closed[uid] = None
+        while len(account.closed) > _CLOSED:
+            account.closed.popitem(last=False)
 
-    def window(self, key: Hashable) -> Window | None:
-        """The last hour of a deployment; None when nothing was observed."""
-        account = self.accounts.get(key)
-        if account is None or not account.history:
-            return None
-        _, usd, usage, requests = account.history[0]
-        mine = account.usage
-        return Window(
-            usd=account.total_usd - usd,
-            usage=Usage(
-                prompt=mine.prompt - usage.prompt,
-                generated=mine.generated - usage.generated,
-                cached=mine.cached - usage.cached,
-            ),
-            requests=account.requests - requests,
-        )
 
-    @staticmethod
-    def _charge(account: Account, pod: _Pod, state: PodState, elapsed_s: Decimal, price: Decimal | None) -> None:
-        account.gpu_hours += pod.gpus * elapsed_s / SECONDS_PER_HOUR
-        if price is not None:
-            account.usd[state] += accrued_usd(pod.gpus * price, elapsed_s)
+def _charge(
+    account: Account, known: PodRecord, pod: PodObservation, start: float, now: float, *, estimated: bool
+) -> None:
+    """Until it was ready a pod started; the rest goes to what it does now."""
+    rate = pod.usd_per_hour if known.usd_per_hour is None else known.usd_per_hour
+    turned = start
+    if pod.state in ("serving", "idle") and pod.ready_at is not None:
+        turned = min(max(pod.ready_at, start), now)
+        _accrue(account, known, "startup", turned - start, rate, estimated=estimated)
+    _accrue(account, known, pod.state, now - turned, rate, estimated=estimated)
 
-    @staticmethod
-    def _count(account: Account, known: _Pod, pod: PodObservation) -> _Pod:
-        if pod.incarnation != known.incarnation:
-            # What was read in this tick may still be the old container's; the next reading is the new one's, in full.
-            counters = known.counters if known.fell else {}
-            return replace(known, incarnation=pod.incarnation, counters=counters, inherited=False, fell=False)
-        if pod.counters is None:
-            return known
-        values = {name: value for name, value in pod.counters.items() if value is not None}
-        # A process loses all its counters or none. All that they show after a fall is new.
-        fell = any(value < known.counters.get(name, 0.0) for name, value in values.items())
-        before = {} if fell else known.counters
-        for name, value in values.items():
-            account.known.add(name)
-            delta = Decimal(0) if known.inherited else Decimal(str(value - before.get(name, 0.0)))
-            if name == "requests":
-                account.requests += delta
-            elif name == "cached":
-                account.cached_ahead += delta
-            else:
-                account.tokens[name] += delta
-        return replace(known, counters={**before, **values}, inherited=False, fell=known.fell or fell)
 
-    def _remember(self, account: Account, now: float) -> None:
-        history = account.history
-        if not history or now - history[-1][0] >= _BUCKET_S:
-            history.append((now, account.total_usd, account.usage, account.requests))
-        while len(history) > 1 and history[1][0] <= now - self._window_s:
-            history.popleft()
+def _accrue(
+    account: Account, pod: PodRecord, state: PodState, seconds: float, rate: Decimal | None, *, estimated: bool
+) -> None:
+    if seconds <= 0:
+        return
+    elapsed = Decimal(repr(seconds))
+    account.pod_seconds[state] += elapsed
+    hours = account.gpu_hours.get(pod.capacity_type, _ZERO)
+    account.gpu_hours[pod.capacity_type] = hours + pod.gpus * elapsed / SECONDS_PER_HOUR
+    if rate is not None:
+        usd = accrued_usd(rate, elapsed)
+        account.usd[state] += usd
+        if estimated:
+            account.estimated_usd += usd
+
+
+def _count(account: Account, known: PodRecord, pod: PodObservation) -> PodRecord:
+    """Add what the counters moved; returns the pod as it is charged from now on."""
+    now = replace(known, state=pod.state, usd_per_hour=pod.usd_per_hour, capacity_type=pod.capacity_type)
+    if pod.incarnation != known.incarnation:
+        # What was read in this tick may still be the old container's; the next reading is the new one's, in full.
+        counters = known.counters if known.fell else {}
+        return replace(now, incarnation=pod.incarnation, counters=counters, fell=False)
+    if pod.counters is None:
+        return now
+    values = {name: value for name, value in pod.counters.items() if value is not None}
+    # A process loses all its counters or none. All that they show after a fall is new.
+    fell = any(value < known.counters.get(name, 0.0) for name, value in values.items())
+    before = {} if fell else known.counters
+    for name, value in values.items():
+        account.known.add(name)
+        moved = value - before.get(name, 0.0)
+        if not moved:
+            continue
+        delta = Decimal(repr(moved))
+        if name == "requests":
+            account.requests += delta
+        elif name == "cached":
+            account.cached_ahead += delta
+        else:
+            account.tokens[name] += delta
+    return replace(now, counters={**before, **values}, fell=known.fell or fell)
+
+
+def _settle_hits(account: Account, prompt_before: Decimal) -> None:
+    # So that neither cached nor uncached input ever shrinks.
+    hits = min(account.cached_ahead, account.tokens["prompt"] - prompt_before)
+    account.tokens["cached"] += hits
+    account.cached_ahead -= hits
+
+
+def _hold_against(account: Account, comparators: Sequence[Comparator], before: Totals) -> None:
+    """Bill what was just served at each comparator; one that left the spec takes its sum with it."""
+    now = account.totals()
+    moved = Usage(
+        now.usage.prompt - before.usage.prompt,
+        now.usage.generated - before.usage.generated,
+        now.usage.cached - before.usage.cached,
+    )
+    bills: dict[str, Decimal] = {}
+    for comparator in comparators:
+        bill = account.hosted.get(comparator.name, _ZERO)
+        if moved.total > 0:
+            # Tokens and requests are counted at different times: the mean is that of the whole account. So is the
+            # first bill of a comparator that joins late: only for what is served from now on.
+            share = moved.prompt / now.usage.prompt if now.usage.prompt > 0 else _ZERO
+            bill += hosted_usd_by_request(moved, now.requests * share, comparator.price, comparator.terms)
+        bills[comparator.name] = bill
+    account.hosted = bills
+
+
+def _remember(account: Account, now: float) -> None:
+    totals = account.totals()
+    minute = account.trails["1h"].add(now, totals)
+    if minute is not None and minute.ready_s >= _PEAK_READY_S:
+        account.peak_tokens_per_second = max(account.peak_tokens_per_second, minute.usage.generated / minute.ready_s)
+    account.trails["24h"].add(now, totals)

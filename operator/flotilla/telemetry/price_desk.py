@@ -18,13 +18,13 @@ class PriceDesk:
     """Each model is looked up once per process; those who ask meanwhile wait for the same answer."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[str, str], asyncio.Task[Answer]] = {}
+        self._answers: dict[tuple[str, str, bool], asyncio.Task[Answer]] = {}
 
-    async def find(self, provider: str, model: str, *, field: str) -> HostedPrice:
+    async def find(self, provider: str, model: str, *, field: str, batch: bool = False) -> HostedPrice:
         """Raises InvalidSpec(field) for a model that the catalogue does not have, Transient when the child fails."""
-        key = (provider, model)
+        key = (provider, model, batch)
         if key not in self._answers:
-            self._answers[key] = asyncio.create_task(_ask(provider, model))
+            self._answers[key] = asyncio.create_task(_ask(*key))
         try:
             answer = await asyncio.shield(self._answers[key])
         except Transient:
@@ -36,8 +36,8 @@ class PriceDesk:
         raise InvalidSpec(message, field=f"{field}{part}", reason=reason)
 
 
-async def _ask(provider: str, model: str) -> Answer:
-    argv = [sys.executable, "-m", "flotilla.telemetry.price_desk", provider, model]
+async def _ask(provider: str, model: str, batch: bool) -> Answer:
+    argv = [sys.executable, "-m", "flotilla.telemetry.price_desk", provider, model, *(["batch"] if batch else [])]
     child = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -56,15 +56,15 @@ async def _ask(provider: str, model: str) -> Answer:
     return answer
 
 
-def main(provider: str, model: str) -> None:
+def main(provider: str, model: str, variant: str = "") -> None:
     """The child: print the pickled answer."""
     answer: Answer
     try:
-        answer = find(provider, model, field="", at=datetime.now(UTC))
+        answer = find(provider, model, field="", at=datetime.now(UTC), batch=variant == "batch")
     except InvalidSpec as error:
         answer = (str(error), error.field, error.reason)
     sys.stdout.buffer.write(pickle.dumps(answer))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -1,0 +1,144 @@
+"""Self-hosted against hosted: savings, break-even, routing, and who among several users pays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import Literal
+
+from flotilla.domain.cost.tokens import HOURS_PER_DAY, Usage, Weights
+
+NEVER = Decimal("Infinity")
+_ZERO, _ONE = Decimal(0), Decimal(1)
+_SECONDS_PER_DAY = Decimal(86_400)
+
+IdleAllocation = Literal["proportional", "even", "owner"]
+
+
+def savings_ratio(hosted_usd: Decimal, own_usd: Decimal) -> Decimal | None:
+    """The share of the hosted bill that is saved, negative where hosted is cheaper; None without a hosted bill."""
+    return (hosted_usd - own_usd) / hosted_usd if hosted_usd > 0 else None
+
+
+def cost_ratio(hosted_usd: Decimal, own_usd: Decimal) -> Decimal | None:
+    """Hosted over own: below 1 hosted is cheaper. None without both."""
+    return hosted_usd / own_usd if own_usd > 0 and hosted_usd > 0 else None
+
+
+def replica_tasks_per_day(
+    tasks_per_second: Decimal, *, target_utilization: Decimal = _ONE, peak_factor: Decimal = _ONE
+) -> Decimal:
+    """What one replica may be given in a day whose peak is `peak_factor` times its mean."""
+    return _SECONDS_PER_DAY * tasks_per_second * target_utilization / peak_factor
+
+
+def own_usd_per_day(
+    tasks_per_day: Decimal,
+    *,
+    replica_usd_per_hour: Decimal,
+    replica_tasks: Decimal,
+    min_replicas: int = 1,
+    overhead_usd_per_day: Decimal = _ZERO,
+) -> Decimal:
+    """Whole replicas for a day's tasks, and the overhead."""
+    needed = (tasks_per_day / replica_tasks).to_integral_value(ROUND_CEILING)
+    return HOURS_PER_DAY * replica_usd_per_hour * max(Decimal(min_replicas), needed) + overhead_usd_per_day
+
+
+def break_even_tasks_per_day(
+    *,
+    replica_usd_per_hour: Decimal,
+    hosted_usd_per_task: Decimal,
+    replica_tasks: Decimal = NEVER,
+    min_replicas: int = 1,
+    max_replicas: int = 1,
+    overhead_usd_per_day: Decimal = _ZERO,
+) -> Decimal:
+    """From how many tasks a day on self-hosting costs no more; infinite where it never does.
+
+    A step per replica: m replicas are even at (24 h * rate * m + overhead) / hosted price, if they can do that many.
+    The first m that can is found in closed form. `replica_tasks` infinite: one replica does them all.
+    """
+    if hosted_usd_per_task <= 0:
+        return NEVER
+    replica_usd, least = HOURS_PER_DAY * replica_usd_per_hour, Decimal(max(1, min_replicas))
+    replicas = least
+    if replica_tasks.is_finite():
+        gain = replica_tasks * hosted_usd_per_task - replica_usd
+        if gain < 0 or (gain == 0 and overhead_usd_per_day > 0):
+            return NEVER
+        if gain > 0:
+            replicas = max(least, (overhead_usd_per_day / gain).to_integral_value(ROUND_CEILING))
+    if replicas > max(Decimal(max_replicas), least):
+        return NEVER
+    return (replica_usd * replicas + overhead_usd_per_day) / hosted_usd_per_task
+
+
+def break_even_utilization(full_load_usd: Decimal, hosted_usd: Decimal) -> Decimal | None:
+    """The saturation above which self-hosting is cheaper, both per million tokens; above 1 never. None if unpriced."""
+    return full_load_usd / hosted_usd if hosted_usd > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """A small model that hands what it cannot do to a frontier model, against the frontier model alone."""
+
+    tasks: Decimal
+    escalated: Decimal
+    """Of `tasks`."""
+    own_usd: Decimal
+    """The small model's share of its deployment, what it did in vain included."""
+    escalation_usd: Decimal
+    """Billed by the frontier model."""
+    frontier_usd_per_task: Decimal
+
+    @property
+    def baseline_usd(self) -> Decimal:
+        return self.tasks * self.frontier_usd_per_task
+
+    @property
+    def savings_usd(self) -> Decimal:
+        return self.baseline_usd - self.own_usd - self.escalation_usd
+
+    @property
+    def wasted_usd(self) -> Decimal | None:
+        """The small model's attempts at tasks that were escalated; None without tasks."""
+        return self.own_usd * self.escalated / self.tasks if self.tasks > 0 else None
+
+    @property
+    def break_even_escalation(self) -> Decimal | None:
+        """Escalating a greater share than this costs more than the frontier model alone; None without a baseline."""
+        return _ONE - self.own_usd / self.baseline_usd if self.baseline_usd > 0 else None
+
+    @property
+    def break_even_tasks(self) -> Decimal:
+        """From how many tasks on the same fleet pays at this share of escalations."""
+        kept = _ONE - self.escalated / self.tasks if self.tasks > 0 else _ZERO
+        return self.own_usd / (kept * self.frontier_usd_per_task) if kept * self.frontier_usd_per_task > 0 else NEVER
+
+
+def attribute(
+    busy_usd: Decimal,
+    idle_usd: Decimal,
+    usages: Mapping[str, Usage],
+    weights: Weights,
+    *,
+    idle: IdleAllocation = "proportional",
+    owner: str = "",
+) -> dict[str, Decimal]:
+    """Divide a deployment's cost over adapters, tenants or policies by their work; the shares add up exactly.
+
+    Without any work everything is the owner's, who need not be among `usages`.
+    """
+    work = {name: weights.work(usage) for name, usage in usages.items()}
+    total = sum(work.values(), _ZERO)
+    if total <= 0:
+        return {owner: busy_usd + idle_usd}
+    shares = {name: busy_usd * mine / total for name, mine in work.items()}
+    if idle == "owner":
+        shares[owner] = shares.get(owner, _ZERO) + idle_usd
+    else:
+        for name, mine in work.items():
+            shares[name] += idle_usd * mine / total if idle == "proportional" else idle_usd / len(work)
+    largest = max(shares, key=lambda name: (shares[name], name))
+    shares[largest] += busy_usd + idle_usd - sum(shares.values(), _ZERO)
+    return shares

@@ -1,0 +1,167 @@
+"""Identities of money: what is split adds up, and break-even is where the bills cross."""
+
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flotilla.domain.cost.comparison import (
+    NEVER,
+    Routing,
+    attribute,
+    break_even_tasks_per_day,
+    cost_ratio,
+    own_usd_per_day,
+    savings_ratio,
+)
+from flotilla.domain.cost.hosted import Terms, hosted_usd
+from flotilla.domain.cost.tokens import MILLION, TokenPrices, Usage, Weights, unit_costs
+from flotilla.domain.cost.utilization import at_full_load, effective, saturation_ratio, split
+
+D = Decimal
+CENT_OF_A_CENT = D("0.0001")
+
+
+def decimals(low: str, high: str, places: int = 4) -> st.SearchStrategy[Decimal]:
+    return st.decimals(D(low), D(high), places=places, allow_nan=False)
+
+
+TOKENS = st.integers(0, 10**12).map(D)
+USD = decimals("0", "1000000")
+WEIGHTS = st.builds(Weights, output=decimals("0.01", "20"), cached=decimals("0", "1"))
+USAGES = st.tuples(TOKENS, TOKENS, decimals("0", "1")).map(
+    lambda drawn: Usage(prompt=drawn[0], generated=drawn[1], cached=(drawn[0] * drawn[2]).to_integral_value())
+)
+
+
+@given(usd=USD, usage=USAGES, weights=WEIGHTS)
+def test_rates_times_tokens_are_the_cost(usd: Decimal, usage: Usage, weights: Weights) -> None:
+    costs = unit_costs(usd, usage, weights)
+    if costs is None:
+        assert weights.work(usage) == 0 or usage.total == 0
+        return
+    parts = costs.input * usage.uncached + costs.cached_input * usage.cached + costs.output * usage.generated
+    assert abs(parts / MILLION - usd) < CENT_OF_A_CENT
+    assert abs(costs.blended * usage.total / MILLION - usd) < CENT_OF_A_CENT
+
+
+@given(usd=USD, active=decimals("-0.5", "1.5"), saturation=decimals("-0.5", "1.5"))
+def test_used_headroom_and_idle_are_the_cost_and_never_negative(
+    usd: Decimal, active: Decimal, saturation: Decimal
+) -> None:
+    parts = split(usd, active_ratio=active, saturation_ratio=saturation)
+    assert abs(parts.used + parts.headroom + parts.idle - usd) < CENT_OF_A_CENT
+    assert min(parts.used, parts.headroom, parts.idle) >= -CENT_OF_A_CENT
+
+
+@given(
+    busy=USD,
+    idle=USD,
+    usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4),
+    rule=st.sampled_from(["proportional", "even", "owner"]),
+)
+def test_shares_of_adapters_are_the_cost(busy: Decimal, idle: Decimal, usages: dict[str, Usage], rule: str) -> None:
+    shares = attribute(busy, idle, usages, Weights(), idle=rule, owner="base")  # type: ignore[arg-type]
+    assert abs(sum(shares.values()) - busy - idle) < CENT_OF_A_CENT
+    assert min(shares.values()) >= -CENT_OF_A_CENT
+
+
+def test_idle_time_is_the_owners_everyones_or_by_work() -> None:
+    usages = {"base": Usage(D(300)), "triage": Usage(D(100))}
+    weights = Weights()
+    assert attribute(D(8), D(4), usages, weights) == {"base": D(9), "triage": D(3)}
+    assert attribute(D(8), D(4), usages, weights, idle="even") == {"base": D(8), "triage": D(4)}
+    assert attribute(D(8), D(4), usages, weights, idle="owner", owner="base") == {"base": D(10), "triage": D(2)}
+    assert attribute(D(8), D(4), {}, weights, owner="base") == {"base": D(12)}
+
+
+STEPS = {
+    "replica_usd_per_hour": decimals("0.01", "20", 2),
+    "replica_tasks": st.integers(1, 100_000).map(D),
+    "overhead_usd_per_day": st.sampled_from([D(0), D(10), D(500)]),
+    "min_replicas": st.integers(1, 3),
+}
+
+
+@given(hosted=decimals("0.0001", "0.05"), maximum=st.integers(1, 20), **STEPS)
+def test_break_even_is_the_first_load_at_which_whole_replicas_cost_no_more(
+    hosted: Decimal, maximum: int, **steps: Decimal
+) -> None:
+    low, rate, tasks = int(steps["min_replicas"]), steps["replica_usd_per_hour"], steps["replica_tasks"]
+    overhead = steps["overhead_usd_per_day"]
+    even = break_even_tasks_per_day(
+        replica_usd_per_hour=rate, hosted_usd_per_task=hosted, replica_tasks=tasks, min_replicas=low,
+        max_replicas=maximum, overhead_usd_per_day=overhead,
+    )  # fmt: skip
+    by_step = [((24 * rate * m + overhead) / hosted, m) for m in range(low, max(low, maximum) + 1)]
+    feasible = [n for n, m in by_step if n <= m * tasks]
+    assert even == (min(feasible) if feasible else NEVER)
+    if even.is_finite():
+        own = own_usd_per_day(
+            even, replica_usd_per_hour=rate, replica_tasks=tasks, min_replicas=low, overhead_usd_per_day=overhead
+        )
+        assert own <= even * hosted + CENT_OF_A_CENT
+
+
+def test_where_a_replica_costs_more_than_its_tasks_no_number_of_replicas_pays() -> None:
+    def even(replica_tasks: str) -> Decimal:
+        return break_even_tasks_per_day(
+            replica_usd_per_hour=D(1), hosted_usd_per_task=D("0.01"), replica_tasks=D(replica_tasks), max_replicas=900
+        )
+
+    assert even("2399") == NEVER
+    assert even("2400") == 2400
+    assert break_even_tasks_per_day(replica_usd_per_hour=D(1), hosted_usd_per_task=D(0)) == NEVER
+
+
+@given(usage=USAGES, credit=st.sampled_from(["None", "Observed", "Fixed"]), share=decimals("0", "1"))
+def test_credit_for_a_cache_only_lowers_the_hosted_bill(usage: Usage, credit: str, share: Decimal) -> None:
+    prices = TokenPrices(D(1), D(8), D("0.1"))
+    terms = Terms(cache_credit=credit, cached_share=share)  # type: ignore[arg-type]
+    assert 0 <= hosted_usd(usage, prices, terms) <= hosted_usd(usage, prices, Terms(cache_credit="None"))
+    uncacheable = TokenPrices(D(1), D(8))
+    assert hosted_usd(usage, uncacheable, terms) == hosted_usd(usage, uncacheable)
+
+
+def test_factors_scale_what_the_other_tokenizer_would_count() -> None:
+    usage, prices = Usage(D(1_000_000), D(100_000), D(400_000)), TokenPrices(D(1), D(8), D("0.1"))
+    assert hosted_usd(usage, prices) == D("0.6") + D("0.04") + D("0.8")
+    assert hosted_usd(usage, prices, Terms(input_factor=D("1.2"), output_factor=D(3))) == D("0.768") + D("2.4")
+    assert hosted_usd(usage, prices, Terms(cache_credit="Fixed", cached_share=D("0.5"))) == D("0.55") + D("0.8")
+
+
+def test_savings_have_a_sign_and_no_figure_without_a_bill() -> None:
+    assert savings_ratio(D(10), D(15)) == D("-0.5")
+    assert cost_ratio(D(10), D(20)) == D("0.5")
+    assert savings_ratio(D(0), D(5)) is None
+    assert cost_ratio(D(0), D(5)) is None
+    assert cost_ratio(D(5), D(0)) is None
+
+
+@given(
+    tasks=st.integers(1, 10**6).map(D), share=decimals("0", "0.99", 2), own=decimals("0", "1000", 2),
+    frontier=decimals("0.001", "1", 3),
+)  # fmt: skip
+def test_routing_breaks_even_where_its_savings_are_none(
+    tasks: Decimal, share: Decimal, own: Decimal, frontier: Decimal
+) -> None:
+    routing = Routing(tasks, tasks * share, own, tasks * share * frontier, frontier)
+    limit = routing.break_even_escalation
+    assert limit is not None
+    at_limit = Routing(tasks, tasks * limit, own, tasks * limit * frontier, frontier)
+    assert abs(at_limit.savings_usd) < CENT_OF_A_CENT
+    at_tasks = routing.break_even_tasks
+    if at_tasks > 0:
+        again = Routing(at_tasks, at_tasks * share, own, at_tasks * share * frontier, frontier)
+        assert abs(again.savings_usd) < CENT_OF_A_CENT
+    assert routing.wasted_usd is not None
+    assert abs(routing.wasted_usd - own * share) < CENT_OF_A_CENT
+
+
+def test_saturation_turns_one_unit_cost_into_the_other() -> None:
+    saturation = saturation_ratio(D(250_000), seconds=D(1000), tokens_per_second=D(1000))
+    assert saturation == D("0.25")
+    assert effective(D(1), saturation) == 4
+    assert at_full_load(D(4), saturation) == 1
+    assert saturation_ratio(D(1), seconds=D(0), tokens_per_second=D(5)) is None
+    assert effective(D(1), D(0)) is None
