@@ -119,6 +119,7 @@ class Fleet:
             ready_replicas=ready,
             waiting=None if sample is None or not sample.answered else sample.waiting,
             running=None if sample is None or not sample.answered else sample.running,
+            stalled=_stalled(live),
         )
 
     def _replica_rate(self, entry: Tracked) -> Decimal | None:
@@ -131,6 +132,11 @@ class Fleet:
         if listed is None:
             return None
         return listed.gpu_usd_per_hour * pod_units(entry.resolved.accelerator, entry.resolved.gpus, None)
+
+
+def _stalled(live: Mapping[str, Any]) -> bool | None:
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    return next((c["status"] == "True" for c in conditions if c["type"] == "Stalled"), None)
 
 
 def _seconds(rfc3339: str) -> float | None:

@@ -33,6 +33,8 @@ class DeploymentView:
     ready_replicas: int
     waiting: float | None
     running: float | None
+    stalled: bool | None = None
+    """By the Stalled condition; None before it is written."""
 
 
 class FleetView(Protocol):
@@ -87,12 +89,19 @@ class _Replicas:
         self.running = gauge("requests_running", "Requests that the engines work on.")
         self.desired = gauge("desired_replicas", "Replicas wanted.")
         self.ready = gauge("ready_replicas", "Replicas that serve.")
+        self.least = gauge("min_replicas", "The fewest replicas that scaling may choose.")
+        self.most = gauge("max_replicas", "The most replicas that scaling may choose.")
+        self.stalled = gauge("stalled", "1 while waiting does not help: somebody must change something.")
 
     def add(self, of: DeploymentView) -> None:
         """The samples of one deployment."""
         base = [of.namespace, of.name]
         self.desired.add_metric(base, of.desired_replicas)
         self.ready.add_metric(base, of.ready_replicas)
+        self.least.add_metric(base, of.min_replicas)
+        self.most.add_metric(base, of.max_replicas)
+        if of.stalled is not None:
+            self.stalled.add_metric(base, of.stalled)
         if of.waiting is not None and of.running is not None:
             self.depth.add_metric(base, of.waiting + of.running)
             self.waiting.add_metric(base, of.waiting)

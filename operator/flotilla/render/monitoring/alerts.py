@@ -92,14 +92,23 @@ def _models() -> tuple[Alert, ...]:
             "{{ $labels.namespace }}/{{ $labels.modeldeployment }} lacks {{ $value }} replicas.",
         ),
         Alert(
-            "FlotillaBacklog",
-            f"max by ({BY}) (flotilla_requests_waiting) / (max by ({BY}) (flotilla_ready_replicas) > 0) > 4\n"
-            f"and max by ({BY}) (changes(flotilla_desired_replicas[15m])) == 0",
+            "FlotillaModelStalled",
+            f"max by ({BY}) (flotilla_stalled) == 1",
             "15m",
             "warning",
-            "Requests wait and no replica is added.",
-            "{{ $value | humanize }} requests wait per replica of {{ $labels.namespace }}/"
-            "{{ $labels.modeldeployment }}, and the wanted number of replicas has not moved: it may be at its maximum.",
+            "A resource waits for its owner to change something.",
+            "The Stalled condition of {{ $labels.namespace }}/{{ $labels.modeldeployment }} is true: waiting does not "
+            "help. Its message says what does.",
+        ),
+        Alert(
+            "FlotillaPinnedAtMaximum",
+            f"max by ({BY}) (flotilla_requests_waiting) > 0\n"
+            f"and max by ({BY}) (flotilla_desired_replicas) >= max by ({BY}) (flotilla_max_replicas)",
+            "15m",
+            "warning",
+            "Requests wait, and the model has as many replicas as it may.",
+            "{{ $value | humanize }} requests wait in {{ $labels.namespace }}/{{ $labels.modeldeployment }}, which is "
+            "at its spec.scaling.maxReplicas.",
         ),
         _burn("FlotillaQueueSloFastBurn", factor=14.4, long="1h", short="5m", after="2m", severity="critical"),
         _burn("FlotillaQueueSloSlowBurn", factor=6, long="6h", short="30m", after="15m", severity="warning"),
