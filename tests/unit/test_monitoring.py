@@ -34,7 +34,8 @@ VARIABLES |= {"$policy": ".+", "$comparator": ".+", "$window": "1h"}
 ENGINE_FAMILIES = ROOT / "operator/flotilla/devcluster/engine/data"
 GATEWAY = {
     "flotilla_gateway_requests_total", "flotilla_gateway_ttft_seconds_bucket",
-    "flotilla_gateway_duration_seconds_bucket", "flotilla_gateway_overhead_seconds_bucket", "flotilla_gateway_tokens_total", "flotilla_gateway_cost_usd_total",
+    "flotilla_gateway_duration_seconds_bucket", "flotilla_gateway_overhead_seconds_bucket",
+    "flotilla_gateway_tokens_total", "flotilla_gateway_cost_usd_total",
     "flotilla_gateway_counterfactual_cost_usd_total", "flotilla_gateway_escalations_total",
     "flotilla_gateway_fallbacks_total", "flotilla_gateway_held_requests", "flotilla_gateway_sovereignty_denied_total",
     "flotilla_gateway_config_info",
