@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flotilla import __version__
+from flotilla.cli import money
 
 app = typer.Typer(
     name="flotilla",
@@ -113,6 +114,8 @@ def estimate(
             console.print(f"\n[bold]spec.model of a ModelDeployment:[/]\n{verb.architecture_yaml(described)}")
     raise typer.Exit(verb.exit_code(answers))
 
+
+app.command()(money.cost)
 
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,

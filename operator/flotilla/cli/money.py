@@ -1,0 +1,77 @@
+"""The options of `flotilla cost` and `flotilla report`."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Prometheus = Annotated[
+    str | None, typer.Option(envvar="FLOTILLA_PROMETHEUS_URL", help="Address of a Prometheus that scrapes Flotilla.")
+]
+CaFile = Annotated[Path | None, typer.Option(help="Certificates that the Prometheus' own is checked by.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token for the Prometheus.")]
+Metrics = Annotated[str | None, typer.Option(help="Address of the operator's /metrics, for the totals so far.")]
+Kubeconfig = Annotated[
+    Path | None, typer.Option(envvar="KUBECONFIG", help="Without an address: the cluster to ask. ~/.kube/config.")
+]
+OperatorNamespace = Annotated[str, typer.Option(help="Where the operator runs, for a look through the apiserver.")]
+_EXIT_INVALID, _EXIT_SOURCE = 2, 3
+
+
+def cost(
+    by: Annotated[Literal["model", "namespace", "team", "route"], typer.Option(help="One line for each.")] = "model",
+    since: Annotated[
+        str | None, typer.Option(help="90m, 24h, 7d, 4w; needs --prometheus, where it is 24h by default.")
+    ] = None,
+    output: Annotated[
+        Literal["table", "json", "csv", "focus"],
+        typer.Option("--output", "-o", help="focus is FOCUS 1.2 CSV, a row per model and day."),
+    ] = "table",
+    prometheus: Prometheus = None,
+    prometheus_ca_file: CaFile = None,
+    prometheus_token_file: TokenFile = None,
+    metrics: Metrics = None,
+    kubeconfig: Kubeconfig = None,
+    operator_namespace: OperatorNamespace = "flotilla-system",
+    account: Annotated[str, typer.Option(help="In FOCUS: who owns the accelerators.")] = "self-hosted",
+) -> None:
+    """Print what models cost and served, against hosted ones.
+
+    Exit code 0: printed; 1: there is nothing to print; 2: a wrong question; 3: the source does not answer.
+    """
+    verb, sources = import_module("flotilla.cli.cost"), import_module("flotilla.cli.sources")
+    place = sources.Place(
+        prometheus=prometheus,
+        metrics=metrics,
+        kubeconfig=kubeconfig or _own_kubeconfig(),
+        operator_namespace=operator_namespace,
+        ca_file=prometheus_ca_file,
+        token_file=prometheus_token_file,
+    )
+    question = verb.Question(by=by, output=output, since=since, place=place, account=account)
+    answer = _asked(lambda: verb.ask(question, import_module("rich.console").Console()))
+    sys.stdout.write(answer.text)
+    if not answer.lines:
+        typer.echo(verb.nothing(question), err=True)
+        raise typer.Exit(verb.EXIT_NOTHING)
+
+
+def _own_kubeconfig() -> Path | None:
+    """As kubectl; None where there is no such file, which means the pod's ServiceAccount."""
+    path = Path.home() / ".kube" / "config"
+    return path if path.is_file() else None
+
+
+def _asked(ask: Any) -> Any:
+    """The answer, or the error's own words and its exit code."""
+    errors, plain = import_module("flotilla.errors"), import_module("flotilla.cli.terminal").plain
+    try:
+        return ask()
+    except errors.InvalidSpec as error:
+        typer.echo(plain(str(error)), err=True)
+        raise typer.Exit(_EXIT_INVALID) from error
+    except errors.FlotillaError as error:
+        typer.echo(plain(str(error)), err=True)
+        raise typer.Exit(_EXIT_SOURCE) from error
