@@ -116,6 +116,7 @@ def estimate(
 
 
 app.command()(money.cost)
+app.command()(money.report)
 
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
