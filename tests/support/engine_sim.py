@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import aiohttp
@@ -74,6 +75,25 @@ async def running_vllm(*arguments: str, env: dict[str, str] | None = None) -> As
 async def running_tgi(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Running]:
     config = tgi_config.configure(["--model-id", "m/x", "--port", "0", *arguments], FAST if env is None else env)
     async with _running(config, tgi.TgiEngine(config)) as running:
+        yield running
+
+
+_ARGUMENTS = {
+    "vllm": ("m/x", "--port", "0"),
+    "tgi": ("--model-id", "m/x", "--port", "0"),
+    "sglang": ("python3", "-m", "sglang.launch_server", "--model-path", "m/x", "--port", "0", "--enable-metrics"),
+    "llamacpp": ("-m", "m.gguf", "--alias", "m/x", "--port", "0", "--metrics"),
+}
+
+
+@asynccontextmanager
+async def running_any(engine: str) -> AsyncIterator[Running]:
+    """An engine by its name, with the model m/x loaded."""
+    package = "flotilla.devcluster.engine"
+    config = import_module(f"{package}.{engine}_config").configure(_ARGUMENTS[engine], FAST)
+    made = import_module(f"{package}.{engine}").make(config)
+    async with _running(config, made) as running:
+        made.loaded()
         yield running
 
 

@@ -17,6 +17,7 @@ PATHS = {
     "Service": "/api/v1/namespaces/{namespace}/services",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
 }
 

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.exposition import python_number, python_text, rust_number, rust_text
 from flotilla.devcluster.engine.metrics import Distribution, Family, Metrics
 from flotilla.devcluster.engine.vllm_config import configure
 from flotilla.devcluster.engine.vllm_metrics import VllmMetrics, one_two_five
+from flotilla.domain.simulation.batching import Batcher
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vllm-0.33-metric-families.txt"
 

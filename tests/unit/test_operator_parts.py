@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -139,3 +140,11 @@ def test_a_log_line_is_one_json_object_with_the_extra_fields_and_the_traceback()
     assert "\n" not in line
     assert (entry["level"], entry["message"], entry["key"]) == ("ERROR", "it failed", "ns/a")
     assert "ValueError: boom" in entry["exception"]
+
+
+def test_the_operator_does_not_load_the_synchronous_client_of_kubernetes() -> None:
+    """It would take a tenth of its memory."""
+    loaded = "import flotilla.app, sys; print([m for m in ('kubernetes.dynamic', 'requests') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from flotilla.domain.cost_known import priced, verdict
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers, token_factor
 from flotilla.domain.pricing import CostBasis, NodeFacts, PriceSources, Rate, node_facts, pod_units, rate
 from flotilla.errors import InvalidSpec
+from flotilla.telemetry.price_desk import PriceDesk
 
 D = Decimal
 TABLE = load_accelerators()
@@ -258,3 +259,13 @@ def test_the_catalogues_prices_are_those_of_the_published_analysis(
     assert found.input_usd_per_million == D(usd[0])
     assert found.output_usd_per_million == D(usd[1])
     assert found.cached_usd_per_million == D(usd[2])
+
+
+async def test_hosted_prices_come_from_the_catalogue_and_unknown_names_get_near_ones() -> None:
+    desk = PriceDesk()
+    price = await desk.find("openai", "gpt-5-mini", field="spec.cost.compareWith[0]")
+    assert price.comparator == "openai/gpt-5-mini"
+    assert price.input.base > 0
+    with pytest.raises(InvalidSpec, match="Did you mean") as refused:
+        await desk.find("openai", "gpt-nonsense", field="spec.cost.compareWith[0]")
+    assert (refused.value.field, refused.value.reason) == ("spec.cost.compareWith[0].model", "UnknownHostedModel")

@@ -1,17 +1,20 @@
 """Reading the engines' metrics: real texts, simulated engines, and everything that can go wrong."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tests.support.engine_sim import running_tgi, running_vllm
+from prometheus_client.parser import text_string_to_metric_families
+from tests.support.engine_sim import running_any, running_tgi, running_vllm
 
 from flotilla.engines.profile import load_profiles
 from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.metric_text import find
 from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target, parse
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 PROFILES = load_profiles()
 VLLM = PROFILES["vllm"].metrics.names
 TGI = PROFILES["tgi"].metrics.names
@@ -31,11 +34,11 @@ def test_data_parallel_ranks_add_up_and_the_fullest_cache_counts() -> None:
             ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"), values, strict=True
         )
     )
-    assert parse(text, VLLM) == EngineSample(running=7, waiting=3, kv_usage=0.5)
+    assert parse(text.encode(), VLLM) == EngineSample(running=7, waiting=3, kv_usage=0.5)
 
 
 def test_a_fresh_tgi_without_queue_metrics_is_idle() -> None:
-    assert parse("tgi_batch_max_total_tokens 4096\n", TGI) == EngineSample(running=0, waiting=0)
+    assert parse(b"tgi_batch_max_total_tokens 4096\n", TGI) == EngineSample(running=0, waiting=0)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +52,54 @@ def test_a_fresh_tgi_without_queue_metrics_is_idle() -> None:
     ],
 )
 def test_what_cannot_be_believed_is_an_error_with_a_reason(text: str, reason: str) -> None:
-    answer = parse(text, VLLM)
+    answer = parse(text.encode(), VLLM)
     assert isinstance(answer, ScrapeError)
     assert reason in answer.reason
 
 
 def test_every_metric_of_vllms_profile_is_one_that_vllm_exports() -> None:
-    golden = Path(__file__).parents[1] / "golden" / "vllm-0.33-metric-families.txt"
-    known = golden.read_text()
+    known = (GOLDEN / "vllm-0.33-metric-families.txt").read_text()
     for candidates in VLLM.values():
         assert any(name.removesuffix("_total") in known for name in candidates), candidates
+
+
+def fully(text: str, names: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
+    """By the parser of prometheus_client, which reads every line."""
+    every: dict[str, list[float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            every.setdefault(sample.name, []).append(sample.value)
+    firsts = {field: next((every[name] for name in names[field] if name in every), None) for field in names}
+    return {field: values for field, values in firsts.items() if values is not None}
+
+
+def test_a_real_vllm_under_load_is_read_as_the_full_parser_reads_it() -> None:
+    text = (GOLDEN / "vllm-0.33-under-load.txt").read_text()
+    found = find(text.encode(), VLLM)
+    assert found == fully(text, VLLM)
+    assert set(found) == set(VLLM)
+    assert parse(text.encode(), VLLM) == EngineSample(
+        running=4,
+        waiting=8,
+        kv_usage=0.0004883110541414881,
+        prompt_tokens=12,
+        generation_tokens=751,
+        cached_tokens=0,
+        requests_success=0,
+        rejected=0,
+    )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tgi", "sglang", "llamacpp"])
+async def test_the_text_of_every_simulated_engine_is_read_as_the_full_parser_reads_it(engine: str) -> None:
+    async with running_any(engine) as running:
+        body = {"model": "m/x", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+        assert (await running.post("/v1/chat/completions", body))[0] == 200
+        async with running.session.get(running.url + "/metrics") as answer:
+            text = await answer.text()
+    names = PROFILES[engine].metrics.names
+    assert find(text.encode(), names) == fully(text, names)
+    assert isinstance(parse(text.encode(), names), EngineSample)
 
 
 async def test_simulated_engines_are_read_by_the_packaged_names() -> None:

@@ -25,7 +25,7 @@ LEDGER_MANAGER = "flotilla-ledger"
 LABEL_LEDGER = f"{GROUP}/ledger"
 """Name of the ModelDeployment. Without the children's managed-by: a record is nothing to reconcile."""
 KEY = "account.json"
-_LOOK_S = 10.0
+_LOOK_S = 5.0
 _END_S = 10.0
 """At the operator's end, for all records together."""
 _RETRY_S = 1.0

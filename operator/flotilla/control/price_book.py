@@ -16,7 +16,7 @@ from flotilla.kube.kinds import NODE
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 5.0
+LOOK_S = 2.0
 """Between two looks at the catalogue's file, and the least time between two lists of nodes."""
 
 

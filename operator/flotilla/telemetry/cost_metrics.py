@@ -133,11 +133,16 @@ class CostFamilies:
         self._account(base, of.gpu_type, of.account)
         windows = {name: window for name in WINDOWS if (window := of.account.window(name)) is not None}
         capacity = of.basis.tokens_per_second or of.account.peak_tokens_per_second or None
+        bills: dict[str, Decimal] = {}
         for name, window in windows.items():
+            bills = {each.name: _hosted(window, each) for each in of.basis.comparators}
             self._window(base, name, window, of.account, of.basis, capacity)
+            self._compare(base, name, window, of.account, bills)
         for comparator in of.basis.comparators:
             self._price(comparator, of.account)
-            self._break_even(base, comparator, of, windows.get(_LONGEST), capacity)
+        day = windows.get(_LONGEST)
+        if day is not None and day.requests > 0 and day.usage.total > 0:
+            self._break_even(base, of, of.basis, day, bills, capacity)
 
     def _account(self, base: list[str], gpu_type: str, account: Account) -> None:
         for (capacity_type, source), usd in account.rates.items():
@@ -189,13 +194,18 @@ class CostFamilies:
         per_request = usd_per_request(window.usd, window.requests)
         if per_request is not None:
             self.per_request.add_metric([*base, name], float(per_request))
-        for comparator in basis.comparators:
-            hosted = _hosted(window, comparator)
+
+    def _compare(
+        self, base: list[str], name: str, window: Totals, account: Account, bills: Mapping[str, Decimal]
+    ) -> None:
+        if not account.priced:
+            return
+        for comparator, hosted in bills.items():
             if hosted > 0:
-                self.savings.add_metric([*base, comparator.name, name], float(hosted - window.usd))
+                self.savings.add_metric([*base, comparator, name], float(hosted - window.usd))
             ratio = cost_ratio(hosted, window.usd)
             if ratio is not None:
-                self.ratio.add_metric([*base, comparator.name, name], float(ratio))
+                self.ratio.add_metric([*base, comparator, name], float(ratio))
 
     def _price(self, comparator: Comparator, account: Account) -> None:
         """One series for all deployments: that of the first one's mean request."""
@@ -216,33 +226,32 @@ class CostFamilies:
     def _break_even(
         self,
         base: list[str],
-        comparator: Comparator,
         of: "DeploymentView",
-        day: Totals | None,
+        basis: CostBasis,
+        day: Totals,
+        bills: Mapping[str, Decimal],
         capacity: Decimal | None,
     ) -> None:
-        if day is None or day.requests <= 0 or day.usage.total <= 0 or of.basis is None:
-            return
-        hosted = _hosted(day, comparator)
-        if of.replica_usd_per_hour is not None:
-            mean_output = day.usage.generated / day.requests
-            known = capacity is not None and mean_output > 0
-            tasks = break_even_tasks_per_day(
-                replica_usd_per_hour=of.replica_usd_per_hour,
-                hosted_usd_per_task=hosted / day.requests,
-                replica_tasks=replica_tasks_per_day(capacity / mean_output) if capacity and known else NEVER,
-                min_replicas=of.min_replicas,
-                max_replicas=of.max_replicas,
-                overhead_usd_per_day=of.basis.overhead_usd_per_day,
-            )
-            self.break_even.add_metric([*base, comparator.name], float(tasks))
+        mean_output = day.usage.generated / day.requests
+        replica_tasks = replica_tasks_per_day(capacity / mean_output) if capacity and mean_output > 0 else NEVER
         own = usd_per_million(day.usd, day.usage.total)
-        theirs = usd_per_million(hosted, day.usage.total)
         saturation = _saturation(day, capacity)
-        if own and theirs and saturation:
-            load = break_even_utilization(at_full_load(own, saturation), theirs)
-            if load is not None:
-                self.break_even_load.add_metric([*base, comparator.name], float(load))
+        for comparator, hosted in bills.items():
+            if of.replica_usd_per_hour is not None:
+                tasks = break_even_tasks_per_day(
+                    replica_usd_per_hour=of.replica_usd_per_hour,
+                    hosted_usd_per_task=hosted / day.requests,
+                    replica_tasks=replica_tasks,
+                    min_replicas=of.min_replicas,
+                    max_replicas=of.max_replicas,
+                    overhead_usd_per_day=basis.overhead_usd_per_day,
+                )
+                self.break_even.add_metric([*base, comparator], float(tasks))
+            theirs = usd_per_million(hosted, day.usage.total)
+            if own and theirs and saturation:
+                load = break_even_utilization(at_full_load(own, saturation), theirs)
+                if load is not None:
+                    self.break_even_load.add_metric([*base, comparator], float(load))
 
 
 def _hosted(window: Totals, comparator: Comparator) -> Decimal:

@@ -90,5 +90,6 @@ class PrometheusEngines:
             # Older points belong to a container that has ended or a rank that is gone: all come in one scrape.
             if point.at == last:
                 values[name].append(float("nan") if point.value is None else point.value)
-        answer = combine(values, names)
+        known = {field: next((values[n] for n in candidates if n in values), []) for field, candidates in names.items()}
+        answer = combine({field: present for field, present in known.items() if present})
         return answer if isinstance(answer, ScrapeError) else Aged(answer, last)

@@ -43,11 +43,13 @@ def _row(model: Mapping[str, Any], metrics: Samples, peaks: Mapping[str, int]) -
     labels = {"modeldeployment": name, "namespace": model["metadata"]["namespace"]}
     tokens = value(metrics, "flotilla_deployment_tokens_total", **labels)
     rate = value(metrics, "flotilla_deployment_cost_usd_per_hour", **labels)
-    unit = value(metrics, "flotilla_deployment_cost_usd_per_million_tokens", **labels)
+    hour = {"window": "1h", **labels}
+    blended = {"token_type": "blended", **hour}
+    unit = value(metrics, "flotilla_deployment_cost_usd_per_million_tokens", **blended)
     comparators = status.get("cost", {}).get("comparators") or [{}]
     comparator = f"{comparators[0].get('provider')}/{comparators[0].get('model')}"
-    ratio = value(metrics, "flotilla_cost_ratio", comparator=comparator, **labels)
-    savings = value(metrics, "flotilla_savings_usd", comparator=comparator, **labels)
+    ratio = value(metrics, "flotilla_cost_ratio", comparator=comparator, **hour)
+    savings = value(metrics, "flotilla_savings_usd", comparator=comparator, **hour)
     hosted = unit * ratio if unit is not None and ratio is not None else None
     accelerator, engine = status["accelerator"], status["engine"]
     return [

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from flotilla.devcluster.engine.generation import Answer, Prompt, answers, text_prompt, token_prompt
-from flotilla.devcluster.engine.sequences import Sequence
+from flotilla.domain.simulation.sequences import Sequence
 
 
 @dataclass(frozen=True, slots=True)

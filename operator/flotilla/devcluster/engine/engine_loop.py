@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from flotilla.devcluster.engine.batching import Batcher
-from flotilla.devcluster.engine.sequences import Event, EventKind, Phase, Sequence, Steps
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Event, EventKind, Phase, Sequence, Steps
 
 
 class Ticket:

@@ -14,7 +14,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flotilla.devcluster.engine.asked import Asked
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.engine_loop import EngineLoop, Ticket
 from flotilla.devcluster.engine.llamacpp_config import LlamacppConfig
 from flotilla.devcluster.engine.llamacpp_metrics import LlamacppMetrics
@@ -29,6 +28,7 @@ from flotilla.devcluster.engine.llamacpp_requests import (
 from flotilla.devcluster.engine.llamacpp_responses import Writer, adapters, models, props, slots
 from flotilla.devcluster.engine.serving import RunningServer
 from flotilla.devcluster.engine.streaming import collect, json_response, relay
+from flotilla.domain.simulation.batching import Batcher
 
 _PUBLIC: Final = ("/health", "/v1/health", "/")
 _STREAM_HEADERS: Final = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from flotilla.devcluster.engine.llamacpp_arguments import parse
-from flotilla.devcluster.engine.sequences import Limits, Speed
 from flotilla.devcluster.engine.settings import Refused, SimSettings
+from flotilla.domain.simulation.sequences import Limits, Speed
 
 BUILD: Final = "b0-0c1e57098"
 """Has the form of the real one, whose number the source does not hold."""

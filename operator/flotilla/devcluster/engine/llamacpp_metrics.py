@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.exposition import stream_text
 from flotilla.devcluster.engine.metrics import Metrics, Value, load_families
-from flotilla.devcluster.engine.sequences import Event, EventKind, Sequence, Steps
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
 
 _FILE: Final = "llamacpp-0.5.0.metrics"
 _PREFIX: Final = "llamacpp:"

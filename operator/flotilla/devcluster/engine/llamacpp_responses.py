@@ -11,10 +11,10 @@ from collections.abc import Sequence as Row
 from typing import Any
 
 from flotilla.devcluster.engine.asked import Asked
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.llamacpp_config import BUILD, LlamacppConfig
-from flotilla.devcluster.engine.sequences import Sequence
 from flotilla.devcluster.engine.streaming import DONE, compact
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Sequence
 
 
 def models(config: LlamacppConfig) -> dict[str, Any]:

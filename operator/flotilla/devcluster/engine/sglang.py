@@ -12,11 +12,9 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.engine_loop import EngineLoop
 from flotilla.devcluster.engine.generation import text_prompt
 from flotilla.devcluster.engine.keys import opens
-from flotilla.devcluster.engine.sequences import Sequence
 from flotilla.devcluster.engine.serving import RunningServer
 from flotilla.devcluster.engine.sglang_config import SglangConfig
 from flotilla.devcluster.engine.sglang_metrics import SglangMetrics
@@ -30,6 +28,8 @@ from flotilla.devcluster.engine.sglang_requests import (
 )
 from flotilla.devcluster.engine.sglang_responses import Writer, card, model_info, models, server_info, unknown_model
 from flotilla.devcluster.engine.streaming import DONE, collect, failed_stream, json_response, relay
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Sequence
 
 _OPEN: Final = ("/health", "/ready", "/metrics")
 """Paths that begin so need no key."""

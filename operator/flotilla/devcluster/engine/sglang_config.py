@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flotilla.devcluster.engine.sequences import Limits, Speed
 from flotilla.devcluster.engine.settings import SimSettings
 from flotilla.devcluster.engine.sglang_arguments import parse
 from flotilla.domain.models import load_models
+from flotilla.domain.simulation.sequences import Limits, Speed
 
 VERSION: Final = "0.5.23"
 _CHUNKED_PREFILL_TOKENS: Final = 8192

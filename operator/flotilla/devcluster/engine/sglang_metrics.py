@@ -9,11 +9,11 @@ import math
 import os
 from typing import Final
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.exposition import multiprocess_text
 from flotilla.devcluster.engine.metrics import Metrics, load_families
-from flotilla.devcluster.engine.sequences import Event, EventKind, Sequence, Steps
 from flotilla.devcluster.engine.sglang_config import SglangConfig
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
 
 _FILE: Final = "sglang-0.5.23.metrics"
 _ABORTED: Final = "sglang:num_aborted_requests_total"

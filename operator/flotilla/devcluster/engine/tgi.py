@@ -11,9 +11,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.engine_loop import EngineLoop, Ticket
-from flotilla.devcluster.engine.sequences import Sequence
 from flotilla.devcluster.engine.serving import RunningServer
 from flotilla.devcluster.engine.streaming import DONE, collect, failed_stream, json_response, relay
 from flotilla.devcluster.engine.tgi_config import TgiConfig
@@ -28,6 +26,8 @@ from flotilla.devcluster.engine.tgi_requests import (
     read_json,
 )
 from flotilla.devcluster.engine.tgi_responses import GenerateWriter, OpenAiWriter, info, models
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Sequence
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream",

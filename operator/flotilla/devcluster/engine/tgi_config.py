@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flotilla.devcluster.engine.sequences import Limits, Speed
 from flotilla.devcluster.engine.settings import SimSettings
 from flotilla.devcluster.engine.tgi_arguments import parse
+from flotilla.domain.simulation.sequences import Limits, Speed
 
 VERSION: Final = "3.3.6-dev0"
 """What 3.3.7 says of itself: its workspace was not renamed."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.exposition import rust_text
 from flotilla.devcluster.engine.metrics import Metrics, load_families
-from flotilla.devcluster.engine.sequences import Event, EventKind, Sequence, Steps
 from flotilla.devcluster.engine.tgi_config import TgiConfig
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
 
 _DURATION_BUCKETS: Final = tuple(0.0001 * 1.5**power for power in range(1, 36))
 _BATCH_SIZE_BUCKETS: Final = tuple(float(size) for size in range(1, 1025))

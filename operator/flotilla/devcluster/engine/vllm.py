@@ -10,7 +10,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flotilla.devcluster.engine.asked import Asked
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.engine_loop import EngineLoop
 from flotilla.devcluster.engine.keys import opens
 from flotilla.devcluster.engine.serving import RunningServer
@@ -26,6 +25,7 @@ from flotilla.devcluster.engine.vllm_requests import (
     shut_down,
 )
 from flotilla.devcluster.engine.vllm_responses import Writer, models
+from flotilla.domain.simulation.batching import Batcher
 
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 _STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8"}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from flotilla.devcluster.engine.sequences import Limits, Speed
 from flotilla.devcluster.engine.settings import DATA, SimSettings
 from flotilla.devcluster.engine.vllm_arguments import parse
+from flotilla.domain.simulation.sequences import Limits, Speed
 
 VERSION: Final = "0.33.0"
 DEPRECATED_QUANTIZATIONS: Final = ("fbgemm_fp8", "fp_quant")

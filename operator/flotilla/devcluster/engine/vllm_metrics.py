@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Row
 
-from flotilla.devcluster.engine.batching import Batcher
 from flotilla.devcluster.engine.exposition import python_text
 from flotilla.devcluster.engine.metrics import Metrics, load_families
-from flotilla.devcluster.engine.sequences import Event, EventKind, Sequence, Steps
 from flotilla.devcluster.engine.vllm_config import VllmConfig
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
 
 _UNMEASURED_PATHS = frozenset(("/metrics", "/health", "/load", "/ping", "/version", "/server_info"))
 

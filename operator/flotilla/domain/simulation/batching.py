@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from flotilla.devcluster.engine.kv import BlockPool
-from flotilla.devcluster.engine.sequences import Event, EventKind, Limits, Phase, Sequence, Speed, Steps
+from flotilla.domain.simulation.kv import BlockPool
+from flotilla.domain.simulation.sequences import Event, EventKind, Limits, Phase, Sequence, Speed, Steps
 
 EPSILON_S: Final = 1e-9
 """Timers fire at rounded times: a step that ends so soon after now has ended."""

@@ -1,4 +1,4 @@
-"""The queueing model: what must hold for every sequence of arrivals, departures and looks at the clock."""
+"""The model of one engine: what must hold for every sequence of arrivals, departures and looks at the clock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.devcluster.engine.batching import Batcher
-from flotilla.devcluster.engine.kv import BlockPool
-from flotilla.devcluster.engine.sequences import Event, EventKind, Limits, Phase, Sequence, Speed, Steps
+from flotilla.domain.simulation.batching import Batcher
+from flotilla.domain.simulation.kv import BlockPool
+from flotilla.domain.simulation.sequences import Event, EventKind, Limits, Phase, Sequence, Speed, Steps
 
 SPEED = Speed(decode_tokens_per_s=2003.0, prefill_tokens_per_s=20011.0, overhead_s=0.0101234567)
 FOREVER_S = 1e6

@@ -1,0 +1,95 @@
+"""Dollars on a whole cluster: they outlive the operator, and follow prices that change under it."""
+
+import asyncio
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.models import Models
+
+from flotilla.devcluster.demo import load
+from flotilla.devcluster.demo.report import samples, value
+from flotilla.devcluster.stack import Stack
+
+pytestmark = pytest.mark.cluster
+CATALOG = 'source: contract\nasOf: 2020-01-01\ngpus: [{class: nvidia-l4, usd: "%s"}]\n'
+NODE_PRICE = "flotilla.dev/node-hourly-price"
+
+
+def annotate(stack: Stack, price: str | None) -> None:
+    for node in ("gpu-1", "gpu-2"):
+        body = {"metadata": {"annotations": {NODE_PRICE: price}}}
+        path = f"/api/v1/nodes/{node}"
+        stack.plane.api.request("PATCH", path, body, content_type="application/merge-patch+json")
+
+
+@pytest.fixture
+def catalog(stack: Stack, tmp_path: Path) -> Iterator[Path]:
+    """Named in the operator's settings from its next start on, and gone from them and the nodes at the end."""
+    file = tmp_path / "prices.yaml"
+    before = stack.settings
+    stack.settings = {**before, "price_catalog": str(file)}
+    yield file
+    annotate(stack, None)
+    stack.settings = before
+    stack.restart_operator()
+
+
+def figures(models: Models, name: str) -> dict[str, Decimal | None]:
+    found = samples(models.stack.operator.metrics())
+    labels = {"namespace": models.namespace, "modeldeployment": name}
+    names = ("deployment_cost_usd_total", "deployment_tokens_total", "deployment_requests_total",
+             "deployment_gpu_hours_total", "hosted_equivalent_cost_usd_total")  # fmt: skip
+    return {metric: value(found, f"flotilla_{metric}", **labels) for metric in names}
+
+
+def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
+    models: Models, spec: dict[str, Any], catalog: Path
+) -> None:
+    stack = models.stack
+    models.apply("kept", {**spec, "cost": {"compareWith": [{"provider": "openai", "model": "gpt-5-mini"}]}})
+    models.wait_ready("kept")
+    url = stack.service_url("kept", models.namespace)
+    assert url is not None
+    tally = load.Tally()
+    asyncio.run(load.burst([load.Crowd(url, "kept", 2)], until=lambda: tally.requests >= 4, tally=tally))
+
+    def counted() -> bool:
+        return figures(models, "kept")["deployment_requests_total"] == tally.requests
+
+    models.wait(counted, "every request to be counted")
+    models.wait(lambda: models.get("ConfigMap", "kept-flotilla-ledger"), "the account's record")
+    before = figures(models, "kept")
+    catalog.write_text(CATALOG % "0.5")
+    stack.restart_operator(kill=True)
+    models.wait(counted, "the successor to know every request")
+    after = figures(models, "kept")
+    for metric, amount in before.items():
+        assert amount is not None, metric
+        assert (after[metric] or 0) >= amount, metric
+    assert after["deployment_tokens_total"] == before["deployment_tokens_total"]
+    assert (after["deployment_cost_usd_total"] or 0) < 2 * (before["deployment_cost_usd_total"] or 0) + Decimal("0.01")
+
+    def said(reason: str, *parts: str) -> bool:
+        condition = models.condition("kept", "CostKnown")
+        return condition.get("reason") == reason and all(part in condition["message"] for part in parts)
+
+    models.wait(
+        lambda: said("PriceStale", "0.5 USD/h (catalog: contract)", "is of 2020-01-01"), "the catalogue's price"
+    )
+    catalog.write_text(CATALOG % "free")
+    models.wait(lambda: said("PriceStale", "the last good one stays in force", "(value: 'free')"), "the refusal")
+    catalog.write_text(CATALOG % "0.6")
+    models.wait(lambda: said("PriceStale", "0.6 USD/h (catalog: contract)"), "the new price")
+    annotate(stack, "8")
+    stack.restart_operator()
+    models.wait(lambda: said("Priced", "2 USD/h (node: annotation of the node)"), "the node's price")
+    status = (models.get("ModelDeployment", "kept") or {})["status"]["cost"]
+    assert (status["gpuHourlyPrice"], status["priceSource"]) == ("2", "node: annotation of the node")
+    labels = {"modeldeployment": "kept", "capacity_type": "on-demand", "price_source": "node"}
+    rate = value(samples(stack.operator.metrics()), "flotilla_deployment_cost_usd_per_hour", **labels)
+    assert rate == 2
+    models.delete("ModelDeployment", "kept")
+    models.wait(lambda: models.get("ConfigMap", "kept-flotilla-ledger") is None, "the record to go with its resource")
