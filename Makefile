@@ -43,7 +43,7 @@ lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) python -m hack.generate --check
 
 .PHONY: generate
-generate: sync ## Rewrite the generated files: crds/, the chart's, manifests/base/rbac.yaml.
+generate: sync ## Rewrite the generated files: crds/, the chart's, manifests/base/rbac.yaml, manifests/monitoring/.
 	$(RUN) python -m flotilla.api.crd
 	$(RUN) python -m hack.generate
 

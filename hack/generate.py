@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from hack import api_reference, chart, gitops
+from hack import api_reference, chart, gitops, monitoring
 
 from flotilla.render import rbac
 
@@ -16,7 +16,7 @@ def files() -> dict[Path, str]:
     """Return the content of every generated file by path."""
     documents = yaml.safe_dump_all(rbac.manifests(), sort_keys=False)
     generated = {Path("manifests/base/rbac.yaml"): HEADER + documents, **chart.files(ROOT)}
-    generated |= {**gitops.files(ROOT), **api_reference.files()}
+    generated |= {**gitops.files(ROOT), **api_reference.files(), **monitoring.files()}
     return {ROOT / path: text for path, text in generated.items()}
 
 

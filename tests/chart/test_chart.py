@@ -33,6 +33,7 @@ PRICES = {"source": "contract", "asOf": "2026-11-20", "gpus": [{"class": "nvidia
 MONITORS: dict[str, Any] = {
     "serviceMonitor": {"enabled": True},
     "podMonitor": {"enabled": True},
+    "engineMonitors": {"enabled": True},
     "prometheusRule": {"enabled": True},
     "dashboards": {"enabled": True},
 }
@@ -80,6 +81,9 @@ CHANGES: dict[str, Any] = {
     "monitoring.podMonitor.enabled": True,
     "monitoring.podMonitor.labels": {"release": "prometheus"},
     "monitoring.podMonitor.interval": "10s",
+    "monitoring.engineMonitors.enabled": True,
+    "monitoring.engineMonitors.labels": {"release": "prometheus"},
+    "monitoring.engineMonitors.interval": "10s",
     "monitoring.prometheusRule.enabled": True,
     "monitoring.prometheusRule.labels": {"release": "prometheus"},
     "monitoring.dashboards.enabled": True,
@@ -319,7 +323,9 @@ def test_monitors_name_the_port_of_what_they_select(helm: Helm) -> None:
     assert labels <= pod["metadata"]["labels"].items()
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
-    (endpoint,) = find(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (endpoint,) = find(objects, "PodMonitor", "flotilla-operator")["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in ports
+    assert endpoint["honorLabels"]
+    assert monitor["spec"]["endpoints"][0]["honorLabels"]
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     assert service["spec"]["ports"][0]["targetPort"] in ports

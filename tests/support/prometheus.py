@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,13 +70,20 @@ class Prometheus:
     def ask(self, promql: str) -> list[dict[str, Any]]:
         """The result of an instant query, by another way than the product's client."""
         query = urllib.parse.urlencode({"query": promql})
+        result: list[dict[str, Any]] = self.get(f"/api/v1/query?{query}")["result"]
+        return result
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The data of an answer of the HTTP API."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=10) as answer:
-                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+                data: dict[str, Any] = json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path}: {error.read().decode()}") from error
         except OSError as error:
             self.process.check()
             raise Transient(str(error)) from error
-        return result
+        return data
 
     def until(self, promql: str) -> list[dict[str, Any]]:
         """The first answer of the query that holds a series."""

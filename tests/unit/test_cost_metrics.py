@@ -79,9 +79,18 @@ def hour(
 def test_what_is_unknown_has_no_series() -> None:
     found = exposed(view())
     assert set(found) == {
-        "flotilla_desired_replicas", "flotilla_ready_replicas", "flotilla_deployment_info", "flotilla_unpriced_total"
+        "flotilla_desired_replicas", "flotilla_ready_replicas", "flotilla_min_replicas", "flotilla_max_replicas",
+        "flotilla_deployment_info", "flotilla_unpriced_total",
     }  # fmt: skip
     assert set(exposed()) == {"flotilla_unpriced_total"}
+
+
+def test_a_resource_that_waits_for_its_owner_says_so() -> None:
+    assert [value(exposed(view(stalled=stalled)), "flotilla_stalled") for stalled in (True, False, None)] == [
+        1,
+        0,
+        None,
+    ]
 
 
 def test_a_deployment_without_traffic_costs_and_has_no_unit_cost() -> None:
@@ -194,5 +203,5 @@ def test_a_hundred_deployments_with_three_comparators_stay_under_six_thousand_se
         view(name=f"m{i}", basis=basis, account=ledger.accounts["k"], waiting=0.0, running=1.0) for i in range(100)
     ]
     found = exposed(*views, prices=[Rate(D(1), "catalog", "contract", date(2026, 11, 1))])
-    assert len(found) == 26, "every family of the reference"
+    assert len(found) == 28, "every family of the reference, and the limits of scaling"
     assert sum(map(len, found.values())) < 6000

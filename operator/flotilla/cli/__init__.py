@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flotilla import __version__
-from flotilla.cli import verbs
+from flotilla.cli import money, verbs
 
 app = typer.Typer(
     name="flotilla",
@@ -115,71 +115,14 @@ def estimate(
     raise typer.Exit(verb.exit_code(answers))
 
 
-@app.command()
-def advise(
-    tasks_per_day: Annotated[int, typer.Option("--tasks-per-day", "-n", help="Requests of an average day.")],
-    input_tokens: Annotated[int, typer.Option(help="Of a mean task.")] = 1000,
-    output_tokens: Annotated[int, typer.Option(help="Of a mean task.")] = 150,
-    cached: Annotated[float, typer.Option(min=0, max=100, help="Percent of the input that repeats.")] = 0,
-    quality: Annotated[str, typer.Option(help="What is good enough: small, mixed or frontier.")] = "small",
-    escalation: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Percent beyond a small model. Default: 0, 20, 100 by --quality."),
-    ] = None,
-    latency: Annotated[str, typer.Option(help="interactive, or batch: hours are fine.")] = "interactive",
-    sovereignty: Annotated[str, typer.Option(help="any, or cluster: data must stay in it.")] = "any",
-    accelerator: Annotated[
-        list[str] | None, typer.Option("--accelerator", "-a", help="L4, or H100=2.69 at your price; repeatable.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, max=16, help="GPUs of a replica.")] = 1,
-    tasks_per_second: Annotated[
-        str | None, typer.Option(help="Of one replica at saturation. Default: of an 8B model where measured.")
-    ] = None,
-    small: Annotated[str, typer.Option(help="Hosted small model: PROVIDER/MODEL[=IN/OUT].")] = "openai/gpt-6-luna",
-    frontier: Annotated[str, typer.Option(help="Frontier model, likewise.")] = "anthropic/claude-sonnet-5-5",
-    compare: Annotated[list[str] | None, typer.Option(help="More hosted models for the break-even table.")] = None,
-    peak: Annotated[str | None, typer.Option(help="Busiest time over the mean. Default: 3, in batch 1.")] = None,
-    utilization: Annotated[
-        float | None,
-        typer.Option(min=1, max=100, help="Percent of a replica's speed used then. Default: 70, in batch 100."),
-    ] = None,
-    overhead: Annotated[str, typer.Option(help="USD a day beside the GPUs, such as people.")] = "0",
-    min_replicas: Annotated[int, typer.Option(min=1)] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1)] = 1000,
-    price_catalog: Annotated[Path | None, typer.Option(help="Your own GPU prices, as the operator's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what serves a workload for least: hosted small, self-hosted small, frontier, or a mix.
-
-    Exit code 0: there is an answer; 1: nothing is allowed; 2: a wrong question.
-    """
-    verb = import_module("flotilla.cli.advise")
-    errors = import_module("flotilla.errors")
-    try:
-        work, terms, batch = verb.question(
-            tasks_per_day, input_tokens, output_tokens, cached=cached, quality=quality, escalation=escalation,
-            latency=latency, sovereignty=sovereignty, peak=peak, utilization=utilization, overhead=overhead,
-            replicas=(min_replicas, max_replicas),
-        )  # fmt: skip
-        speed = None if tasks_per_second is None else verb.decimal(tasks_per_second, "--tasks-per-second")
-        advice, told = verb.ask(
-            work, terms, classes=accelerator or [], count=count, speed=speed, small=small, frontier=frontier,
-            others=compare or [], batch=batch, price_catalog=price_catalog,
-        )  # fmt: skip
-    except errors.InvalidSpec as error:
-        typer.echo(f"{error.field}: {error}".lstrip(": "), err=True)
-        raise typer.Exit(verb.EXIT_INVALID) from error
-    if as_json:
-        typer.echo(verb.as_json(advice, told))
-    else:
-        verb.show(import_module("rich.console").Console(), work, advice, told)
-    raise typer.Exit(verb.EXIT_NOTHING_ALLOWED if advice.decision is None else verb.EXIT_DECIDED)
-
-
+app.command()(money.advise)
+app.command()(money.cost)
+app.command()(money.report)
 app.command("gateway")(import_module("flotilla.cli.gateway").gateway)
 
 app.add_typer(import_module("flotilla.cli.route").app, name="route")
 verbs.register(app)
+
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

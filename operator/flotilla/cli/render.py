@@ -1,7 +1,8 @@
 """`flotilla render`: what the operator would make of resources, without a cluster, for the review of a change."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.cli import manifests
 from flotilla.constants import ANNOTATION_HASH
 from flotilla.domain.resolve import Catalog, Resolved, resolve
-from flotilla.domain.routing import Problem, check
+from flotilla.domain.routing.check import Problem, check
+from flotilla.domain.routing.document import DeploymentFacts, facts_of
 from flotilla.errors import InvalidSpec
 from flotilla.render.workload import children
 
@@ -41,11 +43,10 @@ class Outcome:
 def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -> list[Outcome]:
     """One for each of our resources; others are passed over."""
     ours = [document for document in documents if manifests.is_ours(document)]
-    deployments = {
-        (_namespace(document, namespace), (document.get("metadata") or {}).get("name"))
-        for document in ours
-        if document.get("kind") == "ModelDeployment"
-    }
+    deployments: dict[str, dict[str, DeploymentFacts]] = defaultdict(dict)
+    for document in ours:
+        if document.get("kind") == "ModelDeployment" and (name := (document.get("metadata") or {}).get("name")):
+            deployments[_namespace(document, namespace)][str(name)] = facts_of(document)
     return [_outcome(document, catalog, deployments, namespace) for document in ours]
 
 
@@ -53,7 +54,9 @@ def _namespace(document: Object, default: str) -> str:
     return str((document.get("metadata") or {}).get("namespace") or default)
 
 
-def _outcome(document: Object, catalog: Catalog, deployments: set[tuple[str, Any]], namespace: str) -> Outcome:
+def _outcome(
+    document: Object, catalog: Catalog, deployments: Mapping[str, Mapping[str, DeploymentFacts]], namespace: str
+) -> Outcome:
     meta = document.get("metadata") or {}
     found = Outcome(str(document.get("kind")), _namespace(document, namespace), str(meta.get("name", "?")))
     try:
@@ -61,7 +64,7 @@ def _outcome(document: Object, catalog: Catalog, deployments: set[tuple[str, Any
         if isinstance(parsed, ModelDeployment):
             _deployment(found, parsed, catalog)
         elif isinstance(parsed, RoutingPolicy):
-            _policy(found, parsed, {str(name) for where, name in deployments if where == found.namespace})
+            _policy(found, parsed, deployments.get(found.namespace, {}))
     except InvalidSpec as error:
         found.refusals.append(f"{error.field}: {error}".lstrip(": "))
     return found
@@ -95,7 +98,7 @@ def _unowned(child: Object) -> Object:
     return {**child, "metadata": {**meta, **({"annotations": kept} if kept else {})}}
 
 
-def _policy(found: Outcome, policy: RoutingPolicy, deployments: set[str]) -> None:
+def _policy(found: Outcome, policy: RoutingPolicy, deployments: Mapping[str, DeploymentFacts]) -> None:
     for finding in check(policy.spec, deployments):
         # What is not among the files may be in the cluster.
         missing = finding.problem is Problem.MODEL_DEPLOYMENT_NOT_FOUND

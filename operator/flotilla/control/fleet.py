@@ -121,6 +121,7 @@ class Fleet:
             running=None if sample is None or not sample.answered else sample.running,
             kv_usage=_kv_usage(entry),
             demand=None if sample is None or sample.demand is None else sample.demand.requests,
+            stalled=_stalled(live),
         )
 
     def _replica_rate(self, entry: Tracked) -> Decimal | None:
@@ -138,6 +139,11 @@ class Fleet:
 def _kv_usage(entry: Tracked) -> float | None:
     known = [a.kv_usage for a in entry.answers.values() if isinstance(a, EngineSample) and a.kv_usage is not None]
     return sum(known) / len(known) if known else None
+
+
+def _stalled(live: Mapping[str, Any]) -> bool | None:
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    return next((c["status"] == "True" for c in conditions if c["type"] == "Stalled"), None)
 
 
 def _seconds(rfc3339: str) -> float | None:

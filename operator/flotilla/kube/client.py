@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 
 from flotilla.errors import InvalidSpec, Transient
-from flotilla.kube.kinds import Kind
+from flotilla.kube.kinds import POD, Kind
 from flotilla.kube.official import (
     ConfigException,
     Configuration,
@@ -159,6 +159,11 @@ class KubeClient:
         except NotFound:
             return None
 
+    async def pod_text(self, namespace: str, name: str, port: str, path: str) -> str:
+        """What a pod answers on a port of its own, through the apiserver; needs `get` on pods/proxy."""
+        proxied = f"{POD.path(namespace, f'{name}:{port}', 'proxy')}{path}"
+        return (await self._read("proxy", "GET", POD, proxied)).decode(errors="replace")
+
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """POST; raises Conflict when the name is taken."""
         return await self._call("create", "POST", kind, kind.path(obj["metadata"].get("namespace")), body=obj)
@@ -270,6 +275,24 @@ class KubeClient:
         body: object | None = None,
         content_type: str = JSON,
     ) -> Object:
+        content = await self._read(verb, method, kind, path, query=query, body=body, content_type=content_type)
+        try:
+            result: Object = orjson.loads(content)
+        except ValueError as error:
+            raise silence(f"{verb} {path}", error) from error
+        return result
+
+    async def _read(
+        self,
+        verb: str,
+        method: str,
+        kind: Kind,
+        path: str,
+        *,
+        query: Mapping[str, str | None] | None = None,
+        body: object | None = None,
+        content_type: str = JSON,
+    ) -> bytes:
         async with self._slots:
             started, code = time.monotonic(), 0
             try:
@@ -280,8 +303,7 @@ class KubeClient:
                     code = answer.status
                     if code >= 400:
                         raise failure(f"{verb} {path}", code, answer.headers, content)
-                    result: Object = orjson.loads(content)
-                    return result
+                    return content
             except _SILENT as error:
                 code = 0
                 raise silence(f"{verb} {path}", error) from error

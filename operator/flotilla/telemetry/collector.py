@@ -37,6 +37,8 @@ class DeploymentView:
     """Mean of the replicas that answered, from 0 to 1."""
     demand: float | None = None
     """Requests that gateways hold or have under way."""
+    stalled: bool | None = None
+    """By the Stalled condition; None before it is written."""
 
 
 class FleetView(Protocol):
@@ -93,12 +95,19 @@ class _Replicas:
         self.demand = gauge("demand_requests", "Requests that gateways hold or have under way; known without replicas.")
         self.desired = gauge("desired_replicas", "Replicas wanted.")
         self.ready = gauge("ready_replicas", "Replicas that serve.")
+        self.least = gauge("min_replicas", "The fewest replicas that scaling may choose.")
+        self.most = gauge("max_replicas", "The most replicas that scaling may choose.")
+        self.stalled = gauge("stalled", "1 while waiting does not help: somebody must change something.")
 
     def add(self, of: DeploymentView) -> None:
         """The samples of one deployment."""
         base = [of.namespace, of.name]
         self.desired.add_metric(base, of.desired_replicas)
         self.ready.add_metric(base, of.ready_replicas)
+        self.least.add_metric(base, of.min_replicas)
+        self.most.add_metric(base, of.max_replicas)
+        if of.stalled is not None:
+            self.stalled.add_metric(base, of.stalled)
         if of.waiting is not None and of.running is not None:
             self.depth.add_metric(base, of.waiting + of.running)
             self.waiting.add_metric(base, of.waiting)

@@ -1,0 +1,1 @@
+"""`flotilla report`: one HTML page without requests to anywhere."""
