@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from flotilla.cli import app
 from flotilla.cli.manifests import parse
+from flotilla.constants import API_VERSION
 from flotilla.errors import InvalidSpec
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,8 @@ def test_what_is_rendered_is_what_the_golden_files_say() -> None:
 
 def test_a_folder_is_read_whole_and_a_policy_finds_its_models_there() -> None:
     answers = json.loads(invoke(SAMPLES, "--json").stdout)
-    assert len(answers) == len(list(SAMPLES.glob("*.yaml")))
+    documents = [d for path in SAMPLES.rglob("*.yaml") for d in yaml.safe_load_all(path.read_text())]
+    assert len(answers) == sum(document.get("apiVersion") == API_VERSION for document in documents)
     (policy,) = (answer for answer in answers if answer["kind"] == "RoutingPolicy")
     assert policy["notes"] == policy["refusals"] == []
 
@@ -80,10 +82,13 @@ def test_a_refusal_names_the_field_and_ends_with_1(path: tuple[str, ...], value:
 
 
 def test_an_unsound_policy_is_refused() -> None:
-    document = {**ROUTING_POLICY, "spec": put(ROUTING_POLICY["spec"], ("defaultRoute", "target"), "nowhere")}
+    document = {
+        **ROUTING_POLICY,
+        "spec": put(ROUTING_POLICY["spec"], ("defaultRoute", "split", 0, "target"), "nowhere"),
+    }
     result = invoke("-", stdin=yaml.safe_dump(document))
     assert result.exit_code == 1
-    assert "spec.defaultRoute.target: 'nowhere'" in result.stderr
+    assert "spec.defaultRoute.split[0].target: 'nowhere'" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_the_operator_holds_what_it_grants() -> None:
             assert {(group, name, verb) for group in rule["apiGroups"] for verb in rule["verbs"]} <= held
 
 
-def test_the_operator_may_touch_no_config_map_or_binding_but_the_gateways() -> None:
-    narrow = {"configmaps", "serviceaccounts", "rolebindings", "networkpolicies"}
+def test_the_operator_may_touch_no_account_or_binding_but_the_gateways() -> None:
+    narrow = {"serviceaccounts", "rolebindings", "networkpolicies"}
     rules = [rule for rule, resource, _ in rbac.permissions() if resource in narrow]
     assert rules
     assert all(rule.names == (GATEWAY,) for rule in rules)

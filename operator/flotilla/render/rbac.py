@@ -41,13 +41,18 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
     Rule("", ("pods",), ("patch",), "the deletion cost that lets idle replicas go first"),
-    Rule("", ("configmaps",), ("get", "list", "create", "patch"), "what a deployment has cost, kept through restarts"),
+    Rule(
+        "",
+        ("configmaps",),
+        ("get", "list", "create", "patch"),
+        "what deployments cost, kept through restarts; the gateways' documents",
+    ),
     Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout, and their prices", cluster_scoped=True),
     Rule(
         "",
-        ("configmaps", "serviceaccounts"),
+        ("serviceaccounts",),
         ("get", "list", "create", "patch"),
-        "the gateway's document and account",
+        "the gateway's account",
         names=(GATEWAY,),
     ),
     Rule(
