@@ -245,6 +245,7 @@ async def test_a_new_policy_waits_until_the_gateway_of_deleted_ones_is_collected
     world.policy("b", SOUND)
     with pytest.raises(NotReady, match="still being collected"):
         await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "GatewayWaiting")
     for kind in ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy"):
         del world.api.objects[kind, GATEWAY]  # nobody watches these
     for watched in (DEPLOYMENT, SERVICE):
@@ -261,6 +262,18 @@ async def test_a_strangers_object_of_the_gateways_name_is_left_alone() -> None:
     assert await world.reconciler.reconcile(KEY) is not None
     assert world.condition("a", "Programmed") == ("False", "NameConflict")
     assert world.api.objects[CONFIG_MAP.kind, GATEWAY] is stranger
+
+
+async def test_a_document_that_no_config_map_holds_is_told_and_the_one_before_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await served()
+    before = world.document
+    monkeypatch.setattr("flotilla.control.gateway.MAX_BYTES", len(before) + 100)
+    world.policy("b", {**SOUND, "hostModels": ["other"]})
+    await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")
+    assert world.document == before
 
 
 def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
