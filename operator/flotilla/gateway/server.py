@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 
@@ -154,8 +154,8 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's are transports by what they do and not by their class.
+        self._transport = transport = cast("asyncio.Transport", transport)
         if len(self._server.connections) >= self._limits.connections:
             transport.abort()
             return
