@@ -5,6 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from flotilla import __version__
+from flotilla.constants import IMAGE
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
 
 
@@ -77,4 +80,20 @@ class OperatorConfig(BaseModel):
     pod_address_map: str = Field(
         "",
         description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",
+    )
+    gateway_image: str = Field(f"{IMAGE}:{__version__}", min_length=1, description="Image of gateways.")
+    gateway_replicas: int = Field(2, ge=1, le=100, description="Pods of each gateway.")
+    gateway_redis_secret: str = Field(
+        "",
+        max_length=253,
+        description="Name of a Secret, in each namespace with a gateway, whose key `url` leads to a Redis or Valkey by "
+        "which the gateway's pods share rate limits and budgets. Empty: each pod counts by itself.",
+    )
+    gateway_env: dict[str, str] = Field(
+        {}, description="More environment variables of gateways, such as OTEL_EXPORTER_OTLP_ENDPOINT."
+    )
+    allow_private_hosted_addresses: bool = Field(
+        False,
+        description="Let hosted targets of RoutingPolicies be http or at private addresses. For tests on one machine: "
+        "whoever may write a RoutingPolicy can then make the gateway call any address of the cluster.",
     )

@@ -27,3 +27,9 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """SHA-256 of the pod template of a Deployment: a new one is a rollout."""
 
 MANAGED_BY_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGER}"
+
+IMAGE: Final = "ghcr.io/flotilla-dev/flotilla"
+"""Of every process of Flotilla, without the tag."""
+GATEWAY: Final = "flotilla-gateway"
+"""Name of all that belongs to the gateway of a namespace, and of the ClusterRole that says what it may read."""
+GATEWAY_COMPONENT: Final = "gateway"

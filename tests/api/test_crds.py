@@ -108,8 +108,8 @@ def test_kubectl_shows_the_columns_and_knows_the_short_names(
     assert "ENDPOINT" in wide
     assert "GPU $/H" in wide
     assert "hf://Qwen" in kubectl("get", "mdep", "-o", "wide", namespace=namespace)
-    assert kubectl("get", "rpol", namespace=namespace).split()[:6] == [
-        "NAME", "ACCEPTED", "RESOLVED", "SOVEREIGNTY", "READY", "AGE",
+    assert kubectl("get", "rpol", namespace=namespace).split()[:7] == [
+        "NAME", "ACCEPTED", "RESOLVED", "SOVEREIGNTY", "PROGRAMMED", "READY", "AGE",
     ]  # fmt: skip
     everything = kubectl("get", "flotilla", "-o", "name", namespace=namespace)
     assert everything.split() == ["modeldeployment.flotilla.dev/whole", "routingpolicy.flotilla.dev/whole"]

@@ -16,6 +16,7 @@ FAST = {
     "scaling_interval_s": 0.5,
     "status_interval_s": 0.2,
     "resync_interval_s": 3600,
+    "allow_private_hosted_addresses": True,  # the hosted APIs of tests are on this machine
     "leader_election": {"duration_s": 6, "renew_deadline_s": 4, "retry_s": 0.5},
 }
 NODES = AgentConfig(

@@ -53,7 +53,7 @@ def bound(spec: dict[str, Any], features: Features) -> set[str]:
     return independent(spec, [*said, *own])
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(spec=policies(), features=FEATURES, data=st.data())
 def test_no_request_ever_dials_a_target_outside_of_its_allowed_set(
     spec: dict[str, Any], features: Features, data: st.DataObject

@@ -50,16 +50,16 @@ class Planned:
 
 async def settled(client: Answering, plan: Planned) -> Executor:
     executor = Executor(client, client.store)  # type: ignore[arg-type]
-    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 2
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 2
     return executor
 
 
 async def test_what_was_just_made_true_is_not_rendered_again_until_the_plan_changes() -> None:
     client, plan = Answering(), Planned()
     executor = await settled(client, plan)
-    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 0
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 0
     assert plan.rendered == 1
-    await executor.converge(KEY, "u", plan, revision=2, replicas=1)
+    await executor.converge(KEY, ("u",), plan, revision=2, replicas=1)
     assert plan.rendered == 2
 
 
@@ -70,11 +70,11 @@ async def test_an_edited_child_is_looked_at_and_a_new_status_of_it_is_not() -> N
     assert live is not None
     newer = {**live, "metadata": {**live["metadata"], "resourceVersion": "50"}, "status": {"replicas": 1}}
     client.store.put(DEPLOYMENT, newer)
-    await executor.converge(KEY, "u", plan, revision=1, replicas=1)
+    await executor.converge(KEY, ("u",), plan, revision=1, replicas=1)
     assert plan.rendered == 1
     edited = {**newer, "metadata": {**newer["metadata"], "resourceVersion": "51"}, "spec": {"template": {"x": 2}}}
     client.store.put(DEPLOYMENT, edited)
-    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 1
     assert client.applied[-1] == "Deployment"
 
 
@@ -84,7 +84,7 @@ async def test_a_deleted_child_is_made_again() -> None:
     live = client.store.get(SERVICE, "ns", "a")
     assert live is not None
     client.store.drop(SERVICE, live)
-    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 1
     assert client.applied[-1] == "Service"
 
 
@@ -94,5 +94,5 @@ async def test_an_edit_that_overtakes_the_answer_to_our_write_is_seen() -> None:
     edited["metadata"] |= {"uid": "uid-Deployment", "resourceVersion": "9"}
     client.meanwhile.append((DEPLOYMENT, edited))
     executor = await settled(client, plan)
-    assert await executor.converge(KEY, "u", plan, revision=1, replicas=1) == 1
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 1
     assert plan.rendered == 2

@@ -6,10 +6,10 @@ import pytest
 from tests.support.routing import FACTS, HOSTED, SOUND, resource
 from tests.support.schema import put
 
-from flotilla.domain.policy_status import judge
+from flotilla.domain.policy_status import GatewayView, judge
 from flotilla.domain.routing.address import address_problem, base_url_problem
+from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import Finding, Problem, check
-from flotilla.errors import InvalidSpec
 
 ROUTE: dict[str, Any] = {"split": [{"target": "small"}]}
 CLIENT: dict[str, Any] = {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}}
@@ -106,7 +106,7 @@ def test_each_problem_is_found_at_its_place_and_stops_the_policy(
 ) -> None:
     found = findings(put(SOUND, path, value))
     assert any(f.problem is problem and f.path.startswith(where) for f in found), found
-    shown = {verdict.type: verdict for verdict in judge(found)}
+    shown = {v.type: v for v in judge(Admission(tuple(found)), generation=1, gateway=GatewayView(""))}
     assert shown["Ready"].status == "False"
 
 
@@ -224,9 +224,3 @@ def test_loopback_is_allowed_only_by_the_setting_for_tests() -> None:
 def test_an_address_that_a_name_resolves_to_is_judged_too(address: str) -> None:
     assert address_problem(address) is not None
     assert address_problem("8.8.4.4") is None
-
-
-def test_a_policy_that_cannot_be_read_is_not_accepted() -> None:
-    shown = {v.type: v for v in judge([], InvalidSpec("odd", field="spec.x"))}
-    assert (shown["Accepted"].status, shown["Stalled"].status) == ("False", "True")
-    assert "spec.x" in shown["Accepted"].message

@@ -116,6 +116,7 @@ def estimate(
 
 app.command("gateway")(import_module("flotilla.cli.gateway").gateway)
 
+app.add_typer(import_module("flotilla.cli.route").app, name="route")
 app.add_typer(
     import_module("flotilla.cli.devcluster").app,
     name="devcluster",

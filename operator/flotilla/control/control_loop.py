@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.config import OperatorConfig
-from flotilla.control.executor import CHILD_KINDS, Executor
+from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS, Executor
 from flotilla.control.fleet import Fleet
-from flotilla.control.keys import USER_KINDS, Key, owner
+from flotilla.control.gateway import GatewayReconciler
+from flotilla.control.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
 from flotilla.control.model_deployment import ModelDeploymentReconciler
 from flotilla.control.pricing import Pricing
 from flotilla.control.queue import Queue
 from flotilla.control.resync import Resync
 from flotilla.control.rollout import Rollouts
-from flotilla.control.routing_policy import RoutingPolicyReconciler
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.control.workers import Workers
@@ -27,8 +27,10 @@ from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
 from flotilla.kube.store import Store
 from flotilla.kube.watch import Watch
+from flotilla.render.gateway import ADMIN_PORT, GatewaySettings
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.collector import FleetCollector
+from flotilla.telemetry.gateways import GatewayReader
 from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.metrics import Metrics
 from flotilla.telemetry.price_desk import PriceDesk
@@ -41,6 +43,16 @@ WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
 
 def _rfc3339_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
+    mapped = {"FLOTILLA_POD_ADDRESS_MAP": config.pod_address_map} if config.pod_address_map else {}
+    return GatewaySettings(
+        image=config.gateway_image,
+        replicas=config.gateway_replicas,
+        redis_secret=config.gateway_redis_secret,
+        env={**mapped, **config.gateway_env},
+    )
 
 
 class ControlLoop:
@@ -62,10 +74,12 @@ class ControlLoop:
             clock=clock,
             enqueue=self.queue.add,
         )
+        self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
+        executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
         models = ModelDeploymentReconciler(
             store=self.store,
-            executor=Executor(client, self.store),
+            executor=executor,
             rollouts=Rollouts(client),
             status=status,
             scaler=self._scaler,
@@ -74,10 +88,19 @@ class ControlLoop:
             pricing=Pricing(PriceDesk(), config.compare_with),
             now=_rfc3339_now,
         )
-        policies = RoutingPolicyReconciler(store=self.store, status=status, now=_rfc3339_now)
+        gateways = GatewayReconciler(
+            store=self.store,
+            executor=executor,
+            status=status,
+            events=self._events,
+            reader=self._reader,
+            settings=_gateway_settings(config),
+            allow_private_hosted_addresses=config.allow_private_hosted_addresses,
+            now=_rfc3339_now,
+        )
         self._workers = Workers(
             self.queue,
-            {MODEL_DEPLOYMENT: models, ROUTING_POLICY: policies},
+            {MODEL_DEPLOYMENT: models, GATEWAY_KIND: gateways},
             metrics,
             count=config.workers,
             clock=clock,
@@ -85,7 +108,7 @@ class ControlLoop:
         self._resync = Resync(
             client,
             self.store,
-            WATCHED_KINDS,
+            (*WATCHED_KINDS, *LISTED_KINDS),
             namespaces=config.namespaces,
             interval_s=config.resync_interval_s,
             enqueue=self.queue.add,
@@ -129,6 +152,7 @@ class ControlLoop:
         """Stop the watch; the tasks of `run` end with its cancellation."""
         await asyncio.to_thread(self._watch.stop)
         await self._scraper.close()
+        await self._reader.close()
         self._metrics.leading(False)
 
     def live_checks(self) -> Mapping[str, Callable[[], bool]]:
@@ -148,8 +172,9 @@ class ControlLoop:
         if key is not None:
             self.queue.add(key)
         if kind == MODEL_DEPLOYMENT:
-            for policy in self.store.in_namespace(ROUTING_POLICY, obj["metadata"]["namespace"]):
-                self.queue.add(Key(ROUTING_POLICY, policy["metadata"]["namespace"], policy["metadata"]["name"]))
+            gateway = gateway_key(obj["metadata"]["namespace"])
+            if self.store.owned_by(ROUTING_POLICY, gateway):
+                self.queue.add(gateway)
 
     def _on_watch_restart(self) -> None:
         log.warning("the watch layer was restarted; listing everything again")

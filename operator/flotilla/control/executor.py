@@ -1,14 +1,24 @@
 """Make the children in the cluster equal to the plan, with as few calls as that takes: none for a steady resource."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flotilla.constants import MANAGER, SCALER_MANAGER
-from flotilla.control.keys import Key, controlled_by
+from flotilla.control.keys import GATEWAY_KIND, Key, owned_by_any
 from flotilla.errors import NameTaken, NotReady
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import DEPLOYMENT, POD_DISRUPTION_BUDGET, SERVICE, Kind
+from flotilla.kube.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+)
 from flotilla.kube.protocol import FieldConflict
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.render.diff import needs_apply
@@ -20,7 +30,11 @@ Part = tuple[Any, ...]
 """What of a child a plan can be compared with: neither its status nor its versions, which move all the time."""
 
 CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
-_BY_NAME = {kind.kind: kind for kind in CHILD_KINDS}
+"""Watched: a change is seen at once."""
+LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE_BINDING, NETWORK_POLICY)
+"""Of gateways. Only listed by name with each resync: a watch would need the right to read every ConfigMap there is."""
+_KINDS_OF = {MODEL_DEPLOYMENT: CHILD_KINDS, GATEWAY_KIND: (*CHILD_KINDS, *LISTED_KINDS)}
+_BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
 
 
 class Executor:
@@ -33,11 +47,18 @@ class Executor:
         """The plan that was last made true, and the children as they were then."""
 
     async def converge(
-        self, key: Key, uid: str, plan: Callable[[], Sequence[Object]], *, revision: Hashable, replicas: int
+        self,
+        key: Key,
+        uids: Collection[str],
+        plan: Callable[[], Sequence[Object]],
+        *,
+        revision: Hashable,
+        replicas: int | None = None,
     ) -> int:
         """Apply, scale and prune; returns how many writes that took.
 
-        `plan` renders the children, and is asked only where `revision`, `replicas` or a child changed.
+        `plan` renders the children, and is asked only where `revision`, `replicas` or a child changed. What one of
+        `uids` owns is ours. `replicas` None leaves the count to the manifest.
 
         Raises NameTaken when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
         refuses a child, NotReady while the children of a deleted namesake are still being collected.
@@ -51,16 +72,16 @@ class Executor:
         children = plan()
         for child in children:
             kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
-            live = self._live(kind, child, uid)
+            live = await self._live(kind, child, uids)
             if live is None or needs_apply(child, live):
                 seen[kind, name] = await self._apply(kind, child, live, replicas=replicas)
                 writes += 1
             else:
                 seen[kind, name] = _part(live)
-        if self._scaled_otherwise(key, replicas):
+        if replicas is not None and self._scaled_otherwise(key, replicas):
             seen[DEPLOYMENT, key.name] = await self._scale(key, replicas)
             writes += 1
-        for kind, stale in self._stale(key, uid, children):
+        for kind, stale in self._stale(key, uids, children):
             await self._client.delete(
                 kind, stale["metadata"]["name"], namespace=key.namespace, uid=stale["metadata"]["uid"]
             )
@@ -71,13 +92,16 @@ class Executor:
         return writes
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """The resource is gone. Of the children that nobody watches no event will tell."""
         self._settled.pop(key, None)
+        for kind in LISTED_KINDS:
+            for live in self._store.owned_by(kind, key):
+                self._store.drop(kind, live)
 
     def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
         return {
             (kind, live["metadata"]["name"]): _part(live)
-            for kind in CHILD_KINDS
+            for kind in _KINDS_OF[key.kind]
             for live in self._store.owned_by(kind, key)
         }
 
@@ -89,28 +113,31 @@ class Executor:
         stored = self._store.get(kind, meta["namespace"], meta["name"])
         return _part(stored) if stored is not None else None
 
-    def _live(self, kind: Kind, child: Object, uid: str) -> Object | None:
+    async def _live(self, kind: Kind, child: Object, uids: Collection[str]) -> Object | None:
         meta = child["metadata"]
         live = self._store.get(kind, meta["namespace"], meta["name"])
+        # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
+        # conflict, and strangers' objects are not in the store. A Deployment's selector is immutable and atomic: there
+        # the apply itself says no.
+        blind = live is None and kind != DEPLOYMENT
+        if blind or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
+            known, live = live, await self._client.get(kind, meta["name"], namespace=meta["namespace"])
+            if live is None and known is not None:
+                self._store.drop(kind, known)
         if live is None:
             return None
         if "deletionTimestamp" in live["metadata"]:
             raise NotReady(f"{kind.kind} {meta['name']} is being deleted.")
-        if not controlled_by(live, uid):
+        if not owned_by_any(live, uids):
             owners = [reference.get("kind") for reference in live["metadata"].get("ownerReferences") or ()]
             if meta["ownerReferences"][0]["kind"] in owners:
                 raise NotReady(f"{kind.kind} {meta['name']} of a deleted namesake is still being collected.")
             raise _taken(kind, meta["name"])
         return live
 
-    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int) -> Part | None:
+    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int | None) -> Part | None:
         meta = child["metadata"]
-        # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
-        # conflict. A Deployment's selector is immutable and atomic: there the apply itself says no.
-        blind = live is None and kind != DEPLOYMENT
-        if blind and await self._client.get(kind, meta["name"], namespace=meta["namespace"]) is not None:
-            raise _taken(kind, meta["name"])
-        if kind == DEPLOYMENT and SCALER_MANAGER not in replicas_managers(live):
+        if replicas is not None and kind == DEPLOYMENT and SCALER_MANAGER not in replicas_managers(live):
             # Until the scaler has written once, nobody else owns spec.replicas: leaving it out would reset it to 1.
             child = {**child, "spec": {**child["spec"], "replicas": replicas}}
         try:
@@ -140,11 +167,11 @@ class Executor:
         log.info("scaled", extra={"key": str(key), "from": live["spec"].get("replicas", 1), "to": replicas})
         return self._remember(DEPLOYMENT, scaled)
 
-    def _stale(self, key: Key, uid: str, children: Sequence[Object]) -> Iterable[tuple[Kind, Object]]:
+    def _stale(self, key: Key, uids: Collection[str], children: Sequence[Object]) -> Iterable[tuple[Kind, Object]]:
         wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
-        for kind in CHILD_KINDS:
+        for kind in _KINDS_OF[key.kind]:
             for live in self._store.owned_by(kind, key):
-                mine = controlled_by(live, uid) and "deletionTimestamp" not in live["metadata"]
+                mine = owned_by_any(live, uids) and "deletionTimestamp" not in live["metadata"]
                 if mine and (kind.kind, live["metadata"]["name"]) not in wanted:
                     yield kind, live
 
@@ -158,7 +185,7 @@ def _part(live: Mapping[str, Any]) -> Part:
         meta.get("labels"),
         meta.get("annotations"),
         meta.get("ownerReferences"),
-        live["spec"],
+        *(live.get(part) for part in ("spec", "data", "roleRef", "subjects")),
         replicas_managers(live),
     )
 
@@ -166,5 +193,5 @@ def _part(live: Mapping[str, Any]) -> Part:
 def _taken(kind: Kind, name: str) -> NameTaken:
     return NameTaken(
         f"A {kind.kind} named {name!r} exists and does not belong to this resource. "
-        f"Rename the ModelDeployment, or delete that {kind.kind}."
+        f"Choose another name, or delete that {kind.kind}."
     )

@@ -14,7 +14,7 @@ from flotilla.control.keys import Key
 from flotilla.control.pricing import Pricing
 from flotilla.control.rollout import Rollouts
 from flotilla.control.scaler import Scaler
-from flotilla.control.status import StatusWriter
+from flotilla.control.status import StatusWriter, announce
 from flotilla.domain import observed, readiness, status
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Catalog, Resolved, resolve
@@ -102,7 +102,7 @@ class ModelDeploymentReconciler:
         )
         return await self._executor.converge(
             key,
-            meta["uid"],
+            (meta["uid"],),
             lambda: children(compiled.model, compiled.resolved, replicas=desired, surge=surge),
             revision=(*_revision(meta), surge),
             replicas=desired,
@@ -143,31 +143,15 @@ class ModelDeploymentReconciler:
         )
         again_s = await self._status.write(key, live, wanted, urgent=error is not None)
         if again_s is None:
-            self._announce(key, live, verdicts, desired)
+            self._announce(key, live, wanted["conditions"], desired)
         if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
         return again_s
 
-    def _announce(self, key: Key, live: Mapping[str, Any], verdicts: list[Verdict], desired: int) -> None:
-        """Events for what this status changed; after a restart nothing changed, so nothing is said."""
+    def _announce(self, key: Key, live: Mapping[str, Any], conditions: list[dict[str, Any]], desired: int) -> None:
+        """Events for what this status changed."""
+        announce(self._events, key.kind, live, conditions)
         before: Mapping[str, Any] = live.get("status") or {}
-        known = {c["type"]: (c["status"], c["reason"]) for c in before.get("conditions") or ()}
-        for verdict in verdicts:
-            if verdict.type not in ("Ready", "Stalled") or known.get(verdict.type) == (
-                verdict.status,
-                verdict.reason,
-            ):
-                continue
-            bad = verdict.type == "Stalled" and verdict.status == "True"
-            if bad or (verdict.type == "Ready" and verdict.status == "True"):
-                self._events.record(
-                    key.kind,
-                    live,
-                    topic=verdict.type,
-                    reason=verdict.reason,
-                    note=verdict.message,
-                    type_="Warning" if bad else "Normal",
-                )
         replicas = (before.get("scaling") or {}).get("desiredReplicas")
         if replicas is not None and replicas != desired:
             self._events.record(

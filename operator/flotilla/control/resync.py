@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flotilla.constants import MANAGED_BY_SELECTOR
+from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
+from flotilla.control.executor import LISTED_KINDS
 from flotilla.control.keys import USER_KINDS, Key, owner
 from flotilla.errors import Transient
 from flotilla.kube.client import KubeClient
@@ -85,10 +86,14 @@ class Resync:
 
     async def _one(self, kind: Kind) -> None:
         selector = None if kind in USER_KINDS else MANAGED_BY_SELECTOR
+        # The operator may read these by their name only.
+        name = f"metadata.name={GATEWAY}" if kind in LISTED_KINDS else None
         uids: set[str] = set()
         versions: list[int] = []
         for namespace in self._namespaces:
-            async for page in self._client.pages(kind, namespace=namespace, label_selector=selector):
+            async for page in self._client.pages(
+                kind, namespace=namespace, label_selector=selector, field_selector=name
+            ):
                 uids.update(item["metadata"]["uid"] for item in page.items)
                 self._wake(kind, [item for item in page.items if self._store.put(kind, item)])
                 versions.append(int(page.resource_version))

@@ -1,11 +1,13 @@
 """Write the status subresource: only when it changed, and not on every twitch of a rollout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flotilla.constants import API_VERSION, STATUS_MANAGER
 from flotilla.control.keys import Key
 from flotilla.kube.client import KubeClient
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.kinds import Kind
 from flotilla.kube.store import Store
 
 
@@ -54,3 +56,22 @@ class StatusWriter:
     def forget(self, key: Key) -> None:
         """The resource is gone."""
         self._earliest.pop(key, None)
+
+
+def announce(
+    events: EventRecorder, kind: Kind, live: Mapping[str, Any], conditions: Iterable[Mapping[str, Any]]
+) -> None:
+    """An event where the summary of a resource turned; after a restart nothing did, so nothing is said."""
+    before = {c["type"]: (c["status"], c["reason"]) for c in (live.get("status") or {}).get("conditions") or ()}
+    for now in conditions:
+        bad = now["type"] == "Stalled" and now["status"] == "True"
+        good = now["type"] == "Ready" and now["status"] == "True"
+        if (bad or good) and before.get(now["type"]) != (now["status"], now["reason"]):
+            events.record(
+                kind,
+                live,
+                topic=now["type"],
+                reason=now["reason"],
+                note=now["message"],
+                type_="Warning" if bad else "Normal",
+            )

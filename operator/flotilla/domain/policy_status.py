@@ -1,52 +1,127 @@
-"""The conditions of a RoutingPolicy, from what its check found."""
+"""The conditions of a RoutingPolicy, from what its check found and what its gateway reports."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from flotilla.api.conditions import set_condition
+from flotilla.domain.observed import STUCK_REASONS, Pod
 from flotilla.domain.readiness import Verdict
-from flotilla.domain.routing.check import Finding, Problem
-from flotilla.errors import InvalidSpec
+from flotilla.domain.routing.admission import Admission
+from flotilla.domain.routing.check import RESOLUTION, SOVEREIGNTY, Finding, Problem
+from flotilla.errors import InvalidSpec, NameTaken
 
-_RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND, Problem.ADAPTER_NOT_FOUND})
-_SOVEREIGNTY = frozenset({Problem.CLASS_WITHOUT_TARGET, Problem.OUTSIDE_EVERY_CLASS, Problem.ROUTE_CLOSED})
-_ACCEPTANCE = frozenset(Problem) - _RESOLUTION - _SOVEREIGNTY
+_ACCEPTANCE = frozenset(Problem) - RESOLUTION - SOVEREIGNTY
 _SHOWN = 5
 
 
-def judge(findings: Sequence[Finding], unreadable: InvalidSpec | None = None) -> list[Verdict]:
+@dataclass(frozen=True, slots=True)
+class GatewayView:
+    """What is known of a namespace's gateway."""
+
+    wanted_hash: str
+    pods: tuple[Pod, ...] = ()
+    reported: Mapping[str, str] | None = None
+    """Hash of the document that each ready pod serves, by uid; without those that did not answer."""
+    error: InvalidSpec | NameTaken | None = None
+    """Why its objects cannot be what they should be."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether some ready pod has yet to report the document: then it is asked again, for nothing else tells."""
+        return any((self.reported or {}).get(pod.uid) != self.wanted_hash for pod in self.ready)
+
+    @property
+    def ready(self) -> tuple[Pod, ...]:
+        """The pods that clients reach."""
+        return tuple(pod for pod in self.pods if pod.ready and not pod.terminating)
+
+
+def judge(admission: Admission, *, generation: int, gateway: GatewayView) -> list[Verdict]:
     """All conditions, Ready, Reconciling and Stalled included."""
+    unreadable, findings = admission.unreadable, admission.findings
     if unreadable is not None:
-        message = f"{unreadable.field}: {unreadable}"
-        accepted = Verdict("Accepted", "False", unreadable.reason, message)
+        accepted = Verdict("Accepted", "False", unreadable.reason, f"{unreadable.field}: {unreadable}")
     else:
         accepted = _verdict("Accepted", "Accepted", "The policy is sound.", findings, _ACCEPTANCE)
-    resolved = _verdict("ResolvedRefs", "ResolvedRefs", "Every reference exists.", findings, _RESOLUTION)
+    resolved = _verdict("ResolvedRefs", "ResolvedRefs", "Every reference exists.", findings, RESOLUTION)
     sovereignty = _verdict(
         "SovereigntyEnforceable",
         "Enforceable",
         "Every data class has a target, and every route has one for every class.",
         findings,
-        _SOVEREIGNTY,
+        SOVEREIGNTY,
     )
-    programmed = Verdict(
-        "Programmed",
-        "False",
-        "GatewayNotInstalled",
-        "This release of Flotilla checks policies and has no gateway that serves them yet.",
-    )
-    chain = [accepted, resolved, sovereignty, programmed]
-    blocked = next((v for v in chain if v.status == "False"), None)
-    assert blocked is not None
-    broken = blocked is not programmed
-    waits = blocked is resolved
+    served = programmed(admission, generation=generation, gateway=gateway)
+    chain = [accepted, resolved, sovereignty, served]
+    blocked = next((verdict for verdict in chain if verdict.status == "False"), None)
+    return [*_summary(blocked, waits=blocked is resolved or (blocked is served and gateway.error is None)), *chain]
+
+
+def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -> Verdict:
+    """Whether every replica that clients reach serves this generation of the policy."""
+
+    def no(reason: str, message: str) -> Verdict:
+        return Verdict("Programmed", "False", reason, message)
+
+    if admission.served_generation is None:
+        return no("NotAccepted", "The gateway does not serve the policy: see Accepted and SovereigntyEnforceable.")
+    if admission.served_generation != generation:
+        return no(
+            "OlderGenerationServed",
+            f"The gateway goes on with generation {admission.served_generation}, the last sound one: see Accepted and "
+            "SovereigntyEnforceable.",
+        )
+    if isinstance(gateway.error, NameTaken):
+        return no("NameConflict", str(gateway.error))
+    if gateway.error is not None:
+        return no(gateway.error.reason, str(gateway.error))
+    if not gateway.ready:
+        stuck = next((pod for pod in gateway.pods if pod.waiting_reason in STUCK_REASONS), None)
+        if stuck is not None:
+            said = stuck.last_words or stuck.waiting_message or stuck.last_exit
+            return no("GatewayNotStarting", f"The gateway does not start ({stuck.waiting_reason}): {said}")
+        return no("GatewayStarting", "No replica of the gateway is ready yet.")
+    if gateway.behind:
+        return no("GatewayUpdating", "Not every replica of the gateway serves the newest document yet.")
+    return Verdict("Programmed", "True", "Programmed", "Every replica of the gateway serves the policy.")
+
+
+def build(
+    live: Mapping[str, Any], admission: Admission, gateway: GatewayView, *, now: str, endpoint: str
+) -> dict[str, Any]:
+    """The whole status; `now` is RFC 3339 and only ends up in changed conditions."""
+    generation = int(live["metadata"]["generation"])
+    conditions: list[dict[str, Any]] = list((live.get("status") or {}).get("conditions") or ())
+    for verdict in judge(admission, generation=generation, gateway=gateway):
+        conditions = set_condition(
+            conditions,
+            type=verdict.type,
+            status=verdict.status,
+            reason=verdict.reason,
+            message=verdict.message,
+            generation=generation,
+            now=now,
+        )
+    status: dict[str, Any] = {"conditions": conditions, "observedGeneration": generation}
+    if admission.served_generation is not None:
+        status |= {
+            "endpoint": endpoint,
+            "configHash": gateway.wanted_hash,
+            "programmedGeneration": admission.served_generation,
+        }
+    return status
+
+
+def _summary(blocked: Verdict | None, *, waits: bool) -> list[Verdict]:
+    settled = Verdict("Reconciling", "False", "Settled", "Nothing is left to do.")
+    free = Verdict("Stalled", "False", "Progressing", "Nothing blocks the resource.")
+    if blocked is None:
+        return [Verdict("Ready", "True", "Ready", "The policy is served."), settled, free]
     return [
         Verdict("Ready", "False", blocked.reason, blocked.message),
-        Verdict("Reconciling", "True", blocked.reason, blocked.message)
-        if waits
-        else Verdict("Reconciling", "False", "Settled", "Nothing is left to do."),
-        Verdict("Stalled", "True", blocked.reason, blocked.message)
-        if broken and not waits
-        else Verdict("Stalled", "False", "Progressing", "Nothing blocks the resource."),
-        *chain,
+        Verdict("Reconciling", "True", blocked.reason, blocked.message) if waits else settled,
+        free if waits else Verdict("Stalled", "True", blocked.reason, blocked.message),
     ]
 
 

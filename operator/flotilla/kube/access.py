@@ -21,6 +21,8 @@ async def missing_permissions(
         attributes = {"group": rule.group, "resource": name, "verb": verb, "namespace": namespace}
         if subresource:
             attributes["subresource"] = subresource
+        if rule.names:
+            attributes["name"] = rule.names[0]
         review = {
             "apiVersion": SELF_SUBJECT_ACCESS_REVIEW.api_version,
             "kind": SELF_SUBJECT_ACCESS_REVIEW.kind,

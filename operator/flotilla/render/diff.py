@@ -20,7 +20,7 @@ def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
     if annotations.get(ANNOTATION_HASH) != desired["metadata"]["annotations"][ANNOTATION_HASH]:
         return True
     # Items of a LIST carry neither apiVersion nor kind.
-    return not all(within(desired[part], live.get(part)) for part in ("metadata", "spec"))
+    return not all(within(desired[part], live.get(part)) for part in desired if part not in ("apiVersion", "kind"))
 
 
 def within(desired: Any, live: Any, *, quantity: bool = False) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.constants import GROUP, LABEL_NAME, LABEL_PART_OF, MANAGER
+from flotilla.constants import GATEWAY, GROUP, LABEL_NAME, LABEL_PART_OF, MANAGER
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class Rule:
     verbs: tuple[str, ...]
     why: str
     own_namespace: bool = False
+    names: tuple[str, ...] = ()
+    """The only objects that it is for; creating counts, because server-side apply names what it makes."""
     cluster_scoped: bool = False
     """Of no use to an operator of a few namespaces, which goes without."""
 
@@ -39,6 +41,33 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
     Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout", cluster_scoped=True),
+    Rule(
+        "",
+        ("configmaps", "serviceaccounts"),
+        ("get", "list", "create", "patch"),
+        "the gateway's document and account",
+        names=(GATEWAY,),
+    ),
+    Rule(
+        "rbac.authorization.k8s.io",
+        ("rolebindings",),
+        ("get", "list", "create", "patch"),
+        "what the gateway may read",
+        names=(GATEWAY,),
+    ),
+    Rule(
+        "networking.k8s.io",
+        ("networkpolicies",),
+        ("get", "list", "create", "patch"),
+        "who may connect to the gateway",
+        names=(GATEWAY,),
+    ),
+    Rule(
+        "discovery.k8s.io",
+        ("endpointslices",),
+        ("get", "list", "watch"),
+        "gateways read them, and nobody can grant what he may not do",
+    ),
     Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
     Rule("coordination.k8s.io", ("leases",), ("get", "create", "update"), "leader election", own_namespace=True),
 )
@@ -54,10 +83,22 @@ def permissions() -> Iterator[tuple[Rule, str, str]]:
 
 def _rules(own_namespace: bool) -> list[dict[str, Any]]:
     return [
-        {"apiGroups": [rule.group], "resources": list(rule.resources), "verbs": list(rule.verbs)}
+        {
+            "apiGroups": [rule.group],
+            "resources": list(rule.resources),
+            **({"resourceNames": list(rule.names)} if rule.names else {}),
+            "verbs": list(rule.verbs),
+        }
         for rule in RULES
         if rule.own_namespace is own_namespace
     ]
+
+
+GATEWAY_RULES: list[dict[str, Any]] = [
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+]
+"""Of the ClusterRole that the operator binds to gateways, in their own namespaces. It holds the same rights itself, so
+that it needs no leave to bind more than it has."""
 
 
 def _meta(name: str, namespace: str | None = None) -> dict[str, Any]:
@@ -86,6 +127,7 @@ def manifests(*, name: str = "flotilla-operator", namespace: str = "flotilla-sys
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name, namespace)},
         {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(name), "rules": _rules(False)},
         binding("ClusterRoleBinding", "ClusterRole", _meta(name)),
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(GATEWAY), "rules": GATEWAY_RULES},
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "Role",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
+from flotilla.devcluster.kubeconfig import load
 from flotilla.devcluster.nodeagent.agent import Agent
 from flotilla.devcluster.nodeagent.nodes import AgentConfig
 from flotilla.kube.client import KubeClient
@@ -19,7 +20,8 @@ async def run(kubeconfig: Path, config: AgentConfig, directory: Path) -> None:
     """Until SIGTERM or SIGINT."""
     client = await KubeClient.connect(kubeconfig=kubeconfig, user_agent="flotilla-nodeagent", pool=64)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        work = asyncio.create_task(Agent(client, session, config, directory).run())
+        agent = Agent(client, session, config, access=load(kubeconfig), directory=directory)
+        work = asyncio.create_task(agent.run())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, work.cancel)

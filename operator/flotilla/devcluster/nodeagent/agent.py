@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.clock import rfc3339, rfc3339_micro
 from flotilla.devcluster.nodeagent.follow import follow
 from flotilla.devcluster.nodeagent.nodes import POD_NETWORK, AgentConfig, NodeConfig
@@ -29,9 +30,16 @@ class Agent:
     """Registers nodes, keeps them alive, and runs a PodWorker for each pod that is bound to one."""
 
     def __init__(
-        self, client: KubeClient, session: aiohttp.ClientSession, config: AgentConfig, directory: Path
+        self,
+        client: KubeClient,
+        session: aiohttp.ClientSession,
+        config: AgentConfig,
+        *,
+        access: Access,
+        directory: Path,
     ) -> None:
         self._client = client
+        self._access = access
         self._session = session
         self._config = config
         self._directory = directory
@@ -133,6 +141,7 @@ class Agent:
                 client=self._client,
                 session=self._session,
                 config=self._config,
+                access=self._access,
                 directory=self._directory,
             )
             self._workers[uid] = (worker, asyncio.create_task(worker.run(), name=pod["metadata"]["name"]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.process import Process
 
 _POLL_S = 0.05
+_ANYWHERE = re.compile(r"^0\.0\.0\.0(?=:|$)")
 _KILLED = 137
 _BACKOFF_CAP_S = 300.0
 _BACKOFF_RESET_S = 600.0
@@ -133,7 +135,7 @@ class Container:
         if (real := images.real_program(self.spec["image"], self._programs)) is not None:
             self._mounts.make()
             # All pods share the machine's network, so each listens on its own address only.
-            heard = [self._address if argument == "0.0.0.0" else argument for argument in arguments]
+            heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
             command = [*real, *map(self._mounts.local, heard)]
             environment = {name: self._mounts.local(value) for name, value in environment.items()}
         self._state = {"running": {"startedAt": self._since}}

@@ -12,11 +12,13 @@ _ENGINES = (
     # the tags full and light are other programs
     ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
 )
+_OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 
 
 def real_program(image: str, programs: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The command that stands for the image in `programs`, whose keys are beginnings of names."""
-    return next((list(command) for start, command in programs.items() if image.startswith(start)), None)
+    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own."""
+    given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
+    return given or ([sys.executable, "-m", "flotilla"] if _OWN.search(image) else None)
 
 
 def program(image: str, address: str, arguments: list[str]) -> list[str] | None:

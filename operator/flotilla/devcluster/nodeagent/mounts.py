@@ -11,6 +11,7 @@ class Mounts:
     def __init__(
         self, pod: Mapping[str, Any], container: Mapping[str, Any], *, folder: Path, claims: Mapping[str, str]
     ) -> None:
+        self._root = folder
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or ()}
         self._folders: dict[str, Path] = {}
         for mount in container.get("volumeMounts") or ():
@@ -23,7 +24,9 @@ class Mounts:
             folder.mkdir(parents=True, exist_ok=True)
 
     def local(self, text: str) -> str:
-        """`text`, with the folder in place of a mountPath that it is or begins with."""
+        """`text`, with the folder in place of a mountPath that it is or begins with; files of the pod's are local."""
+        if text.startswith(f"{self._root}/"):
+            return text
         for path, folder in self._folders.items():
             if text == path or text.startswith(f"{path}/"):
                 return f"{folder}{text[len(path) :]}"

@@ -8,11 +8,14 @@ from typing import Any
 
 import aiohttp
 
+from flotilla.devcluster.kubeconfig import Access
+from flotilla.devcluster.nodeagent.account import login
 from flotilla.devcluster.nodeagent.clock import rfc3339
 from flotilla.devcluster.nodeagent.container import Container
 from flotilla.devcluster.nodeagent.environment import environment
 from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.nodeagent.nodes import AgentConfig, local_address
+from flotilla.devcluster.nodeagent.volumes import Volumes
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import POD
@@ -36,6 +39,7 @@ class PodWorker:
         client: KubeClient,
         session: aiohttp.ClientSession,
         config: AgentConfig,
+        access: Access,
         directory: Path,
     ) -> None:
         self.pod = pod
@@ -44,11 +48,14 @@ class PodWorker:
         self._address = address
         self._client = client
         self._config = config
+        self._access = access
         self._dirty = asyncio.Event()
         self._deleted = asyncio.Event()
         self._conditions: dict[str, tuple[str, str]] = {}
         meta = pod["metadata"]
         folder = directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
+        self._folder = folder
+        self._volumes = Volumes(client, pod, folder)
         always = pod["spec"].get("restartPolicy", "Always") == "Always"
         self._containers = [
             Container(
@@ -77,6 +84,7 @@ class PodWorker:
         if "deletionTimestamp" in self.pod["metadata"]:
             self._deleted.set()
         running = [asyncio.create_task(self._contain(container)) for container in self._containers]
+        running.append(asyncio.create_task(self._volumes.follow()))
         reporter = asyncio.create_task(self._report())
         self._dirty.set()
         try:
@@ -108,7 +116,9 @@ class PodWorker:
             return
         while True:
             try:
+                await self._volumes.fill()
                 values = await environment(self._client, self.pod, container.spec, self._address)
+                values |= await login(self._client, self._access, self.pod, self._folder)
             except NotReady as missing:
                 container.waits("CreateContainerConfigError", str(missing))
             except FlotillaError as error:

@@ -37,6 +37,11 @@ class Problem(StrEnum):
     ROUTE_CLOSED = "RouteClosedForClass"
 
 
+RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND, Problem.ADAPTER_NOT_FOUND})
+"""Of references, which may resolve later by themselves."""
+SOVEREIGNTY = frozenset({Problem.CLASS_WITHOUT_TARGET, Problem.OUTSIDE_EVERY_CLASS, Problem.ROUTE_CLOSED})
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong."""
@@ -268,8 +273,8 @@ def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
         yield Finding(
             Problem.HOSTED_CLASSIFIER,
             "spec.classifier.target",
-            f"{spec.classifier.target!r} is a hosted model: each request without a task would cost money that no budget "
-            "counts. Choose a ModelDeployment.",
+            f"{spec.classifier.target!r} is a hosted model: each request without a task would cost money that no "
+            "budget counts. Choose a ModelDeployment.",
         )
     priceless = [target.name for target in spec.targets if target.external and target.external.price is None]
     for index, budget in enumerate(spec.limits.budgets):

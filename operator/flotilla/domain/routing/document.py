@@ -39,6 +39,19 @@ class DeploymentFacts:
     """Tokens of prompt and answer together; None where the engine decides."""
 
 
+def facts_of(deployment: Mapping[str, Any]) -> DeploymentFacts:
+    """Read a ModelDeployment's manifest or live object. Its context length is known once the model was fitted."""
+    spec, fit = deployment.get("spec") or {}, (deployment.get("status") or {}).get("fit") or {}
+    name, model = deployment["metadata"]["name"], spec.get("model") or {}
+    return DeploymentFacts(
+        name=name,
+        served_name=model.get("servedName") or name,
+        engine=(spec.get("engine") or {}).get("name") or "",
+        adapters=tuple(adapter["name"] for adapter in model.get("adapters") or ()),
+        context_length=model.get("contextLength") or fit.get("contextLength"),
+    )
+
+
 class _Part(Model):
     """The writer and the reader may be of different releases: what the reader does not know, it must not ignore."""
 
@@ -232,11 +245,10 @@ def compile_document(
     policies: Iterable[RoutingPolicy],
     deployments: Mapping[str, DeploymentFacts],
     *,
-    kept: Iterable[Policy] = (),
     allow_private_hosted_addresses: bool = False,
 ) -> GatewayDocument:
-    """The document of sound `policies`, and of others in the form that was `kept`; in order of their names."""
-    compiled = [*(compile_policy(policy, deployments) for policy in policies), *kept]
+    """The document of sound policies, in order of their names. `admission.admit` judges them first."""
+    compiled = (compile_policy(policy, deployments) for policy in policies)
     return GatewayDocument(
         namespace=namespace,
         allow_private_hosted_addresses=allow_private_hosted_addresses,

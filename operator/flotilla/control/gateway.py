@@ -1,0 +1,181 @@
+"""Reconcile the gateway of one namespace: judge its policies, write the document, ask the pods, tell each policy."""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from flotilla.api.routing_policy import RoutingPolicy
+from flotilla.constants import GATEWAY
+from flotilla.control.executor import Executor
+from flotilla.control.keys import Key
+from flotilla.control.status import StatusWriter, announce
+from flotilla.domain import observed
+from flotilla.domain.policy_status import GatewayView, build
+from flotilla.domain.routing.admission import MAX_BYTES, Admitted, Candidate, admit
+from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
+from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
+from flotilla.kube.store import Store
+from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
+from flotilla.telemetry.gateways import GatewayReader
+
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 2.0
+"""The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and nothing tells when it has."""
+_CONFLICT_RETRY_S = 30.0
+
+Object = Mapping[str, Any]
+
+
+class GatewayReconciler:
+    """See `Reconciler`. What was accepted is in the ConfigMap; here are only answers of pods, to not ask twice."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        executor: Executor,
+        status: StatusWriter,
+        events: EventRecorder,
+        reader: GatewayReader,
+        settings: GatewaySettings,
+        allow_private_hosted_addresses: bool,
+        now: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._status = status
+        self._events = events
+        self._reader = reader
+        self._settings = settings
+        self._allow_private = allow_private_hosted_addresses
+        self._now = now
+        self._reported: dict[Key, dict[tuple[str, int], str]] = {}
+        """By pod and restart: a container that starts again reads its document again."""
+        self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """See `Reconciler`."""
+        policies = [p for p in self._store.owned_by(ROUTING_POLICY, key) if "deletionTimestamp" not in p["metadata"]]
+        if not policies:
+            self._forget(key)
+            return None
+        admitted = self._admit(key, policies)
+        error: InvalidSpec | NameTaken | None = None
+        if len(admitted.document.text) > MAX_BYTES:
+            error = _too_large(admitted.document)
+        elif admitted.document.policies:
+            try:
+                await self._converge(key, policies, admitted.document)
+            except (InvalidSpec, NameTaken) as failure:
+                error = failure
+        view = await self._view(key, admitted.document, error)
+        again_s = await self._say(key, policies, admitted, view)
+        if isinstance(error, NameTaken):
+            return _CONFLICT_RETRY_S
+        return _ASK_AGAIN_S if again_s is None and view.behind else again_s
+
+    def _admit(self, key: Key, policies: Sequence[Object]) -> Admitted:
+        """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often."""
+        models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
+        facts = tuple(facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
+        live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY) or {}
+        # The ConfigMap is the record, so that a restarted operator knows what was accepted.
+        text = (live.get("data") or {}).get(DOCUMENT_FILE)
+        versions = tuple((policy["metadata"]["uid"], policy["metadata"]["generation"]) for policy in policies)
+        judged = self._judged.get(key)
+        if judged is not None and judged[0] == (versions, facts, text):
+            return judged[1]
+        admitted = admit(
+            key.namespace,
+            [_candidate(policy) for policy in policies],
+            {fact.name: fact for fact in facts},
+            _document(key, text),
+            allow_private_hosted_addresses=self._allow_private,
+        )
+        for name in (judged[1].admissions.keys() - admitted.admissions.keys()) if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
+        self._judged[key] = ((versions, facts, text), admitted)
+        return admitted
+
+    async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
+        # A policy that was never sound owns nothing: with the last one that is served the gateway goes.
+        served = document.by_name
+        metas = (policy["metadata"] for policy in policies)
+        owners = tuple(Owner(meta["name"], meta["uid"]) for meta in metas if meta["name"] in served)
+        await self._executor.converge(
+            key,
+            {owner.uid for owner in owners},
+            lambda: children(document, owners, self._settings),
+            revision=(document.hash, frozenset(owners)),
+        )
+
+    async def _view(self, key: Key, document: GatewayDocument, error: InvalidSpec | NameTaken | None) -> GatewayView:
+        pods = tuple(sorted((observed.pod(obj) for obj in self._store.owned_by(POD, key)), key=lambda pod: pod.name))
+        known = self._reported.get(key, {})
+        view = GatewayView(document.hash, pods, error=error)
+        behind = {pod.uid: pod.ip for pod in view.ready if known.get((pod.uid, pod.restarts)) != document.hash}
+        answers = await self._reader.hashes(behind) if behind and error is None else {}
+        marks = {pod.uid: (pod.uid, pod.restarts) for pod in view.ready}
+        reported = {mark: known[mark] for mark in marks.values() if mark in known}
+        reported |= {marks[uid]: answer for uid, answer in answers.items()}
+        self._reported[key] = reported
+        return GatewayView(document.hash, pods, {uid: answer for (uid, _), answer in reported.items()}, error)
+
+    async def _say(self, key: Key, policies: Sequence[Object], admitted: Admitted, view: GatewayView) -> float | None:
+        """Write each policy's status; returns when to look again."""
+        waits: list[float] = []
+        for live in policies:
+            name = live["metadata"]["name"]
+            admission = admitted.admissions[name]
+            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
+            again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted)
+            if again_s is None:
+                announce(self._events, ROUTING_POLICY, live, wanted["conditions"])
+            else:
+                waits.append(again_s)
+        return min(waits, default=None)
+
+    def _forget(self, key: Key) -> None:
+        self._executor.forget(key)
+        self._reported.pop(key, None)
+        judged = self._judged.pop(key, None)
+        for name in judged[1].admissions if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
+
+
+def _document(key: Key, text: str | None) -> GatewayDocument | None:
+    if text is None:
+        return None
+    try:
+        return load_document(text.encode())
+    except InvalidSpec as unreadable:
+        log.warning("a gateway's document is written anew", extra={"key": str(key), "cause": str(unreadable)})
+        return None
+
+
+def _candidate(live: Object) -> Candidate:
+    meta = live["metadata"]
+    identity = (meta["name"], meta["uid"], meta.get("creationTimestamp") or "")
+    try:
+        return Candidate(*identity, policy=RoutingPolicy.model_validate(live))
+    except ValidationError as error:
+        first = error.errors()[0]
+        unreadable = InvalidSpec(
+            f"The value {first['input']!r} is not understood: {first['msg']}. Correct it, or upgrade the operator and "
+            "its CRDs together.",
+            field=".".join(str(part) for part in first["loc"]),
+        )
+        return Candidate(*identity, policy=None, unreadable=unreadable)
+
+
+def _too_large(document: GatewayDocument) -> InvalidSpec:
+    return InvalidSpec(
+        f"The policies of this namespace make a document of {len(document.text)} bytes, more than the {MAX_BYTES} that "
+        "a ConfigMap holds. The gateway goes on with what it has. Move some policies to another namespace.",
+        reason="DocumentTooLarge",
+    )

@@ -1,0 +1,98 @@
+"""Volumes of ConfigMaps and Secrets as files, replaced in one step when they change, as the kubelet does it."""
+
+import asyncio
+import base64
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flotilla.errors import FlotillaError, NotReady
+from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import CONFIG_MAP, SECRET
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_DATA = "..data"
+
+Files = dict[str, bytes]
+
+
+class Volumes:
+    """The volumes of one pod, each below `folder` by its name."""
+
+    def __init__(self, client: KubeClient, pod: Mapping[str, Any], folder: Path) -> None:
+        self._client = client
+        self._namespace = pod["metadata"]["namespace"]
+        self._folder = folder
+        self._sources = {volume["name"]: list(_sources(volume)) for volume in pod["spec"].get("volumes") or ()}
+        self._written: dict[str, Files] = {}
+
+    async def fill(self) -> None:
+        """Write what changed; raises NotReady in the kubelet's words when a Secret or ConfigMap is missing."""
+        for volume, sources in self._sources.items():
+            files: Files = {}
+            for kind, source in sources:
+                files |= await self._read(kind, source)
+            if sources and self._written.get(volume) != files:
+                _swap(self._folder / volume, files, len(self._written.get(volume, ())))
+                self._written[volume] = files
+
+    async def follow(self) -> None:
+        """Keep up with changes until cancelled. (The kubelet takes up to a minute; tests have less patience.)"""
+        while any(self._sources.values()):
+            await asyncio.sleep(_POLL_S)
+            try:
+                await self.fill()
+            except FlotillaError as error:
+                log.info("a volume stays as it is", extra={"cause": str(error)})
+
+    async def _read(self, kind: str, source: Mapping[str, Any]) -> Files:
+        secret = kind == "secret"
+        name = source.get("secretName") or source["name"]
+        obj = await self._client.get(SECRET if secret else CONFIG_MAP, name, namespace=self._namespace)
+        if obj is None and not source.get("optional"):
+            raise NotReady(f'{kind.lower()} "{name}" not found')
+        data: Mapping[str, str] = (obj or {}).get("data") or {}
+        values = {key: base64.b64decode(value) if secret else value.encode() for key, value in data.items()}
+        items = source.get("items")
+        if items is None:
+            return values
+        missing = [item["key"] for item in items if item["key"] not in values]
+        if missing and not source.get("optional"):
+            raise NotReady(f"references non-existent {kind.lower()} key: {missing[0]}")
+        return {item["path"]: values[item["key"]] for item in items if item["key"] in values}
+
+
+def _sources(volume: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for source in (volume.get("projected") or {}).get("sources") or (volume,):
+        for kind in ("configMap", "secret"):
+            if kind in source:
+                yield kind, source[kind]
+
+
+def _swap(folder: Path, files: Files, generation: int) -> None:
+    """Write beside the old files, then move one link: readers see the old ones or the new ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    old = folder / os.readlink(folder / _DATA) if (folder / _DATA).is_symlink() else None
+    number = 1 + max((int(path.name[2:]) for path in folder.glob("..[0-9]*")), default=generation)
+    new = folder / f"..{number}"
+    new.mkdir()
+    for path, content in files.items():
+        (new / path).parent.mkdir(parents=True, exist_ok=True)
+        (new / path).write_bytes(content)
+    link = folder / "..next"
+    link.symlink_to(new.name)
+    link.rename(folder / _DATA)
+    wanted = {path.partition("/")[0] for path in files}
+    for name in wanted:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"{_DATA}/{name}")
+    for entry in folder.iterdir():
+        if entry.is_symlink() and not entry.name.startswith("..") and entry.name not in wanted:
+            entry.unlink()
+    if old is not None:
+        shutil.rmtree(old)

@@ -1,0 +1,212 @@
+"""RoutingPolicies on a whole cluster: their gateway comes, serves, follows them, and goes with the last of them."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from openai import APIStatusError, OpenAI
+from tests.support.hosted import HostedApi, Received, Whole
+from tests.support.models import Models
+
+from flotilla.constants import GATEWAY
+from flotilla.devcluster.audit import select
+from flotilla.devcluster.operator import USER
+
+pytestmark = pytest.mark.cluster
+
+OWNED = ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy", "Deployment", "Service", "PodDisruptionBudget")
+HELLO: list[Any] = [{"role": "user", "content": "Which queue is this ticket for?"}]
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[HostedApi]:
+    """A hosted API that says who it is."""
+
+    def answer(request: Received) -> Whole:
+        message = {"role": "assistant", "content": "from the hosted model"}
+        return Whole(
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": request.json["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+            }
+        )
+
+    with in_thread() as run:
+        api = HostedApi(answer)
+        run(api.start)
+        yield api
+        run(api.stop)
+
+
+@contextmanager
+def in_thread() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """An event loop of its own, for what is asynchronous in tests that are not."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda start: asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def policy(*models: str, hosted_url: str = "https://api.example.com", default: str = "small") -> dict[str, Any]:
+    """Short requests to a model of the cluster, and the hosted one for what is public and long or when it is asked."""
+    return {
+        "hostModels": list(models),
+        "targets": [
+            {"name": "small", "modelDeploymentRef": {"name": "tiny"}},
+            {
+                "name": "frontier",
+                "external": {
+                    "baseURL": f"{hosted_url}/v1",
+                    "model": "big-1",
+                    "secretRef": {"name": "provider", "key": "api-key"},
+                    "price": {"inputPerMTok": "3", "outputPerMTok": "15"},
+                },
+            },
+        ],
+        "dataPolicy": {
+            "unknownClass": "sovereign",
+            "classes": [
+                {"name": "sovereign", "allowBoundaries": ["Cluster"]},
+                {"name": "public", "allowBoundaries": ["Cluster", "External"]},
+            ],
+        },
+        "rules": [{"name": "long", "match": {"promptTokens": {"min": 1000}}, "route": route("frontier", "small")}],
+        "defaultRoute": route(default, "small" if default != "small" else "frontier"),
+    }
+
+
+def route(first: str, *others: str) -> dict[str, Any]:
+    return {"split": [{"target": first}], **({"fallback": {"targets": list(others)}} if others else {})}
+
+
+def openai(models: Models) -> OpenAI:
+    url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
+    return OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
+
+
+def ask(client: OpenAI, *, data_class: str = "public", content: str = "Hello") -> tuple[str, str]:
+    """The answer's text and the decision header."""
+    raw = client.chat.completions.with_raw_response.create(
+        model="support",
+        messages=[{"role": "user", "content": content}],
+        max_tokens=8,
+        extra_headers={"x-data-class": data_class},
+    )
+    return raw.parse().choices[0].message.content or "", raw.headers["x-flotilla-route"]
+
+
+def programmed(models: Models, name: str = "support") -> None:
+    """The newest generation is in the document, and every replica serves that."""
+
+    def probe() -> bool:
+        live, document = models.get("RoutingPolicy", name) or {}, models.get("ConfigMap", GATEWAY) or {}
+        status = live.get("status", {})
+        text = document.get("data", {}).get("document.json", "")
+        states = {c["type"]: (c["status"], c["observedGeneration"]) for c in status.get("conditions", ())}
+        served = states.get("Programmed") == ("True", live["metadata"]["generation"])
+        return served and status["configHash"] == hashlib.sha256(text.encode()).hexdigest()
+
+    models.wait(probe, f"{name} to be programmed")
+
+
+def serve(models: Models, spec: dict[str, Any], hosted: HostedApi) -> OpenAI:
+    """A model, a key, a policy, and a client of its gateway."""
+    secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
+    models.stack.plane.api.request("POST", models.path("Secret"), secret)
+    models.apply("tiny", {**spec, "scaling": {"minReplicas": 1, "maxReplicas": 1}})
+    models.apply("support", policy("support", hosted_url=hosted.url), kind="RoutingPolicy")
+    models.wait_ready("tiny")
+    models.wait_condition("support", "Ready", "True", kind="RoutingPolicy")
+    return openai(models)
+
+
+def test_a_policy_is_served_changed_without_a_dropped_request_and_kept_when_it_turns_bad(
+    models: Models, spec: dict[str, Any], hosted: HostedApi
+) -> None:
+    client = serve(models, spec, hosted)
+    said, decided = ask(client)
+    assert said != "from the hosted model"
+    assert "rule=default;target=small;attempts=1;class=public;policy=support@" in decided
+    stream = client.chat.completions.create(model="support", messages=HELLO, max_tokens=8, stream=True)
+    assert sum(len(chunk.choices) for chunk in stream) > 1
+    said, decided = ask(client, content="word " * 2000)
+    assert said == "from the hosted model"
+    assert "rule=long;target=frontier" in decided
+    assert hosted.received[-1].headers["authorization"] == "Bearer sk-of-the-provider"
+    assert "target=small" in ask(client, content="word " * 800, data_class="sovereign")[1]
+    assert [model.id for model in client.models.list()] == ["support"]
+
+    changed = policy("support", hosted_url=hosted.url, default="frontier")
+    stop = threading.Event()
+
+    def keep_asking() -> list[str]:
+        told = []
+        while not stop.is_set():
+            told.append(ask(client)[1])
+        return told
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            models.apply("support", changed, kind="RoutingPolicy")
+            programmed(models)
+        finally:
+            stop.set()
+        answered = [decision for task in asking for decision in task.result()]
+    assert {decision.split(";")[1] for decision in answered} <= {"target=small", "target=frontier"}
+    assert "target=frontier" in ask(client)[1]
+
+    models.apply("support", {**changed, "defaultRoute": route("nowhere")}, kind="RoutingPolicy")
+    models.wait_condition("support", "Accepted", "False", "UnknownTarget", kind="RoutingPolicy")
+    models.wait_condition("support", "Programmed", "False", "OlderGenerationServed", kind="RoutingPolicy")
+    models.stack.restart_operator()
+    models.apply("other", policy("other", hosted_url=hosted.url), kind="RoutingPolicy")
+    programmed(models, "other")
+    assert "target=frontier" in ask(client)[1]
+    with pytest.raises(APIStatusError, match="does not exist") as refused:
+        client.chat.completions.create(model="nonsense", messages=HELLO)
+    assert refused.value.status_code == 404
+
+
+def test_the_gateway_is_owned_by_its_policies_rests_and_goes_with_the_last(models: Models) -> None:
+    models.apply("first", policy("a"), kind="RoutingPolicy")
+    models.apply("second", policy("b"), kind="RoutingPolicy")
+    for name in ("first", "second"):
+        programmed(models, name)
+    models.delete("RoutingPolicy", "first")
+    models.wait(lambda: _owners(models) == {"second"}, "the deleted policy to be taken off")
+    programmed(models, "second")
+    mark = models.stack.audit.mark()
+    before = models.get("RoutingPolicy", "second")
+    models.patch("ConfigMap", GATEWAY, {"metadata": {"labels": {"a-users": "own"}}})
+    models.apply("touched", {"model": {"source": "hf://a/b"}, "engine": {"name": "vllm"}, **_NOWHERE})
+    models.wait_condition("touched", "Stalled", "True")
+    mine = select(models.stack.audit.since(mark), user=USER, writes=True)
+    assert {event.resource for event in mine if event.namespace == models.namespace} <= {"modeldeployments", "events"}
+    assert models.get("RoutingPolicy", "second") == before
+    models.delete("RoutingPolicy", "second")
+    models.wait(lambda: not any(models.get(kind, GATEWAY) for kind in OWNED), "the gateway to be collected")
+    models.apply("third", policy("c"), kind="RoutingPolicy")
+    programmed(models, "third")
+
+
+_NOWHERE = {"accelerator": {"class": "no-such-class"}}
+
+
+def _owners(models: Models) -> set[str]:
+    deployment = models.get("Deployment", GATEWAY) or {}
+    return {reference["name"] for reference in deployment.get("metadata", {}).get("ownerReferences", ())}

@@ -1,0 +1,64 @@
+"""ConfigMaps and Secrets become files that change in one step."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flotilla.devcluster.nodeagent.images import real_program
+from flotilla.devcluster.nodeagent.volumes import Volumes
+from flotilla.errors import NotReady
+from flotilla.kube.kinds import Kind
+
+
+class Cluster:
+    """Stands for KubeClient."""
+
+    def __init__(self, **objects: dict[str, str]) -> None:
+        self.objects = objects
+
+    async def get(self, kind: Kind, name: str, *, namespace: str) -> dict[str, Any] | None:
+        data = self.objects.get(name)
+        if data is None:
+            return None
+        secret = kind.kind == "Secret"
+        return {"data": {k: base64.b64encode(v.encode()).decode() if secret else v for k, v in data.items()}}
+
+
+def volumes(client: Any, folder: Path, *sources: dict[str, Any]) -> Volumes:
+    volume = {"name": "config", "projected": {"sources": list(sources)}}
+    return Volumes(client, {"metadata": {"namespace": "team"}, "spec": {"volumes": [volume]}}, folder)
+
+
+DOCUMENT = {"configMap": {"name": "document", "items": [{"key": "document.json", "path": "document.json"}]}}
+KEY = {"secret": {"name": "provider", "optional": True, "items": [{"key": "k", "path": "keys/provider/key"}]}}
+
+
+async def test_files_are_where_items_say_and_follow_changes(tmp_path: Path) -> None:
+    cluster = Cluster(document={"document.json": "1"}, provider={"k": "secret"})
+    mounted = volumes(cluster, tmp_path, DOCUMENT, KEY)
+    await mounted.fill()
+    assert (tmp_path / "config/document.json").read_text() == "1"
+    assert (tmp_path / "config/keys/provider/key").read_text() == "secret"
+    inode = (tmp_path / "config/document.json").stat().st_ino
+    await mounted.fill()
+    assert (tmp_path / "config/document.json").stat().st_ino == inode
+    cluster.objects = {"document": {"document.json": "2"}}
+    await mounted.fill()
+    assert (tmp_path / "config/document.json").read_text() == "2"
+    assert not (tmp_path / "config/keys").exists()
+
+
+async def test_what_is_not_optional_is_waited_for_in_the_kubelets_words(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match='configmap "document" not found'):
+        await volumes(Cluster(), tmp_path, DOCUMENT).fill()
+    with pytest.raises(NotReady, match="non-existent configmap key"):
+        await volumes(Cluster(document={}), tmp_path, DOCUMENT).fill()
+    await volumes(Cluster(document={"document.json": "1"}), tmp_path, DOCUMENT, KEY).fill()
+
+
+def test_our_own_image_is_our_own_program() -> None:
+    assert (real_program("ghcr.io/flotilla-dev/flotilla:0.1.0", {}) or [])[1:] == ["-m", "flotilla"]
+    assert real_program("ghcr.io/flotilla-dev/flotilla:0.1.0", {"ghcr.io/flotilla-dev/": ("other",)}) == ["other"]
+    assert real_program("example.com/flotilla-ui:1", {}) is None
