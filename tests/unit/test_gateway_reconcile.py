@@ -12,7 +12,7 @@ from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler
 from flotilla.control.keys import Key, gateway_key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.domain.routing.document import DOCUMENT_FILE, facts_of, load_document
+from flotilla.domain.routing.document import DOCUMENT_FILE, load_document
 from flotilla.errors import NotReady
 from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
 from flotilla.kube.store import Store
@@ -245,6 +245,7 @@ async def test_a_new_policy_waits_until_the_gateway_of_deleted_ones_is_collected
     world.policy("b", SOUND)
     with pytest.raises(NotReady, match="still being collected"):
         await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "GatewayWaiting")
     for kind in ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy"):
         del world.api.objects[kind, GATEWAY]  # nobody watches these
     for watched in (DEPLOYMENT, SERVICE):
@@ -263,6 +264,18 @@ async def test_a_strangers_object_of_the_gateways_name_is_left_alone() -> None:
     assert world.api.objects[CONFIG_MAP.kind, GATEWAY] is stranger
 
 
+async def test_a_document_that_no_config_map_holds_is_told_and_the_one_before_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await served()
+    before = world.document
+    monkeypatch.setattr("flotilla.control.gateway.MAX_BYTES", len(before) + 100)
+    world.policy("b", {**SOUND, "hostModels": ["other"]})
+    await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")
+    assert world.document == before
+
+
 def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     policy = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "RoutingPolicy", "name": "a", "uid": "u"}
     assert owner(SERVICE, {"metadata": {"name": GATEWAY, "namespace": "team", "ownerReferences": [policy]}}) == KEY
@@ -274,16 +287,3 @@ def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     model = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "m", "uid": "u"}
     child = {"metadata": {"name": "m", "namespace": "team", "ownerReferences": [{**model, "controller": True}]}}
     assert owner(DEPLOYMENT, child) == Key(MODEL_DEPLOYMENT, "team", "m")
-
-
-def test_facts_of_a_model_come_from_its_spec_and_from_its_fit() -> None:
-    live: Object = {
-        "metadata": {"name": "m"},
-        "spec": {"model": {"servedName": "qwen", "adapters": [{"name": "triage"}]}, "engine": {"name": "vllm"}},
-        "status": {"fit": {"contextLength": 4096}},
-    }
-    facts = facts_of(live)
-    assert (facts.served_name, facts.adapters, facts.context_length) == ("qwen", ("triage",), 4096)
-    bounded = put(live, ("spec", "model", "contextLength"), 2048)
-    assert facts_of(bounded).context_length == 2048
-    assert facts_of({"metadata": {"name": "m"}, "spec": {}}).served_name == "m"

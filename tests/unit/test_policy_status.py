@@ -10,7 +10,7 @@ from flotilla.domain.policy_status import GatewayView, build, judge
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import Finding, Problem
-from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.errors import Forbidden, InvalidSpec, NameTaken, NotReady
 
 POD = Pod("gw-1", "u1", "10.0.0.1", True, True, False, 0, "", "", "", "", "", "2026-01-01T00:00:00Z")
 OTHER = replace(POD, name="gw-2", uid="u2")
@@ -73,6 +73,14 @@ def test_objects_that_cannot_be_made_stall_the_policy(error: Any, reason: str) -
     found = judged(gateway=GatewayView("h", (POD,), {"u1": "h"}, error))
     assert found["Programmed"].reason == reason
     assert summary(found) == ("False", "False", "True")
+
+
+@pytest.mark.parametrize("error", [NotReady("Still being collected."), Forbidden("exceeded quota: pods")])
+def test_objects_that_cannot_be_made_yet_are_waited_for_and_told(error: Any) -> None:
+    found = judged(gateway=GatewayView("h", (), {}, error))
+    assert found["Programmed"].reason == "GatewayWaiting"
+    assert str(error) in found["Programmed"].message
+    assert summary(found) == ("False", "True", "False")
 
 
 def test_an_unsound_generation_says_which_one_is_served_instead() -> None:

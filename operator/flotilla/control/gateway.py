@@ -15,7 +15,7 @@ from flotilla.domain import observed
 from flotilla.domain.policy_status import GatewayView, build
 from flotilla.domain.routing.admission import MAX_BYTES, Admitted, Candidate, admit
 from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
-from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
 from flotilla.kube.store import Store
@@ -65,16 +65,19 @@ class GatewayReconciler:
             self._forget(key)
             return None
         admitted = self._admit(key, policies)
-        error: InvalidSpec | NameTaken | None = None
+        error: FlotillaError | None = None
         if len(admitted.document.text) > MAX_BYTES:
             error = _too_large(admitted.document)
         elif admitted.document.policies:
             try:
                 await self._converge(key, policies, admitted.document)
-            except (InvalidSpec, NameTaken) as failure:
+            except (InvalidSpec, NameTaken, NotReady, Forbidden) as failure:
                 error = failure
         view = await self._view(key, admitted.document, error)
         again_s = await self._say(key, policies, admitted, view)
+        if isinstance(error, NotReady | Forbidden):
+            # Told, for it may last: quotas and admission webhooks answer 403 too. The queue backs off.
+            raise error
         if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
         return _ASK_AGAIN_S if again_s is None and view.behind else again_s
@@ -114,7 +117,7 @@ class GatewayReconciler:
             revision=(document.hash, frozenset(owners)),
         )
 
-    async def _view(self, key: Key, document: GatewayDocument, error: InvalidSpec | NameTaken | None) -> GatewayView:
+    async def _view(self, key: Key, document: GatewayDocument, error: FlotillaError | None) -> GatewayView:
         pods = tuple(sorted((observed.pod(obj) for obj in self._store.owned_by(POD, key)), key=lambda pod: pod.name))
         known = self._reported.get(key, {})
         view = GatewayView(document.hash, pods, error=error)

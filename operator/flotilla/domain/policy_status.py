@@ -9,7 +9,7 @@ from flotilla.domain.observed import STUCK_REASONS, Pod
 from flotilla.domain.readiness import Verdict
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import RESOLUTION, SOVEREIGNTY, Finding, Problem
-from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
 
 _ACCEPTANCE = frozenset(Problem) - RESOLUTION - SOVEREIGNTY
 _SHOWN = 5
@@ -23,8 +23,8 @@ class GatewayView:
     pods: tuple[Pod, ...] = ()
     reported: Mapping[str, str] | None = None
     """Hash of the document that each ready pod serves, by uid; without those that did not answer."""
-    error: InvalidSpec | NameTaken | None = None
-    """Why its objects cannot be what they should be."""
+    error: FlotillaError | None = None
+    """Why its objects are not what they should be."""
 
     @property
     def behind(self) -> bool:
@@ -55,7 +55,8 @@ def judge(admission: Admission, *, generation: int, gateway: GatewayView) -> lis
     served = programmed(admission, generation=generation, gateway=gateway)
     chain = [accepted, resolved, sovereignty, served]
     blocked = next((verdict for verdict in chain if verdict.status == "False"), None)
-    return [*_summary(blocked, waits=blocked is resolved or (blocked is served and gateway.error is None)), *chain]
+    stuck = isinstance(gateway.error, InvalidSpec | NameTaken)
+    return [*_summary(blocked, waits=blocked is resolved or (blocked is served and not stuck)), *chain]
 
 
 def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -> Verdict:
@@ -74,8 +75,10 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
         )
     if isinstance(gateway.error, NameTaken):
         return no("NameConflict", str(gateway.error))
-    if gateway.error is not None:
+    if isinstance(gateway.error, InvalidSpec):
         return no(gateway.error.reason, str(gateway.error))
+    if gateway.error is not None:
+        return no("GatewayWaiting", f"An object of the gateway cannot be written yet: {gateway.error}")
     if not gateway.ready:
         stuck = next((pod for pod in gateway.pods if pod.waiting_reason in STUCK_REASONS), None)
         if stuck is not None:
