@@ -1,6 +1,7 @@
 """Redis that dies, hangs or was never there: money is counted once, and no request waits for it."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -111,12 +112,16 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
         await spent(server, Decimal("0.25"))
 
 
-async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer) -> None:
+async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flotilla.gateway.redis_limits")
     async with gateway(server) as store:
         held = await reserved(store)
+        caplog.clear()
         with server.hanging():
             async with asyncio.timeout(20):
+                assert store.available
                 assert await store.reserve([BUDGET], HALF, 60) == Unavailable()
+                assert not store.available
                 await store.settle(held, HALF)
                 found = await asyncio.gather(*(store.reserve([BUDGET], HALF, 60) for _ in range(200)))
                 assert set(found) == {Unavailable()}
@@ -125,6 +130,12 @@ async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer) -> N
         assert [type(each) for each in passed] == [Ticket, Ticket, Limited]
         # The call that was given up and the one that was repeated are the same settlement.
         await spent(server, HALF)
+        async with asyncio.timeout(30):
+            while not store.available:
+                await asyncio.sleep(0.05)
+        # Told once, and not for each request.
+        said = [record.message.split(":")[0] for record in caplog.records]
+        assert said[:2] == ["Redis does not answer", "Redis answers again"]
         await store.settle(await reserved(store), HALF)
         await spent(server, Decimal(1))
 

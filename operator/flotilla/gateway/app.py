@@ -211,6 +211,9 @@ async def _run(settings: Settings) -> int:
     gateway.shared.metrics.gauge(
         "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
     )
+    gateway.shared.metrics.gauge(
+        "limit_store_available", "Whether the store of limits answers.", (), lambda: {(): float(accounts.available)}
+    )
     await gateway.start()
     following = asyncio.create_task(_follow(settings, gateway), name="endpoints")
     log.info("listening", extra={"port": gateway.server.port, "admin_port": gateway.admin_port})

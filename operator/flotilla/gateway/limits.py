@@ -125,6 +125,10 @@ class LimitStore(Protocol):
     def reserved_usd(self) -> Decimal:
         """What this process has reserved and not settled."""
 
+    @property
+    def available(self) -> bool:
+        """False from a call that the store did not answer until one that it did."""
+
     async def close(self) -> None:
         """Write what is left to write, and let go."""
 

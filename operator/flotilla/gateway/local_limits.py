@@ -76,6 +76,10 @@ class LocalLimits:
     def reserved_usd(self) -> Decimal:
         return sum(self._open.values(), ZERO)
 
+    @property
+    def available(self) -> bool:
+        return True
+
     async def admit(self, rates: Sequence[Rate], tokens: int) -> Ticket | Limited:
         now = self._clock()
         now_s = math.floor(now)

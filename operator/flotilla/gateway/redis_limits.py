@@ -6,6 +6,7 @@ settled when it answers again.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -39,6 +40,8 @@ from flotilla.gateway.limits import (
     new_id,
 )
 from flotilla.gateway.local_limits import LocalLimits
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 0.5
 """Of a call; a step on the socket may take half of it."""
@@ -99,6 +102,10 @@ class RedisLimits:
     def reserved_usd(self) -> Decimal:
         return sum(self._open.values(), ZERO)
 
+    @property
+    def available(self) -> bool:
+        return self._ask_again_at is None
+
     async def admit(self, rates: Sequence[Rate], tokens: int) -> Ticket | Limited:
         if not rates:
             return Ticket((), tokens, 0)
@@ -112,7 +119,7 @@ class RedisLimits:
         return Ticket(tuple(rates), tokens, value) if number == 0 else Limited(rates[number - 1].name, value)
 
     async def correct(self, ticket: Ticket, tokens: int) -> None:
-        if ticket.rates and tokens != ticket.tokens:
+        if tokens != ticket.tokens and any(rate.tokens_per_minute for rate in ticket.rates):
             keys = [self._rate_key(rate) for rate in ticket.rates]
             with suppress(*_FAILED):
                 await self._call(self._correct, keys, [ticket.at_s, tokens - ticket.tokens])
@@ -193,10 +200,14 @@ class RedisLimits:
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await script(keys=keys, args=[server_ms, *arguments])
-        except _FAILED:
+        except _FAILED as error:
+            if self._ask_again_at is None:
+                log.warning("Redis does not answer: models that cost money are left out", extra={"cause": repr(error)})
             self._ask_again_at = asyncio.get_running_loop().time() + _PAUSE_S
             raise
-        self._ask_again_at = None
+        if self._ask_again_at is not None:
+            log.info("Redis answers again", extra={"settlements": len(self._pending)})
+            self._ask_again_at = None
         return answer
 
     def _rate_key(self, rate: Rate) -> str:

@@ -48,6 +48,11 @@ class StoreAccounts:
         """What open requests hold."""
         return self._store.reserved_usd
 
+    @property
+    def available(self) -> bool:
+        """Whether the store answers."""
+        return self._store.available
+
     async def admit(self, decision: Decision, features: Features) -> Admitted | Refusal:
         """Count the request, and reserve the most that it can cost; where that cannot be, without hosted models."""
         policy = decision.policy
