@@ -7,12 +7,14 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
+from flotilla.api.model_deployment import SecretKeyRef
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler
 from flotilla.control.keys import Key, gateway_key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.domain.routing.document import DOCUMENT_FILE, facts_of, load_document
+from flotilla.domain.policy_status import Report
+from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.errors import NotReady
 from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
 from flotilla.kube.store import Store
@@ -55,11 +57,12 @@ class Pods:
 
     def __init__(self) -> None:
         self.serves = ""
+        self.lacks: tuple[str, ...] = ()
         self.asked = 0
 
-    async def hashes(self, pods: Mapping[str, str]) -> dict[str, str]:
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
         self.asked += 1
-        return dict.fromkeys(pods, self.serves)
+        return dict.fromkeys(pods, Report(self.serves, missing_keys=self.lacks))
 
 
 class Events:
@@ -214,6 +217,18 @@ async def test_a_container_that_started_again_is_asked_again() -> None:
     assert world.pods.asked == asked + 1
 
 
+async def test_a_key_that_the_gateway_does_not_find_is_told_until_it_does() -> None:
+    world = await served()
+    world.pods.lacks = (key_file(SecretKeyRef(name="provider", key="api-key")),)
+    world.pod(restarts=1)
+    assert await world.reconciler.reconcile(KEY) is not None  # no event tells of Secrets
+    assert world.condition("a", "ResolvedRefs") == ("False", "SecretKeyNotFound")
+    assert world.condition("a", "Programmed") == ("True", "Programmed")
+    world.pods.lacks = ()
+    assert await world.reconciler.reconcile(KEY) is None
+    assert world.condition("a", "Ready") == ("True", "Ready")
+
+
 async def test_a_policy_that_was_never_sound_has_no_gateway_and_owns_none() -> None:
     world = World()
     world.policy("bad", BAD)
@@ -245,6 +260,7 @@ async def test_a_new_policy_waits_until_the_gateway_of_deleted_ones_is_collected
     world.policy("b", SOUND)
     with pytest.raises(NotReady, match="still being collected"):
         await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "GatewayWaiting")
     for kind in ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy"):
         del world.api.objects[kind, GATEWAY]  # nobody watches these
     for watched in (DEPLOYMENT, SERVICE):
@@ -263,6 +279,18 @@ async def test_a_strangers_object_of_the_gateways_name_is_left_alone() -> None:
     assert world.api.objects[CONFIG_MAP.kind, GATEWAY] is stranger
 
 
+async def test_a_document_that_no_config_map_holds_is_told_and_the_one_before_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await served()
+    before = world.document
+    monkeypatch.setattr("flotilla.control.gateway.MAX_BYTES", len(before) + 100)
+    world.policy("b", {**SOUND, "hostModels": ["other"]})
+    await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")
+    assert world.document == before
+
+
 def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     policy = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "RoutingPolicy", "name": "a", "uid": "u"}
     assert owner(SERVICE, {"metadata": {"name": GATEWAY, "namespace": "team", "ownerReferences": [policy]}}) == KEY
@@ -274,16 +302,3 @@ def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     model = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "m", "uid": "u"}
     child = {"metadata": {"name": "m", "namespace": "team", "ownerReferences": [{**model, "controller": True}]}}
     assert owner(DEPLOYMENT, child) == Key(MODEL_DEPLOYMENT, "team", "m")
-
-
-def test_facts_of_a_model_come_from_its_spec_and_from_its_fit() -> None:
-    live: Object = {
-        "metadata": {"name": "m"},
-        "spec": {"model": {"servedName": "qwen", "adapters": [{"name": "triage"}]}, "engine": {"name": "vllm"}},
-        "status": {"fit": {"contextLength": 4096}},
-    }
-    facts = facts_of(live)
-    assert (facts.served_name, facts.adapters, facts.context_length) == ("qwen", ("triage",), 4096)
-    bounded = put(live, ("spec", "model", "contextLength"), 2048)
-    assert facts_of(bounded).context_length == 2048
-    assert facts_of({"metadata": {"name": "m"}, "spec": {}}).served_name == "m"

@@ -178,7 +178,7 @@ class RoutingPolicyStatus(Model):
     endpoint: Annotated[str, StringConstraints(max_length=253)] | None = None
     """endpoint is the base URL for OpenAI clients inside the cluster."""
     config_hash: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """configHash of the document that holds the policy, as the gateway reports it."""
+    """configHash of the document that every replica of the gateway is to serve, and reports at /config."""
     programmed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """programmedGeneration is the generation of this policy that the document holds: the last sound one."""
 

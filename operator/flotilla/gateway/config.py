@@ -32,6 +32,8 @@ class Setup:
     """By policy and target."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """By base URL of hosted targets."""
+    missing_keys: tuple[str, ...] = ()
+    """Files of keys that are not there, by `key_file`."""
 
     def client_of(self, policy: Policy, authorization: str) -> str | None:
         """Name of the client whose key is shown. Digests are compared, so that time tells nothing about a key."""
@@ -57,6 +59,7 @@ def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
         clients,
         {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
+        tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
     )
 
 

@@ -154,8 +154,8 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
-        self._transport = transport
+        # uvloop's are transports by what they do and not by their class.
+        self._transport = transport = cast("asyncio.Transport", transport)
         if len(self._server.connections) >= self._limits.connections:
             transport.abort()
             return

@@ -135,9 +135,8 @@ class Policy(_Part):
     @cached_property
     def revision(self) -> str:
         """Eight hex digits for the decision header, of what the policy means and not of its generation."""
-        return hashlib.sha256(_canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))).hexdigest()[
-            :8
-        ]
+        meaning = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"uid", "generation"})
+        return hashlib.sha256(_canonical(meaning)).hexdigest()[:8]
 
     @cached_property
     def target(self) -> Mapping[str, Target]:
@@ -221,23 +220,40 @@ class GatewayDocument(_Part):
 
 
 def load_document(text: bytes) -> GatewayDocument:
-    """Read a file; raises InvalidSpec where it is no document, or one of another release."""
+    """Read a file, with the defaults for what an older release did not write; its hash is that of the file.
+
+    Raises InvalidSpec where it is no document, or says something that this release does not know: to ignore a bound on
+    where data may go would be worse than to go on with the document before.
+    """
     try:
         document = GatewayDocument.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InvalidSpec(
-            f"The routing document is not understood: {first['msg']} (at {where or 'its start'}). Upgrade the gateway "
-            "and the operator together.",
-            field=where,
-        ) from error
-    if document.text != text:
-        raise InvalidSpec(
-            "The routing document holds what this release does not know, or was changed by hand. Upgrade the gateway "
-            "and the operator together; the operator writes the ConfigMap anew when it is deleted."
-        )
+        raise _unknown(where or "its start", first["msg"]) from error
+    if (strange := _unread(orjson.loads(text), orjson.loads(document.text))) is not None:
+        raise _unknown(strange, "it is not known")
+    document.__dict__["text"] = text
     return document
+
+
+def _unread(given: Any, read: Any, path: str = "") -> str | None:
+    """The path of something in `given` that is not in `read`, None where all of it is."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        pairs = ((f"{path}.{key}".lstrip("."), value, read.get(key)) for key, value in given.items())
+    elif isinstance(given, list) and isinstance(read, list) and len(given) == len(read):
+        pairs = ((f"{path}.{n}", value, read[n]) for n, value in enumerate(given))
+    else:
+        return None if given == read else path
+    return next((found for where, one, other in pairs if (found := _unread(one, other, where)) is not None), None)
+
+
+def _unknown(where: str, why: str) -> InvalidSpec:
+    return InvalidSpec(
+        f"The routing document cannot be served because of {where}: {why}. Upgrade the gateway and the operator "
+        "together; the operator writes the ConfigMap anew when it is deleted.",
+        field=where,
+    )
 
 
 def compile_document(

@@ -1,0 +1,113 @@
+"""The gateway's objects and the operator's rights over them, judged by a real apiserver."""
+
+from typing import Any
+
+import pytest
+from tests.support.routing import FACTS, SOUND, resource
+
+from flotilla.constants import GATEWAY
+from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS
+from flotilla.devcluster import operator
+from flotilla.devcluster.api import Api
+from flotilla.devcluster.cluster import Cluster
+from flotilla.devcluster.kubeconfig import load
+from flotilla.devcluster.wait import until
+from flotilla.domain.routing.document import compile_document
+from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
+from flotilla.render.gateway import GatewaySettings, Owner, children
+
+pytestmark = pytest.mark.controlplane
+
+KINDS = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+def objects(namespace: str) -> dict[str, dict[str, Any]]:
+    document = compile_document(namespace, [resource(SOUND, namespace=namespace)], FACTS)
+    settings = GatewaySettings(image="registry.example.com/flotilla:1", redis_secret="redis")
+    return {child["kind"]: child for child in children(document, [Owner("policy", "0000-1111")], settings)}
+
+
+@pytest.fixture
+def operators(controlplane: Cluster) -> Api:
+    """The apiserver as the operator's ServiceAccount sees it."""
+    operator.install(controlplane, controllers=False)
+    api = Api(load(controlplane.service_account_kubeconfig(operator.NAMESPACE, operator.ACCOUNT)))
+
+    def allowed() -> bool:
+        try:
+            api.request("GET", "/api/v1/pods", limit="1")
+        except Forbidden:
+            return False
+        return True
+
+    until(allowed, what="the role to take effect", timeout_s=10)
+    return api
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_may_make_each_object_and_the_apiserver_knows_every_field(
+    operators: Api, namespace: str, kind: str
+) -> None:
+    child = objects(namespace)[kind]
+    query = {"fieldManager": "flotilla", "dryRun": "All", "fieldValidation": "Strict"}
+    made = operators.request(
+        "PATCH",
+        KINDS[kind].path(namespace, GATEWAY),
+        child,
+        content_type="application/apply-patch+yaml",
+        **query,
+    )
+    assert made["metadata"]["name"] == GATEWAY
+
+
+def test_the_pods_run_where_pod_security_enforces_restricted(controlplane: Cluster, namespace: str) -> None:
+    controlplane.api.request(
+        "PATCH",
+        f"/api/v1/namespaces/{namespace}",
+        {"metadata": {"labels": RESTRICTED}},
+        content_type="application/merge-patch+json",
+    )
+    accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+    controlplane.api.request("POST", accounts, {"metadata": {"name": GATEWAY}})
+    template = objects(namespace)["Deployment"]["spec"]["template"]
+    pod = {"metadata": {"name": "gateway", **template["metadata"]}, "spec": template["spec"]}
+    made = controlplane.api.request("POST", f"/api/v1/namespaces/{namespace}/pods", pod, dryRun="All")
+    assert made["spec"]["serviceAccountName"] == GATEWAY
+    privileged = {**pod, "spec": {**pod["spec"], "hostNetwork": True}}
+    with pytest.raises((Forbidden, InvalidSpec), match=r"violates PodSecurity|hostNetwork"):
+        controlplane.api.request("POST", f"/api/v1/namespaces/{namespace}/pods", privileged, dryRun="All")
+
+
+@pytest.mark.parametrize("kind", [kind.kind for kind in LISTED_KINDS])
+def test_the_operator_reaches_no_other_object_of_these_kinds(operators: Api, namespace: str, kind: str) -> None:
+    collection = KINDS[kind].path(namespace)
+    child = objects(namespace)[kind]
+    other = {**child, "metadata": {"name": "other", "namespace": namespace}}
+    apply = {"content_type": "application/apply-patch+yaml", "fieldManager": "flotilla", "dryRun": "All"}
+    for method, path, body, options in (
+        ("GET", f"{collection}/other", None, {}),
+        ("GET", collection, None, {}),
+        ("GET", collection, None, {"fieldSelector": "metadata.name=other"}),
+        ("PATCH", f"{collection}/other", other, apply),
+        ("POST", collection, other, {"dryRun": "All"}),
+        ("DELETE", f"{collection}/{GATEWAY}", None, {}),
+    ):
+        with pytest.raises(Forbidden):
+            operators.request(method, path, body, **options)
+    assert operators.request("GET", collection, fieldSelector=f"metadata.name={GATEWAY}")["items"] == []
+
+
+def test_the_operator_can_bind_nobody_to_more_than_the_gateways_role(operators: Api, namespace: str) -> None:
+    binding = objects(namespace)["RoleBinding"]
+    for role in ("cluster-admin", "edit", "view"):
+        greedy = {**binding, "roleRef": {**binding["roleRef"], "name": role}}
+        with pytest.raises(FlotillaError, match="attempting to grant RBAC permissions not currently held"):
+            operators.request(
+                "PATCH",
+                KINDS["RoleBinding"].path(namespace, GATEWAY),
+                greedy,
+                content_type="application/apply-patch+yaml",
+                fieldManager="flotilla",
+                dryRun="All",
+            )
