@@ -237,6 +237,14 @@ def test_idleness_that_nobody_saw_does_not_count() -> None:
     assert [d.desired for d in decisions] == [1] * 30 + [0]
 
 
+def test_an_engine_that_was_silent_for_long_is_not_known_to_have_been_idle() -> None:
+    state = follow(State.initial(1), ZERO, idle(40, Demand(0.0)))[-1].state
+    silent = [{"answered": 0, "demand": Demand(0.0)}] * 9
+    state = follow(state, ZERO, silent, start=42.0)[-1].state
+    decisions = follow(state, ZERO, idle(60, Demand(0.0)), start=60.0)
+    assert [d.desired for d in decisions] == [1] * 30 + [0]
+
+
 def test_a_silent_gateway_keeps_the_last_replica() -> None:
     decisions = follow(State.initial(1), ZERO, idle(200, Demand(0.0, complete=False)))
     assert {d.desired for d in decisions} == {1}
