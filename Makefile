@@ -7,6 +7,8 @@ SHELL := /bin/bash
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
+# Tests of the cluster wait more than they work: one more than CI's cores.
+WORKERS ?= 3
 
 .PHONY: help
 help: ## List the targets.
@@ -24,8 +26,8 @@ demo: sync ## Local control plane, operator, three models, traffic, scaling, a c
 	$(RUN) python -m flotilla.devcluster.demo $(if $(KEEP),--keep)
 
 .PHONY: test
-test: lint ## Everything that CI runs.
-	$(RUN) pytest
+test: lint ## Everything that CI runs. WORKERS=1 for one test at a time.
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: test-slow
 test-slow: sync ## A real vLLM on the CPU under the operator; installs about 6 GB into ~/.cache/flotilla once.
@@ -38,17 +40,26 @@ lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) python -m flotilla.api.crd --check
-	$(RUN) python hack/generate.py --check
+	$(RUN) python -m hack.generate --check
 
 .PHONY: generate
-generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
+generate: sync ## Rewrite the generated files: crds/, the chart's, manifests/base/rbac.yaml.
 	$(RUN) python -m flotilla.api.crd
-	$(RUN) python hack/generate.py
+	$(RUN) python -m hack.generate
+
+.PHONY: manifests
+manifests: generate ## Render the chart into manifests/base and the overlays; a test compares them.
+	$(RUN) python -m hack.manifests
+
+.PHONY: docs
+docs: sync ## The documentation as a site, in site/.
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 .PHONY: bench
 bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py
 	$(RUN) python benchmarks/scrape.py
+	$(RUN) python benchmarks/reaction.py
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import uvloop
 import yaml
 from pydantic import ValidationError
 
 from flotilla import __version__
 from flotilla.config import OperatorConfig
+from flotilla.console import server as console
 from flotilla.control.control_loop import ControlLoop
 from flotilla.domain.resolve import Catalog, load_catalog
 from flotilla.errors import FlotillaError, InvalidSpec
@@ -61,7 +63,8 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format)
     try:
-        return asyncio.run(_run(config, catalog))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(config, catalog))
     except FlotillaError as error:
         log.error("operator ends", extra={"cause": str(error)})
         return EXIT_ACCESS
@@ -89,6 +92,7 @@ async def _run(config: OperatorConfig, catalog: Catalog) -> int:
         registry=metrics.registry,
         live=control.live_checks(),
         ready=control.ready_checks(),
+        more=console.routes(control.fleet) if config.console == "Enabled" else (),
     )
     log.info("listening", extra={"host": config.listen_host, "port": server.port})
     try:

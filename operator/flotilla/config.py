@@ -67,6 +67,9 @@ class OperatorConfig(BaseModel):
     request_timeout_s: float = Field(10, gt=0, description="Of one call to the apiserver.")
     listen_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from other hosts
     listen_port: int = Field(8080, ge=0, le=65535, description="/healthz, /readyz and /metrics; 0 takes a free one.")
+    console: Literal["Enabled", "Disabled"] = Field(
+        "Disabled", description="A read-only page of the fleet under /console/, for whoever reaches listen_port."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] = "json"
     leader_election: LeaderElection = LeaderElection()

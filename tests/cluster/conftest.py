@@ -16,7 +16,8 @@ FAST = {
     "scaling_interval_s": 0.5,
     "status_interval_s": 0.2,
     "resync_interval_s": 3600,
-    "leader_election": {"duration_s": 6, "renew_deadline_s": 4, "retry_s": 0.5},
+    # Short, for the tests that kill the operator; long enough for a machine that stalls for some seconds.
+    "leader_election": {"duration_s": 12, "renew_deadline_s": 10, "retry_s": 0.5},
 }
 NODES = AgentConfig(
     simulation={"FLOTILLA_SIM_LOAD_SECONDS": "0.2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "4000"}, crash_backoff_s=0.5

@@ -87,6 +87,13 @@ def test_a_need_for_more_is_met_in_one_step_up_to_the_ceiling_of_the_minute(
         wanted.append((now, decision.desired))
 
 
+@given(specs(), histories(), STARTS)
+def test_nothing_is_added_to_replicas_that_find_no_place(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
+    for before, (_, sample), decision in run(State.initial(desired), steps, spec):
+        if sample is not None and sample.blocked:
+            assert decision.desired <= spec.clamp(before.desired)
+
+
 @given(specs(), histories(complete=True, longest_gap=STALE_S, idle=True), STARTS)
 def test_within_a_minute_no_more_than_the_share_goes(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
     wanted = [(-math.inf, spec.clamp(desired))]

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
-_FIXTURES = {"controlplane", "kubectl", "stack"}
+_CLUSTERS = {"controlplane", "stack", "cluster_of_the_chart"}
+_FIXTURES = _CLUSTERS | {"kubectl", "helm"}
 
 
 class Kubectl:
@@ -46,19 +47,31 @@ class Kubectl:
         return done.stdout
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Before several workers start: one builds, for all of them, where it can be seen."""
+    _provide(config, _FIXTURES)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing now, visibly, and not inside the time limit of the first test that needs it."""
     names = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    if session.config.option.collectonly or not names & _FIXTURES:
-        return
-    plugins = session.config.pluginmanager
+    worker = hasattr(session.config, "workerinput")
+    if not worker and not session.config.option.collectonly and names & _FIXTURES:
+        _provide(session.config, names)
+
+
+def _provide(config: pytest.Config, names: Set[str]) -> None:
+    plugins = config.pluginmanager
     capture, reporter = plugins.getplugin("capturemanager"), plugins.getplugin("terminalreporter")
     assert capture is not None
     assert reporter is not None
     try:
         with capture.global_and_fixture_disabled():
-            if cluster.existing() is None:
+            if cluster.existing() is None and names & _CLUSTERS:
                 binaries.find()
+            if "helm" in names:
+                binaries.find_helm()
             if "kubectl" in names:
                 binaries.find_kubectl()
     except FlotillaError as error:

@@ -85,7 +85,14 @@ class FlakyProxy:
 
     async def _end(self) -> None:
         await self._runner.cleanup()
+        # Watches outlive the cleanup; left to the garbage collector they would fail another test of the process.
+        leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in leftovers:
+            task.cancel()
+        await asyncio.gather(*leftovers, return_exceptions=True)
         await self._session.close()
+        # Aborted TLS connections close in the next turns of the loop.
+        await asyncio.sleep(0.1)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._down:

@@ -161,3 +161,4 @@ def test_development_environment_brings_a_go_for_machines_that_have_none() -> No
 
 def test_version_stamp_is_taken_apart_for_the_linker() -> None:
     assert "-X k8s.io/component-base/version.gitMajor=1 " in link_flags("v1.36.4")
+    assert link_flags("v4.2.4", variable="a/b.version") == "-s -w -X a/b.version=v4.2.4"

@@ -321,7 +321,7 @@ async def test_as_a_process_it_answers_while_it_loads_streams_to_the_openai_clie
     url = f"http://{ADDRESS}:{port}"
     arguments = ["-m", "/models/x.gguf", "--alias", "lamp", "--port", str(port), "--sse-ping-interval", "1"]
     async with (
-        engine("llamacpp", *arguments, LOAD_SECONDS="2", STEP_SECONDS="0.02") as process,
+        engine("llamacpp", *arguments, LOAD_SECONDS="4", STEP_SECONDS="0.02") as process,
         aiohttp.ClientSession() as session,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client,
     ):

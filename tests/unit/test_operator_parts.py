@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -204,3 +205,11 @@ async def test_hosted_prices_come_from_the_catalogue_and_unknown_names_get_near_
     with pytest.raises(InvalidSpec, match="Did you mean") as refused:
         await desk.find("openai", "gpt-nonsense", field="spec.cost.compareWith[0]")
     assert (refused.value.field, refused.value.reason) == ("spec.cost.compareWith[0].model", "UnknownHostedModel")
+
+
+def test_the_operator_does_not_load_the_synchronous_client_of_kubernetes() -> None:
+    """It would take a tenth of its memory."""
+    loaded = "import flotilla.app, sys; print([m for m in ('kubernetes.dynamic', 'requests') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

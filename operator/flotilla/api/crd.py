@@ -297,14 +297,14 @@ def files() -> dict[str, str]:
     """Content of each file of crds/ by name."""
     result = {}
     for definition in DEFINITIONS:
-        text = HEADER + yaml.dump(crd(definition), sort_keys=False, width=110, Dumper=_Dumper)
+        text = HEADER + yaml.dump(crd(definition), sort_keys=False, width=110, Dumper=PlainDumper)
         if len(text) > MAX_BYTES:
             raise SchemaError(f"{definition.kind}: {len(text)} bytes are more than {MAX_BYTES}")
         result[f"{GROUP}_{definition.plural}.yaml"] = text
     return result
 
 
-class _Dumper(yaml.SafeDumper):
+class PlainDumper(yaml.SafeDumper):
     """No anchors: equal parts are written again, as other tools write them."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flotilla.config import OperatorConfig
+from flotilla.console import view
 from flotilla.control.executor import CHILD_KINDS, Executor
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import USER_KINDS, Key, owner
@@ -115,7 +116,8 @@ class ControlLoop:
             on_restart=self._on_watch_restart,
         )
         self._fleet = Fleet(self.store, self._scaler, Ledger(), clock=clock)
-        metrics.registry.register(FleetCollector(self._fleet.view))
+        self._collector = FleetCollector(self._fleet.view)
+        metrics.registry.register(self._collector)
         metrics.observe(
             depth=lambda: self.queue.depth,
             oldest_age_s=lambda: self.queue.oldest_age_s,
@@ -149,6 +151,16 @@ class ControlLoop:
         if self._prometheus is not None:
             await self._prometheus.close()
         self._metrics.leading(False)
+
+    def fleet(self) -> view.Json:
+        """What the console shows now."""
+        samples = (
+            view.Sample(sample.name, sample.labels, sample.value)
+            for family in self._collector.collect()
+            for sample in family.samples
+        )
+        models, policies = self.store.all(MODEL_DEPLOYMENT), self.store.all(ROUTING_POLICY)
+        return view.fleet(models, policies, samples, tuple(self._events.recent))
 
     def live_checks(self) -> Mapping[str, Callable[[], bool]]:
         """A false one asks the kubelet for a restart."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeployment
-from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT
+from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
 from flotilla.control.keys import Key
 from flotilla.control.sampling import Sampler
 from flotilla.domain import capacity, observed, scaling
@@ -19,7 +19,7 @@ from flotilla.domain.resolve import Resolved
 from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State
 from flotilla.domain.status import CostBasis
 from flotilla.kube.kinds import DEPLOYMENT, POD
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, replicas_managers
 from flotilla.telemetry.demand import GATEWAY_PORT, Model, WakeQuery, gateway_demand
 from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target
 from flotilla.telemetry.sources import Answers, Engine, EngineSources
@@ -127,15 +127,16 @@ class Scaler:
         )
 
     def before(self, key: Key, live: Mapping[str, Any]) -> int:
-        """The replicas to keep when nothing better is known: the status's, else the child's, else one.
+        """The replicas to keep when nothing better is known: what we wrote last, else what somebody else wrote.
 
-        The status comes first because somebody may have scaled the child by hand while nobody looked.
+        The child is written before the status, and an operator may end between the two. But a number that is not ours
+        is none to keep: somebody scaled the child by hand while nobody looked.
         """
-        recorded = (live.get("status") or {}).get("scaling", {}).get("desiredReplicas")
-        if recorded is not None:
-            return int(recorded)
         child = self._store.get(DEPLOYMENT, key.namespace, key.name)
-        return int(child["spec"].get("replicas", 1)) if child else 1
+        recorded = (live.get("status") or {}).get("scaling", {}).get("desiredReplicas")
+        if child is not None and (recorded is None or replicas_managers(child) & {MANAGER, SCALER_MANAGER}):
+            return int(child["spec"].get("replicas", 1))
+        return 1 if recorded is None else int(recorded)
 
     def forget(self, key: Key) -> None:
         """The resource is gone."""

@@ -16,6 +16,7 @@ from flotilla.errors import NotReady
 
 KUBERNETES_VERSION = "v1.36.4"
 ETCD_VERSION = "v3.6.7"
+HELM_VERSION = "v4.2.4"
 _STAMP = ".verified.json"
 
 
@@ -29,6 +30,8 @@ class Bundle:
     """Folder under `hack/`."""
     packages: Mapping[str, str]
     version_args: tuple[str, ...] = ("--version",)
+    version_variable: str = ""
+    """Go variable that is set to the version; empty: those of Kubernetes' programs."""
 
     def directory(self, environ: Mapping[str, str]) -> Path:
         """Where the cache keeps the programs."""
@@ -50,6 +53,14 @@ KUBECTL = Bundle(
     version_args=("version", "--client"),
 )
 ETCD = Bundle(name="etcd", version=ETCD_VERSION, module="etcd", packages={"etcd": "go.etcd.io/etcd/server/v3"})
+HELM = Bundle(
+    name="helm",
+    version=HELM_VERSION,
+    module="helm",
+    packages={"helm": "helm.sh/helm/v4/cmd/helm"},
+    version_args=("version",),
+    version_variable="helm.sh/helm/v4/internal/version.version",
+)
 
 Builder = Callable[[Bundle, Sequence[str]], None]
 """Builds the named programs of a bundle into its folder of the cache."""
@@ -86,6 +97,11 @@ def find_kubectl(*, environ: Mapping[str, str] = os.environ, builder: Builder | 
         if _executable(path):
             return path
     return ensure(KUBECTL, environ=environ, builder=builder)["kubectl"]
+
+
+def find_helm(*, environ: Mapping[str, str] = os.environ, builder: Builder | None = None) -> Path:
+    """helm of the cache, else built (under two minutes). Never the machine's own: what it renders is compared."""
+    return ensure(HELM, environ=environ, builder=builder)["helm"]
 
 
 def ensure(bundle: Bundle, *, environ: Mapping[str, str], builder: Builder | None = None) -> dict[str, Path]:

@@ -78,7 +78,7 @@ class Build:
         self, go: golang.Go, bundle: Bundle, names: Sequence[str], *, module: Path, output: Path, log: Path
     ) -> None:
         argv = [str(go.program), "build", "-v", "-trimpath", "-mod=readonly", "-buildvcs=false"]
-        argv += ["-ldflags", link_flags(bundle.version), "-o", f"{output}{os.sep}"]
+        argv += ["-ldflags", link_flags(bundle.version, variable=bundle.version_variable), "-o", f"{output}{os.sep}"]
         argv += [bundle.packages[name] for name in names]
         env = {**go.environment(self._environ), "CGO_ENABLED": "0", "GOWORK": "off"}
         process = Process.start("go build", argv, log=log, env=env, cwd=module)
@@ -118,11 +118,13 @@ class Build:
             yield
 
 
-def link_flags(version: str) -> str:
-    """Flags of the linker: no debug symbols, and the version that Kubernetes' programs report.
+def link_flags(version: str, *, variable: str = "") -> str:
+    """Flags of the linker: no debug symbols, and the version that Kubernetes' programs, or one `variable`, report.
 
     Without the stamp a server calls itself `v0.0.0-master+$Format:%H$`, which kubectl cannot parse.
     """
+    if variable:
+        return f"-s -w -X {variable}={version}"
     major, minor, _ = version.removeprefix("v").split(".")
     values = {
         "gitVersion": version,

@@ -10,7 +10,7 @@ def blocked(load: Workload) -> str:
     """Why replicas that are wanted already cannot be placed, as a reason of `ScalingActive`; empty where they can."""
     if "exceeded quota" in load.failure:
         return QUOTA_EXCEEDED
-    return UNSCHEDULABLE if any(_waits(load)) else ""
+    return UNSCHEDULABLE if list(_waits(load)) else ""
 
 
 def _waits(load: Workload) -> Iterable[int]:

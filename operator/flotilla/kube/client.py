@@ -14,12 +14,16 @@ from urllib.request import getproxies_environment
 
 import aiohttp
 import orjson
-from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.client.rest import RESTClientObject
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from flotilla.errors import InvalidSpec, Transient
 from flotilla.kube.kinds import Kind
+from flotilla.kube.official import (
+    ConfigException,
+    Configuration,
+    RESTClientObject,
+    load_incluster_config,
+    load_kube_config,
+)
 from flotilla.kube.protocol import APPLY, JSON, PATCHES, NotFound, ObjectList, failure, silence, url, watch_event
 
 Object = dict[str, Any]
@@ -125,7 +129,7 @@ class KubeClient:
         namespace: str | None = None,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        page_size: int = 100,
+        page_size: int = 25,
     ) -> AsyncIterator[ObjectList]:
         """A LIST page by page, so that a large one need not be in memory at once; items carry no kind.
 

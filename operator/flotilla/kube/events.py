@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 4096
 _WAITING = 1000
 _NOTE_LIMIT = 1024
+_RECENT = 50
 
 
 class EventRecorder:
@@ -27,6 +28,8 @@ class EventRecorder:
         self._instance = instance
         self._last: OrderedDict[tuple[str, str], tuple[str, str]] = OrderedDict()
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(maxsize=_WAITING)
+        self.recent: deque[Mapping[str, Any]] = deque(maxlen=_RECENT)
+        """The newest events, the oldest first."""
 
     def record(
         self,
@@ -73,6 +76,7 @@ class EventRecorder:
                 "uid": meta["uid"],
             },
         }
+        self.recent.append(event)
         try:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:

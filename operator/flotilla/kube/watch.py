@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import kopf
+import uvloop
 
 from flotilla import __version__
 from flotilla.constants import GROUP, MANAGED_BY_SELECTOR
@@ -155,7 +156,7 @@ class Watch:
 
     def _run_once(self) -> None:
         """As asyncio.run, but for a limit on the time that cancelled tasks may take: some of kopf's never end."""
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(self._operate())
@@ -289,12 +290,14 @@ class Watch:
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 310
         settings.watching.connect_timeout = 10
-        settings.watching.chunk_size = 100
+        settings.watching.chunk_size = 25
         # After an unexpected end this would kill the whole process, and us with it.
         settings.process.ultimate_exiting_timeout = None
         settings.queueing.exit_timeout = 0.5
-        # A task per object holds on to its last event for so long: 5 s, the default, is a whole fleet after a LIST.
-        settings.queueing.idle_timeout = 0.2
+        # kopf has a task per object, which holds on to its last event: 5 s by default, a whole fleet after a LIST. Few
+        # at one time and no waiting for more keeps that to some dozens; each has nothing to do but to forward.
+        settings.queueing.idle_timeout = 0.01
+        settings.queueing.worker_limit = 64
         for kind in self._kinds:
             if kind.group != GROUP:
                 selector = (kind.group, kind.version, kind.plural)

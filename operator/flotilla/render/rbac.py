@@ -53,12 +53,43 @@ def permissions() -> Iterator[tuple[Rule, str, str]]:
                 yield rule, resource, verb
 
 
-def _rules(own_namespace: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class UserRole:
+    """What people may do with Flotilla's resources, through the cluster's own roles that it is added to."""
+
+    name: str
+    aggregate_to: tuple[str, ...]
+    verbs: tuple[str, ...]
+    scale_verbs: tuple[str, ...]
+
+
+USER_ROLES: tuple[UserRole, ...] = (
+    UserRole("view", ("view", "edit", "admin"), ("get", "list", "watch"), ("get",)),
+    UserRole(
+        "edit", ("edit", "admin"), ("create", "update", "patch", "delete", "deletecollection"), ("update", "patch")
+    ),
+)
+
+
+def rules(*, own_namespace: bool = False, cluster_wide: bool = True) -> list[dict[str, Any]]:
+    """`rules` of a role: the operator's own namespace, or the namespaces whose models it runs, all of them or some."""
     return [
-        {"apiGroups": [rule.group], "resources": list(rule.resources), "verbs": list(rule.verbs)}
+        _rule(rule.group, rule.resources, rule.verbs)
         for rule in RULES
-        if rule.own_namespace is own_namespace
+        if rule.own_namespace is own_namespace and (cluster_wide or not rule.cluster_scoped)
     ]
+
+
+def user_rules(role: UserRole) -> list[dict[str, Any]]:
+    """`rules` of the role."""
+    return [
+        _rule(GROUP, ("modeldeployments", "routingpolicies"), role.verbs),
+        _rule(GROUP, ("modeldeployments/scale",), role.scale_verbs),
+    ]
+
+
+def _rule(group: str, resources: tuple[str, ...], verbs: tuple[str, ...]) -> dict[str, Any]:
+    return {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)}
 
 
 def _meta(name: str, namespace: str | None = None) -> dict[str, Any]:
@@ -67,7 +98,7 @@ def _meta(name: str, namespace: str | None = None) -> dict[str, Any]:
 
 
 def manifests(*, name: str = "flotilla-operator", namespace: str = "flotilla-system") -> list[dict[str, Any]]:
-    """ServiceAccount, ClusterRole and Role with their bindings for an operator that watches the whole cluster."""
+    """ServiceAccount, roles and bindings for an operator that watches the whole cluster, and the roles of its users."""
     rbac, subject = (
         "rbac.authorization.k8s.io",
         {"kind": "ServiceAccount", "name": name, "namespace": namespace},
@@ -85,13 +116,25 @@ def manifests(*, name: str = "flotilla-operator", namespace: str = "flotilla-sys
 
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name, namespace)},
-        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(name), "rules": _rules(False)},
+        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(name), "rules": rules()},
         binding("ClusterRoleBinding", "ClusterRole", _meta(name)),
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "Role",
             "metadata": _meta(name, namespace),
-            "rules": _rules(True),
+            "rules": rules(own_namespace=True),
         },
         binding("RoleBinding", "Role", _meta(name, namespace)),
+        *(_user_role(role) for role in USER_ROLES),
     ]
+
+
+def _user_role(role: UserRole) -> dict[str, Any]:
+    meta = _meta(f"{MANAGER}-{role.name}")
+    meta["labels"] |= {f"rbac.authorization.k8s.io/aggregate-to-{name}": "true" for name in role.aggregate_to}
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": meta,
+        "rules": user_rules(role),
+    }

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -45,8 +45,16 @@ class _Lag:
             self.seconds = time.monotonic() - before - _BEAT_S
 
 
-async def start(*, host: str, port: int, registry: CollectorRegistry, live: Checks, ready: Checks) -> HealthServer:
-    """Serve until `stop`; each check is a function that says whether a part is well."""
+async def start(
+    *,
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    live: Checks,
+    ready: Checks,
+    more: Iterable[web.RouteDef] = (),
+) -> HealthServer:
+    """Serve until `stop`; each check is a function that says whether a part is well. `more` are other GETs."""
     lag = _Lag()
 
     def respond(checks: Checks) -> web.Response:
@@ -66,7 +74,7 @@ async def start(*, host: str, port: int, registry: CollectorRegistry, live: Chec
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics), *more])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()

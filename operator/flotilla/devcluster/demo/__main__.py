@@ -190,7 +190,8 @@ def keep(stack: Stack) -> None:
     for model in stack.models():
         name = model["metadata"]["name"]
         console.print(f"  {name:<16} {stack.service_url(name)}")
-    console.print(f"  {'operator':<16} {stack.operator.url}/metrics\n")
+    console.print(f"  {'operator':<16} {stack.operator.url}/metrics")
+    console.print(f"  {'console':<16} {stack.operator.url}/console/\n")
     with suppress(KeyboardInterrupt):
         signal.pause()
 
@@ -208,7 +209,10 @@ def main() -> int:
         try:
             with console.status("Starting etcd, Kubernetes, two GPU nodes, one CPU node and the operator"):
                 stack = Stack.start(
-                    directory=Path(directory), crds=ROOT / "crds", nodes=AgentConfig(simulation=SIMULATION)
+                    directory=Path(directory),
+                    crds=ROOT / "crds",
+                    nodes=AgentConfig(simulation=SIMULATION),
+                    settings={"console": "Enabled"},
                 )
             with stack:
                 steps.say(

@@ -117,7 +117,7 @@ def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingSpec,
         panicking, panic_at = False, None
     blocked_at, blocked = state.blocked_at, state.blocked
     desired = max(kept, min(clamped, limits.ceiling(state, spec, now)))
-    if sample.blocked and desired > kept:
+    if sample.blocked and clamped > kept:
         desired, blocked_at, blocked = kept, now, sample.blocked
     state = replace(
         state,

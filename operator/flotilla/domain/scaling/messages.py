@@ -1,5 +1,6 @@
 """The sentences of `ScalingActive`."""
 
+from functools import lru_cache
 from typing import Final
 
 from flotilla.domain.scaling.reasons import (
@@ -23,6 +24,7 @@ from flotilla.domain.scaling.reasons import (
 from flotilla.domain.scaling.state import ScalingSpec
 
 
+@lru_cache(maxsize=4096)
 def message(reason: str, desired: int, spec: ScalingSpec, source: str) -> str:
     """A sentence or two that depend on nothing that moves by itself, so that writing them does not churn."""
     count = "1 replica" if desired == 1 else f"{desired} replicas"

@@ -1,0 +1,1 @@
+"""The web console: one read-only page of the operator that shows the fleet as it is now."""

@@ -1,0 +1,194 @@
+"""The autoscaler on a whole cluster: bursts, zero, a killed operator, victims, quotas, an HPA."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.support.external_metrics import METRIC, external_metric
+from tests.support.gateway_pod import gateway_pod
+from tests.support.models import Models
+
+from flotilla.devcluster.demo import load
+from flotilla.devcluster.nodeagent.nodes import local_address
+from flotilla.domain.observed import DELETION_COST
+from flotilla.errors import FlotillaError
+
+pytestmark = pytest.mark.cluster
+
+CPU = {"class": "cpu-amd64"}
+"""Room for more replicas than the cluster has GPUs."""
+
+
+def replicas(models: Models, name: str) -> int:
+    """What is written for the child."""
+    return int((models.get("Deployment", name) or {})["spec"]["replicas"])
+
+
+def staying(models: Models) -> list[dict[str, Any]]:
+    """Pods that nobody has told to go."""
+    return [pod for pod in models.list("Pod") if "deletionTimestamp" not in pod["metadata"]]
+
+
+@contextmanager
+def crowd(models: Models, name: str, clients: int) -> Iterator[load.Tally]:
+    """So many clients that each have a request under way, until the end of the block."""
+    url = models.stack.service_url(name, models.namespace)
+    assert url is not None
+    tally, over = load.Tally(), threading.Event()
+    burst = load.burst([load.Crowd(url, name, clients)], until=over.is_set, tally=tally)
+    thread = threading.Thread(target=lambda: asyncio.run(burst))
+    thread.start()
+    try:
+        yield tally
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_burst_is_met_at_once_and_a_killed_operator_loses_none_of_it(models: Models, spec: dict[str, Any]) -> None:
+    scaling = {"maxReplicas": 10, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 5}
+    models.apply("burst", {**spec, "accelerator": CPU, "scaling": scaling})
+    models.wait_ready("burst")
+    with crowd(models, "burst", 20) as tally:
+        models.wait(lambda: replicas(models, "burst") == 10, "ten replicas")
+        # Between the write of the child and that of the status, if it can be.
+        models.stack.restart_operator(kill=True)
+        seen = [replicas(models, "burst")]
+
+        def looked_again() -> bool:
+            seen.append(replicas(models, "burst"))
+            return "flotilla_queue_depth{" in models.stack.operator.metrics()
+
+        models.wait(looked_again, "the new operator to read the queues")
+        assert set(seen) == {10}
+        status = (models.get("ModelDeployment", "burst") or {})["status"]["scaling"]
+        assert (status["desiredReplicas"], status["source"]) == (10, "Pods")
+    models.wait(lambda: replicas(models, "burst") == 1, "the scale-in")
+    assert tally.failed == 0
+    models.wait(
+        lambda: "panicSince" not in (models.get("ModelDeployment", "burst") or {})["status"]["scaling"],
+        "the end of the panic",
+    )
+
+
+def test_zero_needs_somebody_who_tells_of_requests_and_they_wake_it(models: Models, spec: dict[str, Any]) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 3, "scaleDownDelaySeconds": 1, "scaleToZeroAfterSeconds": 2}
+    models.apply("sleepy", {**spec, "scaling": scaling})
+    models.wait_ready("sleepy")
+    models.wait_condition("sleepy", "ScalingActive", "False", "NoWakeSignal")
+    assert replicas(models, "sleepy") == 1
+    with gateway_pod(models, "sleepy") as gateway:
+        models.wait_condition("sleepy", "ScalingActive", "True", "ScaledToZero")
+        models.wait(lambda: not models.list("Pod")[1:], "the last replica to go")
+        assert models.condition("sleepy", "Ready")["status"] == "True"
+        shown = models.stack.operator.metrics()
+        assert f'flotilla_demand_requests{{modeldeployment="sleepy",namespace="{models.namespace}"}} 0.0' in shown
+        gateway.requests = 17
+        models.wait(lambda: replicas(models, "sleepy") == 3, "what 17 held requests need")
+        models.wait_condition("sleepy", "ModelLoaded", "True")
+        gateway.requests = 0
+        models.wait(lambda: replicas(models, "sleepy") == 0, "zero again")
+
+
+def test_a_replica_that_works_outlives_its_idle_siblings(models: Models, spec: dict[str, Any]) -> None:
+    three = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 1}
+    models.apply("picky", {**spec, "scaling": three})
+    models.wait(lambda: (models.get("Deployment", "picky") or {})["status"].get("readyReplicas") == 3, "three replicas")
+    pods = models.list("Pod")
+    nodes = [pod["spec"]["nodeName"] for pod in pods]
+    # By Kubernetes' own order this one would go first: it shares a node, and is the newest there.
+    shared = [pod for pod in pods if nodes.count(pod["spec"]["nodeName"]) == 2] or pods
+    busy = max(shared, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+    url = f"http://{local_address(busy['status']['podIP'])}:8000/v1/completions"
+    body = {"model": "picky", "prompt": "Write on.", "max_tokens": 6000, "stream": True}
+    read: list[int] = []
+
+    async def stream() -> None:
+        async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+            async for chunk in answer.content.iter_any():
+                read.append(len(chunk))
+                if over.is_set():
+                    return
+
+    over = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(stream()))
+    thread.start()
+    try:
+        models.wait(lambda: read, "the stream to begin")
+        models.wait(lambda: "flotilla_requests_running" in models.stack.operator.metrics(), "its request to be seen")
+        models.apply("picky", {**spec, "scaling": {**three, "minReplicas": 1}})
+        models.wait(lambda: replicas(models, "picky") == 1, "the scale-in")
+        models.wait(lambda: len(staying(models)) == 1, "two pods to go")
+        left = staying(models)
+        assert [pod["metadata"]["name"] for pod in left] == [busy["metadata"]["name"]]
+        assert DELETION_COST not in (left[0]["metadata"].get("annotations") or {})
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_quota_is_named_and_not_run_against(models: Models, spec: dict[str, Any]) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "gpus"},
+        "spec": {"hard": {"requests.nvidia.com/gpu": "1"}},
+    }
+    models.stack.plane.api.request("POST", f"/api/v1/namespaces/{models.namespace}/resourcequotas", quota)
+    scaling = {"maxReplicas": 6, "queueDepthPerReplica": 2, "scaleUpLimitPerMinute": 1, "scaleDownDelaySeconds": 600}
+    models.apply("poor", {**spec, "scaling": scaling})
+    models.wait_ready("poor")
+    with crowd(models, "poor", 12):
+        condition = models.wait_condition("poor", "ScalingActive", "False", "QuotaExceeded")
+        assert replicas(models, "poor") == 2
+    assert "ResourceQuota" in condition["message"]
+    assert "exceeded quota: gpus" in models.condition("poor", "Scheduled")["message"]
+
+
+def test_a_horizontal_pod_autoscaler_is_followed(models: Models, spec: dict[str, Any]) -> None:
+    """kube-controller-manager's own, which reads a metric and writes /scale."""
+    models.apply("outer", {**spec, "scaling": {"mode": "External"}, "replicas": 1})
+    models.wait_ready("outer")
+    hpa = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "outer"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "outer"},
+            "minReplicas": 1,
+            "maxReplicas": 3,
+            "metrics": [
+                {
+                    "type": "External",
+                    "external": {"metric": {"name": METRIC}, "target": {"type": "AverageValue", "averageValue": "8"}},
+                }
+            ],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+        },
+    }
+    path = f"/apis/autoscaling/v2/namespaces/{models.namespace}/horizontalpodautoscalers"
+    with external_metric(models.stack.plane, models.namespace) as metric:
+
+        def served() -> bool:
+            try:
+                metric.set(17)
+            except FlotillaError:
+                return False
+            return True
+
+        models.wait(served, "the metrics API")
+        models.stack.plane.api.request("POST", path, hpa)
+        models.wait(lambda: replicas(models, "outer") == 3, "what the HPA wrote to arrive")
+        metric.set(5)
+        models.wait(lambda: replicas(models, "outer") == 1, "fewer")
+        conditions = models.stack.plane.api.get(f"{path}/outer")["status"]["conditions"]  # type: ignore[index]
+        able = {c["type"]: c["status"] for c in conditions}
+        assert (able["AbleToScale"], able["ScalingActive"]) == ("True", "True")
+    assert models.condition("outer", "ScalingActive")["reason"] == "ExternalScaler"
+    shown = models.stack.operator.metrics()
+    for name in ("queue_depth", "requests_waiting", "requests_running", "kv_cache_usage_ratio", "desired_replicas"):
+        assert f'flotilla_{name}{{modeldeployment="outer",namespace="{models.namespace}"}}' in shown
