@@ -64,19 +64,7 @@ def deployment(
             startup_s=startup_s,
             drain_s=float(resolved.profile.drain.seconds),
         ),
-        scaling=scaling_spec(spec, stale_after_s=stale_after_s),
+        scaling=ScalingSpec.of(spec.scaling, stale_after_s=stale_after_s),
         gpus=resolved.gpus,
         gpu_usd_per_hour=Decimal(own) if own is not None else price.usd if price else None,
-    )
-
-
-def scaling_spec(spec: ModelDeploymentSpec, *, stale_after_s: float) -> ScalingSpec:
-    """`spec.scaling` as the state machine takes it."""
-    wanted = spec.scaling
-    return ScalingSpec(
-        min_replicas=wanted.min_replicas,
-        max_replicas=wanted.max_replicas,
-        queue_depth_per_replica=wanted.queue_depth_per_replica,
-        scale_down_delay_s=float(wanted.scale_down_delay_seconds),
-        stale_after_s=stale_after_s,
     )

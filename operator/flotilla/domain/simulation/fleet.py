@@ -72,6 +72,8 @@ class _Fleet:
     rows: list[Row] = field(default_factory=list)
     wanted: int = 0
     rejected: int = 0
+    refused: int = 0
+    """Of the rejected, those that an engine turned away; the others no engine could ever serve."""
     dropped: int = 0
     _events: list[tuple[float, int, int, Any]] = field(default_factory=list)
     _order: int = 0
@@ -136,6 +138,7 @@ class _Fleet:
         if home.take(asked, now_s):
             self.homes[asked] = home
         else:
+            self.refused += 1
             self.reject(asked, now_s)
 
     def reject(self, asked: Asked, now_s: float) -> None:
@@ -173,8 +176,9 @@ class _Fleet:
             waiting=sum(len(replica.batcher.waiting) for replica in ready),
             running=sum(len(replica.batcher.running) for replica in ready),
             held=len(self.held),
-            kv_usage=max((replica.batcher.kv_usage for replica in ready), default=0.0),
-            rejected=self.rejected,
+            kv_full=sum(replica.batcher.kv_usage for replica in ready),
+            served=sum(replica.served for replica in self.replicas),
+            rejected=self.refused,
         )
 
     def scale(self, wanted: int, now_s: float) -> None:
@@ -217,7 +221,7 @@ class _Fleet:
                 running=seen.running,
                 held=seen.held,
                 arrived=len(self.asked),
-                served=sum(replica.served for replica in self.replicas),
+                served=seen.served,
                 dropped=self.dropped,
                 rejected=self.rejected,
             )

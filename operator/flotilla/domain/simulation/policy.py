@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from flotilla.domain.scaling import Sample, ScalingSpec, State, decide
+from flotilla.domain.scaling import Demand, Sample, ScalingSpec, State, decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,11 @@ class Observation:
     running: int
     held: int
     """At the gateway, because no replica is ready."""
-    kv_usage: float
-    """Of the fullest ready replica, 0 to 1."""
+    kv_full: float
+    """KV caches in use at the ready replicas, in whole caches."""
+    served: int
+    """Since the start, as `rejected`."""
     rejected: int
-    """Since the start."""
 
     @property
     def active(self) -> int:
@@ -40,12 +41,13 @@ class Policy(Protocol):
 
 
 class Flotilla:
-    """`domain.scaling`, as the operator asks it."""
+    """`domain.scaling`, as the operator asks it beside a gateway, which tells what it holds."""
 
     def __init__(self, spec: ScalingSpec, *, initial: int, interval_s: float = 2.0) -> None:
         self.interval_s = interval_s
         self._spec = spec
         self._state = State.initial(initial)
+        self._served = self._rejected = 0
 
     def decide(self, seen: Observation) -> int:
         """See `Policy`."""
@@ -55,7 +57,12 @@ class Flotilla:
             answered=seen.ready,
             waiting=float(seen.waiting),
             running=float(seen.running),
+            kv_full=seen.kv_full,
+            rejected=float(seen.rejected - self._rejected),
+            served=float(seen.served - self._served),
+            demand=Demand(float(seen.active)),
         )
+        self._served, self._rejected = seen.served, seen.rejected
         decision = decide(self._state, sample, self._spec, seen.now_s)
         self._state = decision.state
         return decision.desired

@@ -1,0 +1,171 @@
+"""Four autoscalers on the shipped traces, with the same engine model, target and bounds.
+
+    uv run python -m benchmarks.scaling [--traces burst ...] [--seeds 3] [--target 8] [--startup 120] [--json FILE]
+
+For each trace: the p99 of waiting (from the arrival to a place in a batch; one who leaves after 60 s has waited 60 s),
+what was dropped, and GPU-hours, as means over the seeds. A trace is won against another policy by a lower p99 at no
+more than 1.05 times its GPU-hours, or by at least 15 % fewer GPU-hours at no worse p99.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.scaling_policies import HorizontalPodAutoscaler, Keda, KubeAI
+
+from flotilla.api import model_deployment as api
+from flotilla.domain.scaling import ScalingSpec
+from flotilla.domain.simulation import shapes
+from flotilla.domain.simulation.deployment import L4_SPEED
+from flotilla.domain.simulation.figures import figures
+from flotilla.domain.simulation.fleet import simulate
+from flotilla.domain.simulation.policy import Flotilla, Policy
+from flotilla.domain.simulation.replica import Engine
+from flotilla.domain.simulation.sequences import Limits
+
+_LEAST, _MOST = 1, 12
+_PATIENCE_S = 60.0
+_WARM: Mapping[str, int] = {"azure-conversation": 6}
+"""Replicas at the start of a trace that begins at its full load: else all that is measured is that start."""
+_SAME_WAIT = 0.03
+"""Waits that differ by a smaller share are equal."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One run."""
+
+    policy: str
+    trace: str
+    seed: int
+    target: int
+    startup_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Its figures."""
+
+    wait_p99_s: float
+    wait_p50_s: float
+    first_token_p99_s: float
+    dropped: int
+    arrived: int
+    gpu_hours: float
+    changes: int
+
+
+def _flotilla(question: Question, initial: int) -> Policy:
+    """With the defaults of the resource."""
+    wanted = api.ScalingSpec(min_replicas=_LEAST, max_replicas=_MOST, queue_depth_per_replica=question.target)
+    return Flotilla(ScalingSpec.of(wanted, stale_after_s=15.0), initial=initial)
+
+
+POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
+    "Flotilla": _flotilla,
+    "HPA": lambda q, _: HorizontalPodAutoscaler(target=q.target, least=_LEAST, most=_MOST),
+    "KEDA": lambda q, _: Keda(target=q.target, least=_LEAST, most=_MOST),
+    "KubeAI": lambda q, initial: KubeAI(
+        target=q.target, least=_LEAST, most=_MOST, before=0 if initial == _LEAST else initial * q.target
+    ),
+}
+
+
+def run(question: Question) -> Answer:
+    """One policy on one trace."""
+    initial = _WARM.get(question.trace, _LEAST)
+    engine = Engine(
+        limits=Limits(max_running=32, kv_blocks=12_500),
+        speed=L4_SPEED,
+        context_tokens=16_384,
+        startup_s=question.startup_s,
+        drain_s=45.0,
+    )
+    trace = shapes.make(question.trace, seed=question.seed)
+    policy = POLICIES[question.policy](question, initial)
+    found = figures(simulate(trace, policy, engine, initial=initial, patience_s=_PATIENCE_S))
+    return Answer(
+        wait_p99_s=found.wait_p99_s or 0.0,
+        wait_p50_s=found.wait_p50_s or 0.0,
+        first_token_p99_s=found.first_token_p99_s or 0.0,
+        dropped=found.dropped,
+        arrived=found.arrived,
+        gpu_hours=float(found.replica_hours),
+        changes=found.changes,
+    )
+
+
+def mean(answers: list[Answer]) -> Answer:
+    """Over the seeds."""
+    values = {name: sum(getattr(a, name) for a in answers) / len(answers) for name in asdict(answers[0])}
+    return Answer(**values)
+
+
+def verdict(ours: Answer, theirs: Answer) -> str:
+    """Whether the goal is met against one other policy, and which half of it."""
+    hours, waits = ours.gpu_hours / theirs.gpu_hours, ours.wait_p99_s / max(theirs.wait_p99_s, 0.001)
+    at = f"at {hours:.2f} x the GPU-hours"
+    if waits < 1 - _SAME_WAIT:
+        return f"won: shorter wait {at}" if hours <= 1.05 else f"not met: shorter wait, but {at}"
+    if waits <= 1 + _SAME_WAIT:
+        same = "the same wait"
+        if theirs.wait_p99_s > 0.99 * _PATIENCE_S:
+            same = f"dropped {_percent(ours)} against {_percent(theirs)} %"
+        return f"won: {same} {at}" if hours <= 0.85 else f"not met: {same} {at}"
+    return f"lost: longer wait {at}"
+
+
+def _percent(answer: Answer) -> str:
+    return f"{100 * answer.dropped / answer.arrived:.1f}"
+
+
+def table(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Iterator[str]:
+    """Markdown."""
+    names = ("trace", "policy", "p99 wait (s)", "p99 first token (s)", "dropped (%)", "GPU-hours", "changes")
+    yield f"| {' | '.join(names)} | Flotilla against it |"
+    yield "|---" * (len(names) + 1) + "|"
+    for trace in traces:
+        ours = answers[trace, "Flotilla"]
+        for policy in POLICIES:
+            a = answers[trace, policy]
+            against = "" if policy == "Flotilla" else verdict(ours, a)
+            yield (
+                f"| {trace} | {policy} | {a.wait_p99_s:.2f} | {a.first_token_p99_s:.2f} | "
+                f"{_percent(a)} | {a.gpu_hours:.2f} | {a.changes:.0f} | {against} |"
+            )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--traces", nargs="+", default=list(shapes.NAMES), choices=shapes.NAMES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--target", type=int, default=8)
+    parser.add_argument("--startup", type=float, default=120.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    questions = [
+        Question(policy, trace, seed, options.target, options.startup)
+        for trace in options.traces
+        for policy in POLICIES
+        for seed in range(options.seeds)
+    ]
+    with ProcessPoolExecutor() as pool:
+        found = dict(zip(questions, pool.map(run, questions), strict=True))
+    answers = {
+        (trace, policy): mean([a for q, a in found.items() if (q.trace, q.policy) == (trace, policy)])
+        for trace in options.traces
+        for policy in POLICIES
+    }
+    sys.stdout.write("\n".join(table(options.traces, answers)) + "\n")
+    if options.json:
+        rows = [{**asdict(question), **asdict(answer)} for question, answer in found.items()]
+        options.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
