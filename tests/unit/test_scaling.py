@@ -267,6 +267,12 @@ def test_at_zero_a_signal_that_is_gone_is_told() -> None:
     assert {d.desired for d in decisions} == {0}
 
 
+def test_a_restart_at_zero_says_what_it_said_until_a_gateway_tells() -> None:
+    first = decide(State.initial(0, NO_WAKE_SIGNAL), None, ZERO, 0.0)
+    told = decide(first.state, seen(2.0, 0, demand=Demand(0.0)), ZERO, 2.0)
+    assert [(d.desired, d.reason) for d in (first, told)] == [(0, NO_WAKE_SIGNAL), (0, SCALED_TO_ZERO)]
+
+
 @pytest.mark.parametrize("reason", [UNSCHEDULABLE, QUOTA_EXCEEDED])
 def test_replicas_that_find_no_place_keep_the_number_and_give_the_reason(reason: str) -> None:
     state = decide(State.initial(2), seen(0.0, 1, 100, blocked=reason), WIDE, 0.0)
