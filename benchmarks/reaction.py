@@ -102,7 +102,7 @@ async def measure(stack: Stack, runs: int) -> list[Run]:
     url = stack.service_url(NAME)
     assert url is not None
     try:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
             for number in range(runs):
                 await asyncio.sleep(random.uniform(1, 1 + INTERVAL_S))
                 start = time.monotonic()

@@ -28,6 +28,11 @@ def replicas(models: Models, name: str) -> int:
     return int((models.get("Deployment", name) or {})["spec"]["replicas"])
 
 
+def ready(models: Models, name: str) -> int:
+    """Replicas that serve."""
+    return int((models.get("Deployment", name) or {}).get("status", {}).get("readyReplicas", 0))
+
+
 def staying(models: Models) -> list[dict[str, Any]]:
     """Pods that nobody has told to go."""
     return [pod for pod in models.list("Pod") if "deletionTimestamp" not in pod["metadata"]]
@@ -97,7 +102,7 @@ def test_zero_needs_somebody_who_tells_of_requests_and_they_wake_it(models: Mode
 def test_a_replica_that_works_outlives_its_idle_siblings(models: Models, spec: dict[str, Any]) -> None:
     three = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 1}
     models.apply("picky", {**spec, "scaling": three})
-    models.wait(lambda: (models.get("Deployment", "picky") or {})["status"].get("readyReplicas") == 3, "three replicas")
+    models.wait(lambda: ready(models, "picky") == 3, "three replicas")
     pods = models.list("Pod")
     nodes = [pod["spec"]["nodeName"] for pod in pods]
     # By Kubernetes' own order this one would go first: it shares a node, and is the newest there.
@@ -147,6 +152,26 @@ def test_a_quota_is_named_and_not_run_against(models: Models, spec: dict[str, An
         assert replicas(models, "poor") == 2
     assert "ResourceQuota" in condition["message"]
     assert "exceeded quota: gpus" in models.condition("poor", "Scheduled")["message"]
+
+
+def test_idle_replicas_make_room_for_a_more_important_model(models: Models, spec: dict[str, Any]) -> None:
+    """The class does not preempt: without the scaler the idle replicas would stay for their whole delay."""
+    api, classes = models.stack.plane.api, "/apis/scheduling.k8s.io/v1/priorityclasses"
+    important = f"important-{models.namespace}"
+    kind = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": important}}
+    api.request("POST", classes, {**kind, "value": 1000, "preemptionPolicy": "Never"})
+    try:
+        two = {"class": "nvidia-l4", "count": 2}
+        held = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 3600}
+        models.apply("lavish", {**spec, "accelerator": two, "scaling": held})
+        models.wait(lambda: ready(models, "lavish") == 3, "three replicas")
+        models.apply("lavish", {**spec, "accelerator": two, "scaling": {**held, "minReplicas": 1}})
+        node = {**spec, "accelerator": {"class": "nvidia-l4", "count": 4}}
+        models.apply("urgent", {**node, "scheduling": {"priorityClassName": important}})
+        models.wait_ready("urgent")
+        assert replicas(models, "lavish") == 1
+    finally:
+        api.request("DELETE", f"{classes}/{important}")
 
 
 def test_a_horizontal_pod_autoscaler_is_followed(models: Models, spec: dict[str, Any]) -> None:

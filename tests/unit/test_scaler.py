@@ -386,6 +386,31 @@ async def test_a_resource_is_looked_at_again_only_when_its_decision_changed() ->
     assert loop.queued == [KEY]
 
 
+async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(model(minReplicas=0, maxReplicas=8, queueDepthPerReplica=2), names=())
+    asked: list[tuple[str, list[str]]] = []
+
+    async def gateways(_: object, pods: Mapping[str, Sequence[Target]]) -> dict[tuple[str, str], Demand]:
+        asked.extend((namespace, [pod.uid for pod in targets]) for namespace, targets in pods.items())
+        return {("ns", "m"): Demand(5.0), ("other", "m"): Demand(99.0)}
+
+    monkeypatch.setattr("flotilla.control.scaler.gateway_demand", gateways)
+    for name, namespace, ready, component in (
+        ("g", "ns", "True", "gateway"),
+        ("starting", "ns", "False", "gateway"),
+        ("far", "other", "True", "gateway"),
+        ("engine", "ns", "True", "engine"),
+    ):
+        obj = pod_object(name, conditions=[{"type": "Ready", "status": ready}])
+        obj["metadata"] |= {"namespace": namespace, "labels": {"app.kubernetes.io/component": component}}
+        loop.store.put(POD, obj)
+    loop.track()
+    loop.scaler.tracked[KEY].state = replace(loop.scaler.tracked[KEY].state, desired=0)
+    await loop.tick()
+    assert asked == [("ns", ["g"])]
+    assert loop.scaler.tracked[KEY].state.desired == 3
+
+
 async def test_the_status_carries_a_panic_and_the_source_over_a_restart() -> None:
     loop = Loop(model(maxReplicas=8, queueDepthPerReplica=2))
     loop.pods.says = {"a": busy(16)}

@@ -100,6 +100,20 @@ def test_a_number_that_is_no_number_is_not_believed(field: str, value: float) ->
     assert decide(State.initial(2), sample, SPEC, 0.0).desired == 2
 
 
+def test_replicas_that_do_not_answer_beside_an_overload_count_as_full() -> None:
+    partly = replace(seen(0.0, 4, 24), answered=2)
+    assert decide(State.initial(4), partly, WIDE, 0.0).desired == 5
+    calm = replace(partly, waiting=16)
+    assert decide(State.initial(4), calm, WIDE, 0.0).desired == 4
+
+
+def test_a_gap_starts_the_delay_again() -> None:
+    state = follow(State.initial(4), SPEC, [{"running": 1.0}] * 10)[-1].state
+    # 18 s were seen; after 16 s of nothing they count no more, and 30 s have to be seen.
+    decisions = follow(state, SPEC, [{"running": 1.0}] * 16, start=34.5)
+    assert [d.desired for d in decisions] == [4] * 15 + [1]
+
+
 def test_a_burst_is_met_in_one_step_and_starting_replicas_ask_for_no_more() -> None:
     state = State.initial(1)
     for now in (0.0, 2.0, 4.0, 60.0):
@@ -144,6 +158,26 @@ def test_requests_that_wait_for_long_get_a_replica_which_stays_while_the_load_do
     assert world.state.desired == 1
 
 
+def test_a_replica_that_just_came_gets_time_to_take_its_share() -> None:
+    waits = {"waiting": 6.0, "running": 4.0}
+    spec = replace(WIDE, queue_depth_per_replica=20)
+    state = follow(State.initial(1), spec, [{"ready": 1, "answered": 1, **waits}] * 6)[-1].state
+    assert state.desired == 2
+    two = {"ready": 2, "answered": 2, "waiting": 10.0, "running": 8.0}
+    assert [d.desired for d in follow(state, spec, [two] * 6, start=12.0)] == [2] * 5 + [3]
+
+
+def test_what_was_too_few_for_a_load_is_too_few_for_more_and_not_for_less() -> None:
+    loads = [8.0, 8.0, 6.0, 8.0, 8.0, 8.0]
+    state = follow(State.initial(1), SPEC, [{"waiting": load - 4, "running": 4.0} for load in loads])[-1].state
+    assert state.desired == 2
+    assert state.crowded is not None
+    assert (state.crowded.replicas, state.crowded.load) == (1, 6.0)
+    fine = decide(state, seen(12.0, 1, 0, 6), SPEC, 12.0).state
+    assert fine.crowded is None
+    assert decide(state, seen(12.0, 1, 0, 5), SPEC, 12.0).state.crowded is not None
+
+
 def test_a_few_that_wait_between_two_steps_are_no_queue() -> None:
     world = World(replace(SPEC, queue_depth_per_replica=64), slots=50)
     assert {world.tick(55.0) for _ in range(20)} == {1}
@@ -171,6 +205,11 @@ def test_a_panic_outlives_a_restart() -> None:
     assert decide(State.initial(20), seen(0.0, 20, 0, 80), spec, 0.0).desired == 10
 
 
+def test_a_panic_of_before_a_restart_lasts_a_whole_delay_again() -> None:
+    decisions = follow(State.initial(10, panicking=True), WIDE, [{"running": 80.0}] * 16, start=1000.0)
+    assert [d.state.panicking for d in decisions] == [True] * 15 + [False]
+
+
 def idle(seconds: float, demand: Demand | None = None) -> list[dict[str, Any]]:
     return [{"demand": demand}] * (int(seconds / TICK_S) + 1)
 
@@ -190,6 +229,20 @@ def test_a_request_between_two_looks_is_no_idleness() -> None:
     ticks = idle(58, Demand(0.0))
     ticks[15] = {"demand": Demand(0.0), "served": 1.0}
     assert follow(State.initial(1), ZERO, [*ticks, *idle(20, Demand(0.0))])[-1].desired == 1
+
+
+def test_idleness_that_nobody_saw_does_not_count() -> None:
+    state = follow(State.initial(1), ZERO, idle(40, Demand(0.0)))[-1].state
+    decisions = follow(state, ZERO, idle(60, Demand(0.0)), start=56.0)
+    assert [d.desired for d in decisions] == [1] * 30 + [0]
+
+
+def test_an_engine_that_was_silent_for_long_is_not_known_to_have_been_idle() -> None:
+    state = follow(State.initial(1), ZERO, idle(40, Demand(0.0)))[-1].state
+    silent = [{"answered": 0, "demand": Demand(0.0)}] * 9
+    state = follow(state, ZERO, silent, start=42.0)[-1].state
+    decisions = follow(state, ZERO, idle(60, Demand(0.0)), start=60.0)
+    assert [d.desired for d in decisions] == [1] * 30 + [0]
 
 
 def test_a_silent_gateway_keeps_the_last_replica() -> None:
@@ -212,6 +265,12 @@ def test_at_zero_a_signal_that_is_gone_is_told() -> None:
     decisions = [decide(state, seen(now, 0), ZERO, now) for now in (70.0, 90.0)]
     assert [d.reason for d in decisions] == [SCALED_TO_ZERO, NO_WAKE_SIGNAL]
     assert {d.desired for d in decisions} == {0}
+
+
+def test_a_restart_at_zero_says_what_it_said_until_a_gateway_tells() -> None:
+    first = decide(State.initial(0, NO_WAKE_SIGNAL), None, ZERO, 0.0)
+    told = decide(first.state, seen(2.0, 0, demand=Demand(0.0)), ZERO, 2.0)
+    assert [(d.desired, d.reason) for d in (first, told)] == [(0, NO_WAKE_SIGNAL), (0, SCALED_TO_ZERO)]
 
 
 @pytest.mark.parametrize("reason", [UNSCHEDULABLE, QUOTA_EXCEEDED])

@@ -50,7 +50,7 @@ class Tracked:
         return {uid: answer.waiting + answer.running for uid, answer in known}
 
     @property
-    def asks_gateways(self) -> bool:
+    def may_sleep(self) -> bool:
         """Whether it may be without a replica that could be asked."""
         return self.spec.min_replicas == 0 or self.mode == "External"
 
@@ -181,10 +181,8 @@ class Scaler:
         return await self._sources.read(engines) if engines else _NOTHING
 
     async def _demand(self) -> dict[Model, Demand]:
-        namespaces = {key.namespace for key, entry in self.tracked.items() if entry.asks_gateways}
-        if not namespaces:
-            return {}
-        if self._wake is not None:
+        namespaces = {key.namespace for key in self.tracked}
+        if self._wake is not None and any(entry.may_sleep for entry in self.tracked.values()):
             self._wake.refresh()
         gateways: dict[str, list[Target]] = {}
         for obj in self._store.all(POD):
@@ -198,7 +196,7 @@ class Scaler:
 
     def _told(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
         model = (key.namespace, key.name)
-        if model in demand or self._wake is None or not entry.asks_gateways:
+        if model in demand or self._wake is None or not entry.may_sleep:
             return demand.get(model)
         return self._wake.demand(model)
 

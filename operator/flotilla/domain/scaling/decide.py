@@ -51,6 +51,8 @@ def _believable(sample: Sample, spec: ScalingSpec, now: float) -> bool:
 def _unseen(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
     """No engine answers: only the gateways can ask for more."""
     state = _heard(state, sample, spec, now)
+    if kept == 0 and sample.demand is not None and sample.demand.complete:
+        state = replace(state, carried="")
     requests = 0.0 if sample.demand is None else sample.demand.requests
     need = needs.by_load(requests, spec)
     if need > kept:
@@ -155,8 +157,10 @@ def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSp
     reason = state.reason
     if desired > kept:
         reason = reasons.SCALED_OUT if kept else reasons.WOKEN
+    elif desired == 0:
+        reason = reasons.SCALED_TO_ZERO
     elif desired < kept:
-        reason = reasons.SCALED_IN if desired else reasons.SCALED_TO_ZERO
+        reason = reasons.SCALED_IN
     elif kept != state.desired:
         reason = reasons.BOUNDS_CHANGED
     carried = state.carried if desired == state.desired else ""
@@ -182,7 +186,6 @@ def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSp
 
 def _obstacle(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:
     """A lasting one; a single lost scrape is none, or the status would flap with it."""
-
     if state.desired == 0:
         return reasons.NO_WAKE_SIGNAL if _ago(state.demand_at, now) > spec.stale_after_s else None
     never = state.known_since is None and not state.needs
