@@ -59,6 +59,7 @@ docs: sync ## The documentation as a site, in site/.
 bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py
 	$(RUN) python benchmarks/scrape.py
+	$(RUN) python benchmarks/cost_metrics.py
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).

@@ -29,6 +29,7 @@ CLASS = {
     "resource": "nvidia.com/gpu.shared",
     "price": {"usd": "0.40", "source": "our contract", "asOf": "2026-11-01"},
 }
+PRICES = {"source": "contract", "asOf": "2026-11-20", "gpus": [{"class": "nvidia-l4", "usd": "0.62"}]}
 MONITORS: dict[str, Any] = {
     "serviceMonitor": {"enabled": True},
     "podMonitor": {"enabled": True},
@@ -49,6 +50,7 @@ CHANGES: dict[str, Any] = {
     "config": {"workers": 4},
     "engines": {"tensorflux": yaml.safe_load(ENGINE[1] if ENGINE else "")},
     "accelerators": [CLASS],
+    "priceCatalog": PRICES,
     "crds.enabled": False,
     "crds.keep": False,
     "rbac.create": False,
@@ -201,13 +203,15 @@ def test_the_operator_reads_what_the_values_say(helm: Helm, tmp_path: Path) -> N
         "log_level": "DEBUG",
         "leader_election": {"duration_s": 30, "renew_deadline_s": 20},
     }
-    asked = {"config": settings, "engines": CHANGES["engines"], "accelerators": [CLASS], "fullnameOverride": "x"}
+    files = {"engines": CHANGES["engines"], "accelerators": [CLASS], "priceCatalog": PRICES}
+    asked = {"config": settings, **files, "fullnameOverride": "x"}
     objects = helm.render(asked)
     config = load_config(kubelet_of(objects, tmp_path, "x-operator"), {}, leader_election=None)
     assert (config.workers, config.namespaces, config.compare_with, config.log_level) == (3, ("a", "b"), None, "DEBUG")
     assert (config.leader_election.duration_s, config.leader_election.retry_s) == (30, 2)
     assert (config.leader_election.namespace, config.leader_election.name) == ("flotilla-system", "x-operator")
-    catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators)
+    catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators, prices=config.price_catalog)
+    assert str(catalog.prices.gpus[0].gpu_usd_per_hour) == "0.62"
     assert "tensorflux" in catalog.profiles
     assert catalog.accelerators["nvidia-l4-half"].price is not None
 
@@ -226,8 +230,11 @@ def test_a_changed_setting_or_file_restarts_the_operator(helm: Helm) -> None:
         return str(annotations["flotilla.dev/config-hash"])
 
     marks = [mark(asked) for asked in ({}, {"config": {"workers": 3}}, {"accelerators": [CLASS]}, {"replicas": 5})]
-    assert len(set(marks)) == 3
+    marks.append(mark({"priceCatalog": {**PRICES, "source": "another"}}))
+    marks.append(mark({"priceCatalog": PRICES}))
+    assert len(set(marks)) == 4
     assert marks[3] == marks[0]
+    assert marks[4] == marks[5], "the operator reads new prices by itself"
 
 
 def test_every_path_setting_is_decided_by_the_chart() -> None:

@@ -1,7 +1,9 @@
 """`flotilla advise`: the 100k-tasks-a-day table, the decisions, and what is refused."""
 
 import json
+import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flotilla.cli import app
+from flotilla.domain import price_catalog
 from flotilla.domain.advice import Machine, Terms, Workload, advise, tasks_per_second
 from flotilla.domain.prices import HostedPrice, Tiers
 
@@ -192,3 +195,32 @@ def test_the_decision_is_the_cheapest_that_is_allowed_and_breaks_no_need(
         if option.kind == "self-hosted small" and option.replicas is not None and speed is not None:
             assert option.usd_per_day == 24 * usd * option.replicas
             assert option.replicas * Terms().replica_tasks(Machine("gpu", usd, "t", speed)) >= tasks
+
+
+GUIDE = (Path(__file__).parents[2] / "docs/guides/cost.md").read_text()
+
+
+def test_the_guides_table_is_what_the_command_says() -> None:
+    shape, checked = "", 0
+    for line in GUIDE.splitlines():
+        found = re.match(r"\|\s*(\d+/\d+)?\s*\| (\S+) \(([\d.]+)\) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", line)
+        if found is None:
+            continue
+        shape = found[1] or shape
+        tokens_in, tokens_out = shape.split("/")
+        provider = "anthropic" if found[2].startswith("claude") else "openai"
+        asked = ("--input-tokens", tokens_in, "--output-tokens", tokens_out, "--small", f"{provider}/{found[2]}")
+        rows = [
+            row for row in answer("-n", "1", *asked, *LIST_PRICE)["breakEven"] if row["comparator"].endswith(found[2])
+        ]
+        assert [int(row["tasksPerDay"]) for row in rows] == [int(cell.replace(",", "")) for cell in found.groups()[3:]]
+        assert D(rows[0]["usdPerThousandTasks"]) == D(found[3])
+        checked += 1
+    assert checked == 8
+
+
+def test_the_guides_catalogue_is_one() -> None:
+    block = next(b for b in re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL) if b.startswith("source:"))
+    catalog = price_catalog.parse("the guide", block)
+    assert len(catalog.gpus) == 4
+    assert catalog.find_hosted("acme", "acme-8b") is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.prometheus import running_prometheus, serving
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
@@ -24,7 +25,7 @@ from flotilla.kube.store import Store
 from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 from flotilla.telemetry.opencost import gpu_prices
 from flotilla.telemetry.price_desk import PriceDesk
-from flotilla.telemetry.prometheus import Series
+from flotilla.telemetry.prometheus import PrometheusClient
 
 D = Decimal
 GOOD = 'source: contract\nasOf: 2026-11-20\ngpus: [{class: nvidia-l4, usd: "%s"}]\n'
@@ -135,18 +136,27 @@ async def test_an_operator_that_may_not_see_nodes_stops_asking() -> None:
     assert (client.lists, book.node("a"), seen.changes) == (2, None, 0)
 
 
-class Prometheus:
-    def __init__(self, *values: tuple[str, float | None]) -> None:
-        self.values = values
+OPENCOST = """
+node_total_hourly_cost{node="p5",instance_type="p5.48xlarge"} 55.04
+node_gpu_hourly_cost{node="p5",instance_type="p5.48xlarge"} 2.339855
+node_gpu_count{node="p5",instance_type="p5.48xlarge"} 8
+node_total_hourly_cost{node="cpu"} 0.2
+node_gpu_count{node="cpu"} 0
+node_total_hourly_cost{node="free"} 0
+node_gpu_count{node="free"} 4
+node_total_hourly_cost{node="odd"} NaN
+node_gpu_count{node="odd"} 1
+"""
 
-    async def query(self, promql: str) -> tuple[Series, ...]:
-        assert "node_total_hourly_cost" in promql
-        return tuple(Series({"node": name} if name else {}, value, 0.0) for name, value in self.values)
 
-
-async def test_opencosts_zero_and_nan_are_missing_prices() -> None:
-    answer = Prometheus(("a", 6.88), ("b", 0.0), ("c", None), ("", 1.0))
-    assert await gpu_prices(answer) == {"a": D("6.88")}  # type: ignore[arg-type]
+async def test_a_gpu_costs_its_part_of_the_node_by_opencost_and_zero_and_nan_are_missing_prices(tmp_path: Path) -> None:
+    with serving(OPENCOST) as page, running_prometheus(tmp_path, pages=[page]) as running:
+        running.until("count(node_gpu_count) == 4")
+        client = PrometheusClient(running.url)
+        try:
+            assert await gpu_prices(client) == {"p5": D("6.88")}
+        finally:
+            await client.close()
 
 
 async def test_opencost_is_asked_at_its_interval_and_its_last_prices_stay_when_it_fails() -> None:

@@ -52,6 +52,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $election := mergeOverwrite (dict "name" (include "flotilla.operator" .)) (deepCopy (.Values.config.leader_election | default dict)) (dict "namespace" .Release.Namespace) -}}
 {{- $files := dict -}}
 {{- if .Values.engines }}{{ $_ := set $files "engines" "/etc/flotilla/engines" }}{{ end -}}
+{{- if .Values.priceCatalog }}{{ $_ := set $files "price_catalog" "/etc/flotilla/prices.yaml" }}{{ end -}}
 {{- if .Values.accelerators }}{{ $_ := set $files "accelerators" "/etc/flotilla/accelerators.yaml" }}{{ end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $files (dict "leader_election" $election "listen_port" 8080) | toYaml -}}
 {{- end -}}

@@ -11,6 +11,7 @@ from typing import Any
 
 from flotilla.config import OperatorConfig
 from flotilla.console import view
+from flotilla.control.draining import Draining
 from flotilla.control.executor import CHILD_KINDS, Executor
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import USER_KINDS, Key, owner
@@ -134,7 +135,15 @@ class ControlLoop:
             interval_s=config.ledger_interval_s,
             clock=clock,
         )
-        self._fleet = Fleet(self.store, self._scaler, ledger, self._prices, clock=lambda: begin + clock())
+        self._draining = Draining(self.store, self._scaler, self._scraper, interval_s=config.scaling_interval_s)
+        self._fleet = Fleet(
+            self.store,
+            self._scaler,
+            ledger,
+            self._prices,
+            clock=lambda: begin + clock(),
+            draining=lambda: self._draining.answers,
+        )
         self._collector = FleetCollector(self._fleet)
         metrics.registry.register(self._collector)
         metrics.observe(
@@ -162,6 +171,7 @@ class ControlLoop:
             group.create_task(self._scaler.run(after=self._fleet.account), name="scaler")
             group.create_task(self._resync.run(), name="resync")
             group.create_task(self._events.run(), name="events")
+            group.create_task(self._draining.run(), name="draining")
             group.create_task(self._prices.run(), name="prices")
             group.create_task(self._ledger_store.run(), name="ledger")
             self.synced.set()

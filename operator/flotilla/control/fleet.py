@@ -23,14 +23,22 @@ class Fleet:
     """Charges pods and describes deployments; both read the scaler's table."""
 
     def __init__(
-        self, store: Store, scaler: Scaler, ledger: Ledger, book: PriceBook, *, clock: Callable[[], float]
+        self,
+        store: Store,
+        scaler: Scaler,
+        ledger: Ledger,
+        book: PriceBook,
+        *,
+        clock: Callable[[], float],
+        draining: Callable[[], Mapping[str, EngineSample | ScrapeError]] = dict,
     ) -> None:
-        """`clock` gives Unix seconds and never steps back."""
+        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going."""
         self._store = store
         self._scaler = scaler
         self._ledger = ledger
         self._book = book
         self._clock = clock
+        self._draining = draining
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 
@@ -64,7 +72,7 @@ class Fleet:
             self.unpriced["usage_missing"] += 1
 
     def _pod(self, entry: Tracked, basis: CostBasis, pod: observed.Pod) -> PodObservation:
-        answer = entry.answers.get(pod.uid)
+        answer = entry.answers.get(pod.uid) or self._draining().get(pod.uid)
         node = self._book.node(pod.node)
         rate = basis.rate(node, self._book.sources)
         units = pod_units(basis.accelerator, entry.resolved.gpus, node)
