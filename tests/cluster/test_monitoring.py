@@ -17,6 +17,7 @@ from tests.unit.test_monitoring import BOARDS, filled
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.demo.report import samples, value
 from flotilla.render.monitoring import monitors
+from flotilla.render.monitoring.rules import plain
 
 pytestmark = pytest.mark.cluster
 
@@ -30,7 +31,7 @@ def rules(folder: Path) -> list[Path]:
     found = []
     for name, groups in monitoring.rule_files().items():
         file = folder / name
-        content = monitoring.plain(groups)
+        content = plain(groups)
         for group in content["groups"]:
             group.pop("interval", None)
         file.write_text(yaml.safe_dump(content))
