@@ -12,6 +12,7 @@ from hack import monitoring
 from prometheus_client import CollectorRegistry
 from tests.support.prometheus import Prometheus, running_prometheus
 from tests.support.promql import metric_names
+from tests.support.scraping import of_pods
 from tests.unit.test_cost_metrics import Fleet
 
 from flotilla.devcluster import debian
@@ -192,6 +193,19 @@ def test_config_maps_hold_the_dashboards_for_the_sidecar() -> None:
         ((name, text),) = m["data"].items()
         assert text == (ROOT / monitoring.FOLDER / "dashboards" / name).read_text()
         assert name == f"{board.uid}.json"
+
+
+def test_the_guide_scrapes_by_hand_as_the_pod_monitors_do(tmp_path: Path) -> None:
+    text = (ROOT / "docs/guides/monitoring.md").read_text()
+    by_hand = yaml.safe_load(re.findall(r"```yaml\n(scrape_configs:.*?)```", text, re.DOTALL)[0])["scrape_configs"]
+    made = {job["job_name"]: job for job in (of_pods(monitor, tmp_path) for monitor in monitors.manifests())}
+    for job in by_hand:
+        theirs = made[job["job_name"]]
+        assert job.get("honor_labels", False) == theirs["honor_labels"]
+        for rule in job["relabel_configs"]:
+            assert rule in theirs["relabel_configs"], rule
+        kept = [rule for rule in theirs["relabel_configs"] if rule.get("action") == "keep"]
+        assert all(rule in job["relabel_configs"] for rule in kept)
 
 
 def test_pod_monitors_find_the_pods_that_are_rendered() -> None:

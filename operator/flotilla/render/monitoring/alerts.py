@@ -166,7 +166,18 @@ def _burn(name: str, *, factor: float, long: str, short: str, after: str, severi
 
 
 def _gateway() -> tuple[Alert, ...]:
+    requests = "flotilla_gateway_requests_total"
     return (
+        Alert(
+            "FlotillaGatewayErrors",
+            f'sum by (namespace, policy) (rate({requests}{{outcome="failed"}}[10m]))\n'
+            f"/\n(sum by (namespace, policy) (rate({requests}[10m])) > 0) > 0.05",
+            "10m",
+            "critical",
+            "A gateway answers many requests with an error.",
+            "{{ $value | humanizePercentage }} of the requests of the policy {{ $labels.namespace }}/"
+            "{{ $labels.policy }} failed, after all retries and fallbacks.",
+        ),
         Alert(
             "FlotillaFallbackRateHigh",
             "policy:flotilla_gateway_fallbacks:ratio_rate1h > 0.1",

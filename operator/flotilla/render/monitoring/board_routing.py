@@ -129,15 +129,15 @@ def _money() -> Row:
         "Money",
         (
             Panel(
-                "Cost by target",
-                "US dollars of the last hour.",
+                "Hosted cost by target",
+                "What hosted targets charged in the last hour, in US dollars. Own models are on Flotilla / Fleet.",
                 "currencyUSD",
                 (Query(f"policy_target:flotilla_gateway_cost_usd:increase1h{{{_IN}}}", f"{_POLICY} {{{{target}}}}"),),
                 stacked=True,
             ),
             Panel(
                 "What one model for all would have cost",
-                "US dollars of the last hour, had the comparator answered every request.",
+                "US dollars of the last hour, had this hosted target answered every request.",
                 "currencyUSD",
                 (
                     Query(

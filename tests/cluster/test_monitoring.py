@@ -1,0 +1,153 @@
+"""A real Prometheus beside the cluster: every panel has data, and its sums are the ledger's."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack import monitoring
+from tests.support.models import Models
+from tests.support.prometheus import Prometheus, running_prometheus
+from tests.support.scraping import Discovery, of_pods, of_process, point
+from tests.unit.test_monitoring import BOARDS, filled
+
+from flotilla.devcluster.demo import load
+from flotilla.devcluster.demo.report import samples, value
+from flotilla.render.monitoring import monitors
+from flotilla.render.monitoring.rules import plain
+
+pytestmark = pytest.mark.cluster
+
+SCRAPE_S = 0.5
+BURST_S = 8.0
+HOSTED = [{"provider": "openai", "model": "gpt-5-mini"}, {"provider": "anthropic", "model": "claude-haiku-4-5"}]
+
+
+def rules(folder: Path) -> list[Path]:
+    """The rules as shipped, but evaluated with each scrape."""
+    found = []
+    for name, groups in monitoring.rule_files().items():
+        file = folder / name
+        content = plain(groups)
+        for group in content["groups"]:
+            group.pop("interval", None)
+        file.write_text(yaml.safe_dump(content))
+        found.append(file)
+    return found
+
+
+class Watched:
+    """The operator's address changes with each start, and Prometheus must follow."""
+
+    def __init__(self, models: Models, prometheus: Prometheus, targets: Path) -> None:
+        self.models, self.prometheus, self._targets = models, prometheus, targets
+        self._starts = 0
+        self.follow()
+
+    def follow(self) -> None:
+        self._starts += 1
+        address = self.models.stack.operator.url.removeprefix("http://")
+        point(self._targets, address, namespace="flotilla-system", pod=f"flotilla-operator-{self._starts}")
+
+    def ask(self, query: str) -> float | None:
+        """The only value of a query; None without one."""
+        found = self.prometheus.ask(query)
+        return float(found[0]["value"][1]) if found else None
+
+    def wait(self, query: str) -> float:
+        self.models.wait(lambda: self.ask(query) is not None, f"a value of {query}")
+        return self.ask(query) or 0.0
+
+
+@pytest.fixture
+def watched(models: Models, tmp_path: Path) -> Iterator[Watched]:
+    engines, _, operator = monitors.manifests()
+    pods, process = tmp_path / "pods.json", tmp_path / "operator.json"
+    jobs = [of_pods(engines, pods), of_process(operator, process)]
+    discovery = Discovery(pods, lambda: models.list("Pod"))
+    try:
+        with running_prometheus(tmp_path, scrape_configs=jobs, rules=rules(tmp_path), interval_s=SCRAPE_S) as running:
+            yield Watched(models, running, process)
+    finally:
+        discovery.stop()
+
+
+def busy(models: Models, name: str, tally: load.Tally, *, until_replicas: int) -> None:
+    """Clients for some seconds, and until so many replicas are ready."""
+    url = models.stack.service_url(name, models.namespace)
+    assert url is not None
+    least, latest, ready = time.monotonic() + BURST_S, time.monotonic() + 60, 0
+
+    def enough() -> bool:
+        nonlocal ready
+        ready = max(ready, (models.get("ModelDeployment", name) or {})["status"]["readyReplicas"])
+        return (ready >= until_replicas and time.monotonic() > least) or time.monotonic() > latest
+
+    asyncio.run(load.burst([load.Crowd(url, name, 12)], until=enough, tally=tally))
+
+
+def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(watched: Watched, spec: dict[str, Any]) -> None:
+    models, ns = watched.models, f'namespace="{watched.models.namespace}"'
+    scaling = {"maxReplicas": 3, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 2}
+    cost = {"compareWith": HOSTED, "monthlyBudgetUsd": "100", "maxTokensPerSecond": 4000}
+    models.apply("seen", {**spec, "scaling": scaling, "cost": cost})
+    models.patch("ModelDeployment", "seen", {"metadata": {"labels": {"flotilla.dev/team": "support"}}})
+    models.wait_ready("seen")
+    watched.wait(f'vllm:generation_tokens_total{{{ns}, modeldeployment="seen"}}')
+    spent = f"flotilla_deployment_cost_usd_total{{{ns}}}"
+    begun = time.time()
+    before = watched.wait(f"sum({spent})")
+    tally = load.Tally()
+    busy(models, "seen", tally, until_replicas=3)
+    models.stack.restart_operator(kill=True)
+    watched.follow()
+    busy(models, "seen", tally, until_replicas=3)
+    _assert_panels_have_data(watched)
+    models.wait(lambda: (models.get("Deployment", "seen") or {})["spec"]["replicas"] == 1, "the scale-in")
+    models.wait(lambda: watched.ask(f"count(up{{{ns}}} == 1)") == 1, "the pods to be gone from discovery")
+    _assert_tokens_agree(watched, tally, ns)
+    seconds = time.time() - begun
+    after = watched.wait(f"sum({spent})")
+    # Nobody tells the rate between two operators; it is the last one's until the next one speaks.
+    rate = f"max(last_over_time(flotilla_deployment_cost_usd_per_hour{{{ns}}}[15s]))"
+    steps = f"avg_over_time({rate}[{round(1000 * seconds)}ms:{round(1000 * SCRAPE_S)}ms])"
+    integral = watched.wait(steps) * seconds / 3600
+    assert after - before == pytest.approx(integral, rel=0.01)
+
+
+def _assert_tokens_agree(watched: Watched, tally: load.Tally, ns: str) -> None:
+    """What clients were told, what the engines counted and Prometheus added up, and what the ledger has."""
+    assert tally.failed == 0
+    engines = watched.ask(f"sum(max_over_time(vllm:generation_tokens_total{{{ns}}}[10m]))")
+    ledger = value(
+        samples(watched.models.stack.operator.metrics()),
+        "flotilla_deployment_tokens_total",
+        token_type="output",
+        namespace=watched.models.namespace,
+    )
+    assert engines == pytest.approx(tally.output_tokens, rel=0.01)
+    assert float(ledger or 0) == pytest.approx(tally.output_tokens, rel=0.01)
+
+
+def _assert_panels_have_data(watched: Watched) -> None:
+    """All but the routing page, which needs a gateway."""
+    queries = {
+        f"{board.title}, {panel.title}: {query.legend}": filled(query.expr)
+        for board in BOARDS
+        if board.uid != "flotilla-routing"
+        for panel in board.panels()
+        for query in panel.queries
+    }
+    empty: list[str] = []
+
+    def none_is_empty() -> bool:
+        empty[:] = [name for name, query in queries.items() if not watched.prometheus.ask(query)]
+        return not empty
+
+    try:
+        watched.models.wait(none_is_empty, "data in every panel", timeout_s=20)
+    except AssertionError as error:
+        raise AssertionError(f"no data: {empty}") from error
