@@ -25,6 +25,8 @@ def files(root: Path) -> dict[Path, str]:
     return {
         **{CHART / "templates" / f"crd-{name}": template for name, template in _crds().items()},
         CHART / "files/rbac.yaml": f"# {NOTICE} From operator/flotilla/render/rbac.py.\n" + _dump(_roles()),
+        CHART / "files/settings.yaml": f"# {NOTICE} Every setting of OperatorConfig.\n"
+        + _dump(sorted(OperatorConfig.model_fields)),
         CHART / "values.schema.json": json.dumps(_schema(described), indent=2) + "\n",
         CHART / "README.md": _readme(described),
         **_monitoring(),
@@ -44,10 +46,14 @@ def _crds() -> dict[str, str]:
 
 
 def _roles() -> dict[str, Any]:
+    known = {"flotilla-operator", *(f"flotilla-{role.name}" for role in rbac.USER_ROLES)}
+    others = [obj for obj in rbac.manifests() if obj["kind"] == "ClusterRole" and obj["metadata"]["name"] not in known]
     return {
         "cluster": rbac.rules(),
         "namespace": rbac.rules(cluster_wide=False),
         "own": rbac.rules(own_namespace=True),
+        # Of names that the operator itself refers to.
+        "others": [{"name": obj["metadata"]["name"], "rules": obj["rules"]} for obj in others],
         "users": [
             {"name": role.name, "aggregateTo": list(role.aggregate_to), "rules": rbac.user_rules(role)}
             for role in rbac.USER_ROLES

@@ -251,6 +251,22 @@ def test_a_file_that_a_setting_names_can_be_mounted(helm: Helm) -> None:
     assert config["prometheus_ca_file"] == "/etc/ca/ca.crt"
 
 
+def test_gateways_run_the_operators_image_once_there_are_gateways(helm: Helm, tmp_path: Path) -> None:
+    copy = tmp_path / "flotilla"
+    shutil.copytree(manifests.CHART, copy)
+    (copy / "files/settings.yaml").write_text("[gateway_image, workers]\n")
+    (copy / "values.schema.json").unlink()
+    image = {"repository": "registry.example.com/flotilla", "tag": "1"}
+
+    def gateway_image(values: dict[str, Any]) -> str | None:
+        config = find(helm.render(values, chart=copy), "ConfigMap")["data"]["config.yaml"]
+        name: str | None = yaml.safe_load(config).get("gateway_image")
+        return name
+
+    assert gateway_image({"image": image}) == "registry.example.com/flotilla:1"
+    assert gateway_image({"image": image, "config": {"gateway_image": "mine:2"}}) == "mine:2"
+
+
 def test_the_crds_are_those_of_the_package(helm: Helm) -> None:
     wanted = [crd.crd(definition) for definition in crd.DEFINITIONS]
     for keep, annotation in ((True, {"helm.sh/resource-policy": "keep"}), (False, {})):

@@ -20,6 +20,7 @@ def test_the_verbs_show_a_fleet_and_what_is_wrong_with_it(models: Models, spec: 
     here = ("--namespace", models.namespace)
     models.apply("good", spec)
     models.wait_ready("good")
+    models.wait(lambda: (models.get("ModelDeployment", "good") or {})["status"]["readyReplicas"] == 1, "the replica")
     result = invoke("status", *here, "--json")
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["models"]

@@ -1,16 +1,20 @@
 """`flotilla doctor`: each thing that a cluster may lack is found and comes with what helps."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.unit.test_cli_fleet import MODEL, POLICY
 
 from flotilla.api import crd
-from flotilla.cli.doctor import as_json, healthy
+from flotilla.cli.doctor import as_json, facts, healthy
 from flotilla.cli.doctor_checks import Check, Facts, Result, examine
 from flotilla.domain.accelerators import load_accelerators
+from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import Kind
+from flotilla.kube.protocol import ObjectList
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 CRDS = {definition["metadata"]["name"]: definition for definition in map(crd.crd, crd.DEFINITIONS)}
@@ -126,3 +130,34 @@ def test_what_one_may_not_see_is_unknown_and_fails_nothing() -> None:
 
 def test_an_operator_outside_of_the_cluster_is_seen_by_its_lease() -> None:
     assert "outside of the cluster" in found(operators=[])["Operator"].message
+
+
+class Cluster:
+    """Answers as an apiserver that lets the operator do everything in the namespaces `team-a` and its own."""
+
+    def __init__(self, settings: str) -> None:
+        self.settings = settings
+
+    async def pages(self, kind: Kind, **_: Any) -> AsyncIterator[ObjectList]:
+        volume = {"name": "config", "configMap": {"name": "settings"}}
+        pod = {"serviceAccountName": "flotilla-operator", "volumes": [volume]}
+        yield ObjectList([{**OPERATOR, "spec": {"template": {"spec": pod}}}], "1")
+
+    async def list(self, kind: Kind, **_: Any) -> ObjectList:
+        return ObjectList([], "1")
+
+    async def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> dict[str, Any] | None:
+        return {"data": {"config.yaml": self.settings}} if kind.plural == "configmaps" else None
+
+    async def create(self, kind: Kind, obj: dict[str, Any]) -> dict[str, Any]:
+        asked = obj["spec"]["resourceAttributes"]
+        return {"status": {"allowed": asked["namespace"] in ("team-a", "flotilla-system")}}
+
+
+async def test_an_operator_of_some_namespaces_is_asked_for_its_rights_there() -> None:
+    seen = await facts(cast("KubeClient", Cluster("namespaces: [team-a]")), "flotilla-system")
+    assert seen.missing_rights == []
+    seen = await facts(cast("KubeClient", Cluster("namespaces: [team-a, team-b]")), "flotilla-system")
+    assert "cannot patch deployments in team-b" in (seen.missing_rights or ())
+    seen = await facts(cast("KubeClient", Cluster("")), "flotilla-system")
+    assert "cannot list nodes" in (seen.missing_rights or ())

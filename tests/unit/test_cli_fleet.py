@@ -194,3 +194,24 @@ def test_the_command_starts_without_what_its_verbs_need() -> None:
     code = f"import flotilla.cli, sys; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_watching_shows_the_fleet_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("{}")
+    looks: list[int] = []
+
+    def interrupted(_: float) -> None:
+        if len(looks) > 2:
+            raise KeyboardInterrupt
+
+    def ask(*_: object) -> status.Fleet:
+        looks.append(1)
+        return status.Fleet([MODEL], [])
+
+    monkeypatch.setattr(reach, "ask", ask)
+    monkeypatch.setattr("flotilla.cli.verbs.time.sleep", interrupted)
+    result = CliRunner().invoke(app, ["status", "--watch", "--kubeconfig", str(config)])
+    assert result.exit_code == 0
+    assert len(looks) == 3
+    assert "nvidia-l4" in result.stdout

@@ -54,5 +54,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if .Values.engines }}{{ $_ := set $files "engines" "/etc/flotilla/engines" }}{{ end -}}
 {{- if .Values.priceCatalog }}{{ $_ := set $files "price_catalog" "/etc/flotilla/prices.yaml" }}{{ end -}}
 {{- if .Values.accelerators }}{{ $_ := set $files "accelerators" "/etc/flotilla/accelerators.yaml" }}{{ end -}}
+{{- $known := .Files.Get "files/settings.yaml" | fromYamlArray -}}
+{{- if and (has "gateway_image" $known) (not .Values.config.gateway_image) }}{{ $_ := set $files "gateway_image" (include "flotilla.image" .) }}{{ end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $files (dict "leader_election" $election "listen_port" 8080) | toYaml -}}
 {{- end -}}

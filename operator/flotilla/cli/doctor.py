@@ -1,10 +1,11 @@
 """`flotilla doctor`: look at a cluster, say what is missing and what helps."""
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ Answer = TypeVar("Answer")
 _CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 _STORAGE_CLASS = Kind("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False)
 _ACCESS = Kind("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
+_CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 _POD_MONITORS = "podmonitors.monitoring.coreos.com"
 _OPERATOR = "flotilla-operator"
 _COLOURS = {Result.OK: "green", Result.WARN: "yellow", Result.FAIL: "red", Result.UNKNOWN: "dim"}
@@ -36,6 +38,7 @@ async def facts(client: KubeClient, operator_namespace: str) -> Facts:
     namespace = where["metadata"]["namespace"] if where else operator_namespace
     name = where["metadata"]["name"] if where else _OPERATOR
     account = where["spec"]["template"]["spec"].get("serviceAccountName", "default") if where else _OPERATOR
+    watched = await _allowed(lambda: _watched(client, where)) or []
     monitors = await _allowed(lambda: client.get(_CRD, _POD_MONITORS))
     crds_seen = await _allowed(lambda: _live(client, wanted))
     return Facts(
@@ -44,7 +47,7 @@ async def facts(client: KubeClient, operator_namespace: str) -> Facts:
         operators=operators,
         lease=await _allowed(lambda: client.get(LEASE, name, namespace=namespace)),
         now=datetime.now(UTC),
-        missing_rights=await _allowed(lambda: _missing(client, namespace, account)),
+        missing_rights=await _allowed(lambda: _missing(client, namespace, account, watched)),
         nodes=await _allowed(lambda: _items(client, NODE)),
         storage_classes=await _allowed(lambda: _items(client, _STORAGE_CLASS)),
         pod_monitors=None if crds_seen is None else monitors is not None,
@@ -78,26 +81,38 @@ async def _operators(client: KubeClient) -> list[Object]:
     return [obj async for page in client.pages(DEPLOYMENT, label_selector=selector) for obj in page.items]
 
 
-async def _missing(client: KubeClient, namespace: str, account: str) -> list[str]:
-    """What the ServiceAccount lacks of the table, in the whole cluster or, for its own rows, in its namespace."""
+async def _watched(client: KubeClient, operator: Object | None) -> list[str]:
+    """The namespaces that the operator's settings name; empty for the whole cluster."""
+    volumes = operator["spec"]["template"]["spec"].get("volumes") or () if operator else ()
+    name = next((volume["configMap"]["name"] for volume in volumes if "configMap" in volume), None)
+    if operator is None or name is None:
+        return []
+    found = await client.get(_CONFIG_MAP, name, namespace=operator["metadata"]["namespace"]) or {}
+    settings = yaml.safe_load((found.get("data") or {}).get("config.yaml") or "") or {}
+    return list(settings.get("namespaces") or ())
+
+
+async def _missing(client: KubeClient, namespace: str, account: str, watched: Sequence[str]) -> list[str]:
+    """What the ServiceAccount lacks of the table, where it needs it."""
     user = f"system:serviceaccount:{namespace}:{account}"
     lacking = []
     for rule, resource, verb in permissions():
-        plural, _, subresource = resource.partition("/")
-        attributes = {"group": rule.group, "resource": plural, "verb": verb}
-        if subresource:
-            attributes["subresource"] = subresource
-        if rule.own_namespace:
-            attributes["namespace"] = namespace
-        review = {
-            "apiVersion": _ACCESS.api_version,
-            "kind": _ACCESS.kind,
-            "metadata": {},
-            "spec": {"user": user, "resourceAttributes": attributes},
-        }
-        answer = await client.create(_ACCESS, review)
-        if not answer["status"].get("allowed"):
-            lacking.append(f"cannot {verb} {resource}")
+        if rule.cluster_scoped and watched:
+            continue
+        for where in (namespace,) if rule.own_namespace else watched or ("",):
+            plural, _, subresource = resource.partition("/")
+            attributes = {"group": rule.group, "resource": plural, "verb": verb, "namespace": where}
+            if subresource:
+                attributes["subresource"] = subresource
+            review = {
+                "apiVersion": _ACCESS.api_version,
+                "kind": _ACCESS.kind,
+                "metadata": {},
+                "spec": {"user": user, "resourceAttributes": attributes},
+            }
+            answer = await client.create(_ACCESS, review)
+            if not answer["status"].get("allowed"):
+                lacking.append(f"cannot {verb} {resource}" + (f" in {where}" if where else ""))
     return lacking
 
 
