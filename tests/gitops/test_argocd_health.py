@@ -12,7 +12,7 @@ from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.conditions import set_condition
 from flotilla.domain import observed, status
-from flotilla.domain.policy_status import GatewayView, judge
+from flotilla.domain.policy_status import GatewayView, Report, judge
 from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scheduled, spec_valid, summary
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import Finding, Problem
@@ -135,8 +135,8 @@ def states() -> Iterator[tuple[str, ...]]:
 
 
 GATEWAYS = {
-    "serving": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": "new"}),
-    "behind": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": "old"}),
+    "serving": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": Report("new")}),
+    "behind": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": Report("old")}),
     "starting": GatewayView("new", (observed.pod(PODS["loading"]),)),
     "crashing": GatewayView("new", (observed.pod(PODS["crashing"]),)),
     "absent": GatewayView("new"),
