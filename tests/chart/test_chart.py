@@ -14,6 +14,7 @@ from tests.support.helm import Helm, Object
 from flotilla.api import crd
 from flotilla.app import load_config
 from flotilla.config import OperatorConfig
+from flotilla.constants import GATEWAY
 from flotilla.domain.resolve import load_catalog
 from flotilla.render import rbac
 
@@ -55,6 +56,7 @@ CHANGES: dict[str, Any] = {
     "crds.keep": False,
     "rbac.create": False,
     "rbac.aggregate": False,
+    "rbac.gatewayRole": False,
     "serviceAccount.create": False,
     "serviceAccount.name": "mine",
     "serviceAccount.annotations": {"a": "b"},
@@ -287,7 +289,8 @@ def test_the_roles_are_those_of_the_table(helm: Helm) -> None:
 
 def test_an_operator_of_some_namespaces_gets_no_cluster_wide_right(helm: Helm) -> None:
     objects = helm.render({"config": {"namespaces": ["a", "flotilla-system"]}, "rbac": {"aggregate": False}})
-    assert not any(o["kind"].startswith("ClusterRole") for o in objects)
+    assert not any(o["kind"] == "ClusterRoleBinding" for o in objects)
+    assert [o["metadata"]["name"] for o in objects if o["kind"] == "ClusterRole"] == [GATEWAY]
     roles = {manifests.identity(o)[1:]: o["rules"] for o in objects if o["kind"] == "Role"}
     fleet = rbac.rules(cluster_wide=False)
     assert roles == {
@@ -311,8 +314,8 @@ def test_no_role_has_a_wildcard_or_reaches_for_more_rights(helm: Helm) -> None:
 
 def test_two_releases_share_no_object(helm: Helm) -> None:
     first, second = (
-        {manifests.identity(o) for o in helm.render({"fullnameOverride": name, "crds": {"enabled": False}})}
-        for name in ("one", "two")
+        {manifests.identity(o) for o in helm.render({"fullnameOverride": name, **asked})}
+        for name, asked in (("one", {}), ("two", {"crds": {"enabled": False}, "rbac": {"gatewayRole": False}}))
     )
     assert not first & second
 
