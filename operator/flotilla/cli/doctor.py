@@ -14,10 +14,10 @@ from flotilla.api import crd
 from flotilla.cli.doctor_checks import Check, Facts, Result
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.errors import Forbidden
+from flotilla.kube.access import attributes, needed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, NODE, ROUTING_POLICY, Kind
 from flotilla.kube.protocol import NotFound
-from flotilla.render.rbac import permissions
 
 Object = dict[str, Any]
 Answer = TypeVar("Answer")
@@ -96,23 +96,16 @@ async def _missing(client: KubeClient, namespace: str, account: str, watched: Se
     """What the ServiceAccount lacks of the table, where it needs it."""
     user = f"system:serviceaccount:{namespace}:{account}"
     lacking = []
-    for rule, resource, verb in permissions():
-        if rule.cluster_scoped and watched:
-            continue
-        for where in (namespace,) if rule.own_namespace else watched or ("",):
-            plural, _, subresource = resource.partition("/")
-            attributes = {"group": rule.group, "resource": plural, "verb": verb, "namespace": where}
-            if subresource:
-                attributes["subresource"] = subresource
-            review = {
-                "apiVersion": _ACCESS.api_version,
-                "kind": _ACCESS.kind,
-                "metadata": {},
-                "spec": {"user": user, "resourceAttributes": attributes},
-            }
-            answer = await client.create(_ACCESS, review)
-            if not answer["status"].get("allowed"):
-                lacking.append(f"cannot {verb} {resource}" + (f" in {where}" if where else ""))
+    for rule, resource, verb, where in needed(namespaces=watched, own_namespace=namespace):
+        review = {
+            "apiVersion": _ACCESS.api_version,
+            "kind": _ACCESS.kind,
+            "metadata": {},
+            "spec": {"user": user, "resourceAttributes": attributes(rule, resource, verb, where)},
+        }
+        answer = await client.create(_ACCESS, review)
+        if not answer["status"].get("allowed"):
+            lacking.append(f"cannot {verb} {resource}" + (f" in {where}" if where else ""))
     return lacking
 
 

@@ -1,7 +1,7 @@
 """Ask the apiserver at start whether the operator may do what it will have to do, and name what is missing."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import SELF_SUBJECT_ACCESS_REVIEW
@@ -17,17 +17,11 @@ async def missing_permissions(
     """
 
     async def ask(rule: Rule, resource: str, verb: str, namespace: str) -> str | None:
-        name, _, subresource = resource.partition("/")
-        attributes = {"group": rule.group, "resource": name, "verb": verb, "namespace": namespace}
-        if subresource:
-            attributes["subresource"] = subresource
-        if rule.names:
-            attributes["name"] = rule.names[0]
         review = {
             "apiVersion": SELF_SUBJECT_ACCESS_REVIEW.api_version,
             "kind": SELF_SUBJECT_ACCESS_REVIEW.kind,
             "metadata": {},
-            "spec": {"resourceAttributes": attributes},
+            "spec": {"resourceAttributes": attributes(rule, resource, verb, namespace)},
         }
         answer = await client.create(SELF_SUBJECT_ACCESS_REVIEW, review)
         if answer["status"].get("allowed"):
@@ -37,9 +31,27 @@ async def missing_permissions(
         return f"cannot {verb} {resource}{group} {where} (needed for: {rule.why})"
 
     questions = [
-        ask(rule, resource, verb, namespace)
-        for rule, resource, verb in permissions()
-        if (leader_election or not rule.own_namespace) and not (rule.cluster_scoped and namespaces)
-        for namespace in ((own_namespace,) if rule.own_namespace else tuple(namespaces) or ("",))
+        ask(*question)
+        for question in needed(namespaces=namespaces, own_namespace=own_namespace)
+        if leader_election or not question[0].own_namespace
     ]
     return [line for line in await asyncio.gather(*questions) if line]
+
+
+def needed(*, namespaces: Sequence[str], own_namespace: str) -> Iterator[tuple[Rule, str, str, str]]:
+    """Rule, resource, verb and namespace (empty: all) of each right that an operator of these namespaces needs."""
+    for rule, resource, verb in permissions():
+        if not (rule.cluster_scoped and namespaces):
+            for namespace in (own_namespace,) if rule.own_namespace else tuple(namespaces) or ("",):
+                yield rule, resource, verb, namespace
+
+
+def attributes(rule: Rule, resource: str, verb: str, namespace: str) -> dict[str, str]:
+    """`resourceAttributes` of an access review."""
+    name, _, subresource = resource.partition("/")
+    asked = {"group": rule.group, "resource": name, "verb": verb, "namespace": namespace}
+    if subresource:
+        asked["subresource"] = subresource
+    if rule.names:
+        asked["name"] = rule.names[0]
+    return asked
