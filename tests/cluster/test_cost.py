@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
+from flotilla.devcluster.audit import select
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.demo.report import samples, value
+from flotilla.devcluster.operator import USER
 from flotilla.devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster
@@ -86,10 +88,19 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
     annotate(stack, "8")
     stack.restart_operator()
     models.wait(lambda: said("Priced", "2 USD/h (node: annotation of the node)"), "the node's price")
+    models.wait_quiet()
+    mark = stack.audit.mark()
+    stack.restart_operator()
+    models.wait_quiet()
+    writes = select(stack.audit.since(mark), user=USER, writes=True)
+    assert {event.resource for event in writes} <= {"leases", "configmaps", "selfsubjectaccessreviews"}
     status = (models.get("ModelDeployment", "kept") or {})["status"]["cost"]
     assert (status["gpuHourlyPrice"], status["priceSource"]) == ("2", "node: annotation of the node")
     labels = {"modeldeployment": "kept", "capacity_type": "on-demand", "price_source": "node"}
-    rate = value(samples(stack.operator.metrics()), "flotilla_deployment_cost_usd_per_hour", **labels)
-    assert rate == 2
+
+    def rate() -> Decimal | None:
+        return value(samples(stack.operator.metrics()), "flotilla_deployment_cost_usd_per_hour", **labels)
+
+    models.wait(lambda: rate() == 2, "the rate by the node's price")
     models.delete("ModelDeployment", "kept")
     models.wait(lambda: models.get("ConfigMap", "kept-flotilla-ledger") is None, "the record to go with its resource")

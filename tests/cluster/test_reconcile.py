@@ -139,7 +139,8 @@ def test_a_second_pass_over_an_unchanged_fleet_makes_no_write(models: Models, sp
     ours = [
         event
         for event in select(stack.audit.since(mark), user=USER, writes=True)
-        if event.namespace == models.namespace
+        # What each deployment has cost is written down when the operator ends.
+        if event.namespace == models.namespace and event.resource != "configmaps"
     ]
     assert ours == []
 

@@ -122,7 +122,9 @@ def test_a_nodes_annotation_prices_a_gpu_or_the_whole_node() -> None:
     assert node(annotations={"flotilla.dev/node-hourly-price": "55.04"}).gpu_usd_per_hour == D("6.88")
     both = {"flotilla.dev/node-hourly-price": "55.04", "flotilla.dev/gpu-hourly-price": "2"}
     assert node(annotations=both).gpu_usd_per_hour == 2
-    assert node(annotations={"flotilla.dev/node-hourly-price": "5"}, gpus="0").gpu_usd_per_hour is None
+    sliced = node(annotations={"flotilla.dev/node-hourly-price": "5"}, gpus="0")
+    assert sliced.gpu_usd_per_hour is None
+    assert "the node has no whole GPUs; write flotilla.dev/gpu-hourly-price" in sliced.problem
 
 
 def test_a_time_sliced_node_has_fewer_gpus_than_it_advertises() -> None:

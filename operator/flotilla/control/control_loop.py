@@ -27,6 +27,7 @@ from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
 from flotilla.control.victims import Victims
 from flotilla.control.workers import Workers
+from flotilla.domain import observed
 from flotilla.domain.accelerators import WHOLE_GPUS
 from flotilla.domain.pricing import PriceSources
 from flotilla.domain.resolve import Catalog
@@ -204,6 +205,10 @@ class ControlLoop:
         self._metrics.leading(True)
         await self._resync.first()
         await self._ledger_store.load()
+        # With the prices of before the restart known, no status changes.
+        for obj in self.store.all(POD):
+            self._prices.node(observed.pod(obj).node)
+        await self._prices.look()
         self._watch.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._workers.run(), name="workers")

@@ -77,9 +77,9 @@ class Pricing:
         )
 
     def verdict(self, of: Basis, node_names: Iterable[str]) -> tuple[Priced, Verdict]:
-        """With what is known now, for pods on these nodes."""
-        nodes = [self._book.node(name) for name in sorted(set(node_names))]
-        notes = [node.problem for node in nodes if node is not None and node.problem]
+        """With what is known now, for pods on these nodes. One that was not looked at yet changes nothing."""
+        nodes = [node for name in sorted(set(node_names)) if (node := self._book.node(name)) is not None]
+        notes = [node.problem for node in nodes if node.problem]
         if self._book.problem:
             notes.append(self._book.problem)
         priced = cost_known.priced(of.basis, nodes, self._book.sources)

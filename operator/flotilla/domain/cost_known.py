@@ -21,7 +21,7 @@ class Priced:
     rates: tuple[Rate, ...]
 
 
-def priced(basis: CostBasis, nodes: Iterable[NodeFacts | None], sources: PriceSources) -> Priced:
+def priced(basis: CostBasis, nodes: Iterable[NodeFacts], sources: PriceSources) -> Priced:
     """Every rate that is in force, once."""
     rates = {basis.rate(node, sources) for node in nodes} or {basis.rate(None, sources)}
     known = [rate for rate in rates if rate is not None]

@@ -81,6 +81,11 @@ def node_facts(obj: Mapping[str, Any], resources: frozenset[str]) -> NodeFacts:
             usd = given
         elif gpus:
             usd = node_inclusive(given, node_gpus=Decimal(gpus) / shares, gpu_units=Decimal(1))
+        else:
+            problem = (
+                f"Node {meta['name']}: annotation {annotation} cannot be divided, for the node has no whole GPUs; "
+                f"write {ANNOTATION_GPU_PRICE}."
+            )
     return NodeFacts(
         name=meta["name"],
         capacity_type=capacity_type(labels),
