@@ -14,7 +14,7 @@ from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer,
 
 PARAMS: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 HELLO = [{"role": "user", "content": "Hi"}]
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "description": "Now.", "parameters": {"properties": {"city": {"type": "string"}}}},
 }
@@ -86,6 +86,8 @@ def test_images_by_data_url_and_by_address() -> None:
         {"type": "image_url", "image_url": {"url": PIXEL}},
         {"type": "image_url", "image_url": {"url": "https://example.com/x.png", "detail": "low"}},
     ]
+    translated = request({"model": "m", "messages": [{"role": "user", "content": parts}]}, "claude")
+    assert translated.dropped == ("messages.content.image_url.detail",)
     body = sent(messages=[{"role": "user", "content": parts}])
     sources = [block["source"] for block in body["messages"][0]["content"][1:]]
     assert sources[0] == {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
@@ -123,6 +125,22 @@ def test_bounds_stops_stream_and_user() -> None:
     assert (body["max_tokens"], body["stop_sequences"], body["stream"]) == (7, ["END"], True)
     assert body["metadata"] == {"user_id": "u1"}
     assert sent(stop="END")["stop_sequences"] == ["END"]
+
+
+def test_marks_for_the_prompt_cache_are_kept_and_other_extras_named() -> None:
+    mark = {"type": "ephemeral"}
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Rules.", "cache_control": mark, "x": 1}]}
+        ],
+        "tools": [{**WEATHER, "cache_control": mark, "function": {**WEATHER["function"], "y": 2}}],
+    }
+    translated = request(body, "claude")
+    out = json.loads(translated.content)
+    assert out["system"][0]["cache_control"] == out["tools"][0]["cache_control"] == mark
+    assert translated.dropped == ("messages.content.x", "tools.function.y")
+    PARAMS.validate_python(out)
 
 
 def test_what_only_steers_is_dropped_and_named() -> None:

@@ -23,6 +23,7 @@ _TRANSLATED: Final = frozenset(
         *("user", "safety_identifier", "n", "logprobs", "modalities"),
     }
 )
+_TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
 _REFUSED: Final[Mapping[str, str]] = {
     "functions": "Use tools.",
     "function_call": "Use tool_choice.",
@@ -74,7 +75,7 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         out["stream"] = True
     if stops := _stops(body.get("stop"), dropped):
         out["stop_sequences"] = stops
-    if tools := [_tool(index, tool) for index, tool in enumerate(items("tools", body.get("tools")))]:
+    if tools := [_tool(index, tool, dropped) for index, tool in enumerate(items("tools", body.get("tools")))]:
         out["tools"] = tools
         if (choice := _tool_choice(body)) is not None:
             out["tool_choice"] = choice
@@ -112,7 +113,7 @@ def _stops(stop: Any, dropped: set[str]) -> list[Any]:
     return kept
 
 
-def _tool(index: int, tool: Any) -> dict[str, Any]:
+def _tool(index: int, tool: Any, dropped: set[str]) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Untranslatable(f"tools[{index}]", "Only tools of type function can be translated. Describe it as one.")
@@ -121,9 +122,10 @@ def _tool(index: int, tool: Any) -> dict[str, Any]:
         "name": function["name"],
         "input_schema": {"type": "object", **parameters} if isinstance(parameters, Mapping) else parameters,
     }
-    for field in ("description", "strict"):
-        if function.get(field) is not None:
-            out[field] = function[field]
+    for place, field in ((function, "description"), (function, "strict"), (tool, "cache_control")):
+        if place.get(field) is not None:
+            out[field] = place[field]
+    dropped.update(f"tools.function.{field}" for field in function if field not in _TAKEN_OF_FUNCTIONS)
     return out
 
 
