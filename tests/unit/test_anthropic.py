@@ -151,6 +151,13 @@ def test_what_only_steers_is_dropped_and_named() -> None:
     assert set(json.loads(translated.content)) == {"model", "max_tokens", "messages"}
 
 
+def test_a_thousand_unknown_fields_make_no_long_header() -> None:
+    body = {"model": "m", "messages": HELLO, **{f"field-{n:04}" + "x" * 200: 1 for n in range(1000)}}
+    dropped = request(body, "claude").dropped
+    assert len(", ".join(dropped)) < 1400
+    assert dropped[-1] == "and 980 more"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

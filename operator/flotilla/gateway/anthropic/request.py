@@ -23,6 +23,8 @@ _TRANSLATED: Final = frozenset(
         *("user", "safety_identifier", "n", "logprobs", "modalities"),
     }
 )
+_NAMES: Final = 20
+_NAME_LENGTH: Final = 60
 _TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
 _REFUSED: Final[Mapping[str, str]] = {
     "functions": "Use tools.",
@@ -83,7 +85,13 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         out["output_config"] = config
     if user := body.get("safety_identifier") or body.get("user"):
         out["metadata"] = {"user_id": user}
-    return Request(orjson.dumps(out), tuple(sorted(dropped)))
+    return Request(orjson.dumps(out), _told(dropped))
+
+
+def _told(dropped: set[str]) -> tuple[str, ...]:
+    """Names are the client's own: a header must hold them."""
+    names = [name[:_NAME_LENGTH] for name in sorted(dropped)]
+    return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)
 
 
 def _unsupported(body: Mapping[str, Any]) -> set[str]:
