@@ -191,6 +191,23 @@ def test_what_the_client_would_miss_is_refused_by_the_name_of_the_field(fields: 
     assert str(refused.value).startswith(f"{param}: ")
 
 
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"properties": {"a": value}}
+    return value
+
+
+def test_what_nests_too_deeply_is_refused_and_no_defect() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": nested(300)}}]
+    with pytest.raises(Untranslatable, match="too deeply"):
+        request({"model": "m", "messages": HELLO, "tools": tools}, "claude")
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": nested(300)}
+    with pytest.raises(ValueError, match="too deeply"):
+        answer(json.dumps(message([block])).encode(), created=1)
+    assert received(*anthropic_events([block]))[1].done
+
+
 def test_a_whole_answer_with_text_and_calls() -> None:
     blocks: list[dict[str, Any]] = [
         {"type": "thinking", "thinking": "...", "signature": "s"},

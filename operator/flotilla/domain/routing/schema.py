@@ -18,6 +18,6 @@ def allows(schema: Any, value: Any) -> bool:
         validator = jsonschema_rs.validator_for(
             schema, offline=True, pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)
         )
+        return validator.is_valid(value)
     except ValueError:
         return True
-    return validator.is_valid(value)

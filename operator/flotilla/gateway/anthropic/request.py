@@ -85,7 +85,10 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         out["output_config"] = config
     if user := body.get("safety_identifier") or body.get("user"):
         out["metadata"] = {"user_id": user}
-    return Request(orjson.dumps(out), _told(dropped))
+    try:
+        return Request(orjson.dumps(out), _told(dropped))
+    except TypeError as error:
+        raise Untranslatable("messages", "It or the tools are nested too deeply.") from error
 
 
 def _told(dropped: set[str]) -> tuple[str, ...]:
