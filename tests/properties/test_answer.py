@@ -11,36 +11,16 @@ from flotilla.domain.routing.collect import Collector, choices_of
 from flotilla.domain.routing.margin import margin_p10
 from flotilla.domain.routing.money import usage_of
 
+KEYS = [
+    *("type", "name", "function", "parameters", "schema", "json_schema", "properties", "required", "$ref", "index"),
+    *("content", "message", "delta", "tool_calls", "arguments", "logprobs", "top_logprobs", "logprob", "token"),
+]
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                [
-                    "type",
-                    "name",
-                    "function",
-                    "parameters",
-                    "schema",
-                    "json_schema",
-                    "properties",
-                    "required",
-                    "$ref",
-                    "index",
-                ]
-                + [
-                    "content",
-                    "message",
-                    "delta",
-                    "tool_calls",
-                    "arguments",
-                    "logprobs",
-                    "top_logprobs",
-                    "logprob",
-                    "token",
-                ]
-            ),
+            st.sampled_from(KEYS),
             inner,
             max_size=4,
         )
