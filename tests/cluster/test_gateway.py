@@ -125,11 +125,13 @@ def programmed(models: Models, name: str = "support") -> None:
 
 def serve(models: Models, spec: dict[str, Any], hosted: HostedApi) -> OpenAI:
     """A model, a key, a policy, and a client of its gateway."""
-    secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
-    models.stack.plane.api.request("POST", models.path("Secret"), secret)
     models.apply("tiny", {**spec, "scaling": {"minReplicas": 1, "maxReplicas": 1}})
     models.apply("support", policy("support", hosted_url=hosted.url), kind="RoutingPolicy")
     models.wait_ready("tiny")
+    lacking = models.wait_condition("support", "ResolvedRefs", "False", "SecretKeyNotFound", kind="RoutingPolicy")
+    assert "spec.targets[1].external.secretRef" in lacking["message"]
+    secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
+    models.stack.plane.api.request("POST", models.path("Secret"), secret)
     models.wait_condition("support", "Ready", "True", kind="RoutingPolicy")
     return openai(models)
 

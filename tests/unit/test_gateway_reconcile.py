@@ -7,12 +7,14 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
+from flotilla.api.model_deployment import SecretKeyRef
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler
 from flotilla.control.keys import Key, gateway_key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.domain.routing.document import DOCUMENT_FILE, load_document
+from flotilla.domain.policy_status import Report
+from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.errors import NotReady
 from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
 from flotilla.kube.store import Store
@@ -55,11 +57,12 @@ class Pods:
 
     def __init__(self) -> None:
         self.serves = ""
+        self.lacks: tuple[str, ...] = ()
         self.asked = 0
 
-    async def hashes(self, pods: Mapping[str, str]) -> dict[str, str]:
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
         self.asked += 1
-        return dict.fromkeys(pods, self.serves)
+        return dict.fromkeys(pods, Report(self.serves, missing_keys=self.lacks))
 
 
 class Events:
@@ -212,6 +215,18 @@ async def test_a_container_that_started_again_is_asked_again() -> None:
     world.pod(restarts=1)
     await world.reconciler.reconcile(KEY)
     assert world.pods.asked == asked + 1
+
+
+async def test_a_key_that_the_gateway_does_not_find_is_told_until_it_does() -> None:
+    world = await served()
+    world.pods.lacks = (key_file(SecretKeyRef(name="provider", key="api-key")),)
+    world.pod(restarts=1)
+    assert await world.reconciler.reconcile(KEY) is not None  # no event tells of Secrets
+    assert world.condition("a", "ResolvedRefs") == ("False", "SecretKeyNotFound")
+    assert world.condition("a", "Programmed") == ("True", "Programmed")
+    world.pods.lacks = ()
+    assert await world.reconciler.reconcile(KEY) is None
+    assert world.condition("a", "Ready") == ("True", "Ready")
 
 
 async def test_a_policy_that_was_never_sound_has_no_gateway_and_owns_none() -> None:

@@ -6,10 +6,12 @@ import pytest
 from tests.support.routing import FACTS, HOSTED, SOUND, resource
 from tests.support.schema import put
 
+from flotilla.api.model_deployment import SecretKeyRef
 from flotilla.domain.policy_status import GatewayView, judge
 from flotilla.domain.routing.address import address_problem, base_url_problem
 from flotilla.domain.routing.admission import Admission
-from flotilla.domain.routing.check import Finding, Problem, check
+from flotilla.domain.routing.check import Finding, Problem, absent_keys, check
+from flotilla.domain.routing.document import key_file
 
 ROUTE: dict[str, Any] = {"split": [{"target": "small"}]}
 CLIENT: dict[str, Any] = {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}}
@@ -136,6 +138,14 @@ def test_a_key_that_two_hosts_would_see_is_found() -> None:
 def test_a_rule_behind_a_wider_one_is_unreachable() -> None:
     found = findings({**SOUND, "rules": [{"name": "all", "route": ROUTE}, SOUND["rules"][0]]})
     assert [f.path for f in found if f.problem is Problem.UNREACHABLE_RULE] == ["spec.rules[1].match"]
+
+
+def test_keys_that_the_gateway_does_not_find_are_found_at_their_references() -> None:
+    spec = resource({**SOUND, "clients": [CLIENT]}).spec
+    missing = {key_file(SecretKeyRef(name="provider", key="api-key")), key_file(SecretKeyRef(name="x", key="y"))}
+    assert [finding.path for finding in absent_keys(spec, missing)] == ["spec.targets[2].external.secretRef"]
+    missing.add(key_file(SecretKeyRef(**CLIENT["secretRef"])))
+    assert next(f.path for f in absent_keys(spec, missing)) == "spec.clients[0].secretRef"
 
 
 def test_a_model_that_an_older_policy_serves_is_taken() -> None:

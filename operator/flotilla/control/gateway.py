@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from flotilla.control.executor import Executor
 from flotilla.control.keys import Key
 from flotilla.control.status import StatusWriter, announce
 from flotilla.domain import observed
-from flotilla.domain.policy_status import GatewayView, build
+from flotilla.domain.policy_status import GatewayView, Report, build
 from flotilla.domain.routing.admission import MAX_BYTES, Admitted, Candidate, admit
 from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 2.0
 """The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and nothing tells when it has."""
+_ASK_FOR_KEYS_S = 15.0
+"""Of a gateway that lacks the key of some Secret, which only it can see."""
 _CONFLICT_RETRY_S = 30.0
 
 Object = Mapping[str, Any]
@@ -54,7 +57,7 @@ class GatewayReconciler:
         self._settings = settings
         self._allow_private = allow_private_hosted_addresses
         self._now = now
-        self._reported: dict[Key, dict[tuple[str, int], str]] = {}
+        self._reports: dict[Key, dict[tuple[str, int], Report]] = {}
         """By pod and restart: a container that starts again reads its document again."""
         self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
 
@@ -80,7 +83,9 @@ class GatewayReconciler:
             raise error
         if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
-        return _ASK_AGAIN_S if again_s is None and view.behind else again_s
+        if again_s is None and view.behind:
+            return _ASK_AGAIN_S
+        return _ASK_FOR_KEYS_S if again_s is None and view.missing_keys else again_s
 
     def _admit(self, key: Key, policies: Sequence[Object]) -> Admitted:
         """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often."""
@@ -119,22 +124,22 @@ class GatewayReconciler:
 
     async def _view(self, key: Key, document: GatewayDocument, error: FlotillaError | None) -> GatewayView:
         pods = tuple(sorted((observed.pod(obj) for obj in self._store.owned_by(POD, key)), key=lambda pod: pod.name))
-        known = self._reported.get(key, {})
+        known = self._reports.get(key, {})
         view = GatewayView(document.hash, pods, error=error)
-        behind = {pod.uid: pod.ip for pod in view.ready if known.get((pod.uid, pod.restarts)) != document.hash}
-        answers = await self._reader.hashes(behind) if behind and error is None else {}
+        settled = {mark for mark, report in known.items() if view.serves(report) and not report.missing_keys}
         marks = {pod.uid: (pod.uid, pod.restarts) for pod in view.ready}
-        reported = {mark: known[mark] for mark in marks.values() if mark in known}
-        reported |= {marks[uid]: answer for uid, answer in answers.items()}
-        self._reported[key] = reported
-        return GatewayView(document.hash, pods, {uid: answer for (uid, _), answer in reported.items()}, error)
+        asked = {pod.uid: pod.ip for pod in view.ready if marks[pod.uid] not in settled}
+        answers = await self._reader.ask(asked) if asked and error is None else {}
+        reports = {uid: known[mark] for uid, mark in marks.items() if mark in known} | answers
+        self._reports[key] = {marks[uid]: report for uid, report in reports.items()}
+        return replace(view, reports=reports)
 
     async def _say(self, key: Key, policies: Sequence[Object], admitted: Admitted, view: GatewayView) -> float | None:
         """Write each policy's status; returns when to look again."""
         waits: list[float] = []
         for live in policies:
             name = live["metadata"]["name"]
-            admission = admitted.admissions[name]
+            admission = admitted.admissions[name].with_missing(view.missing_keys)
             wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
             again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted)
             if again_s is None:
@@ -145,7 +150,7 @@ class GatewayReconciler:
 
     def _forget(self, key: Key) -> None:
         self._executor.forget(key)
-        self._reported.pop(key, None)
+        self._reports.pop(key, None)
         judged = self._judged.pop(key, None)
         for name in judged[1].admissions if judged else ():
             self._status.forget(Key(ROUTING_POLICY, key.namespace, name))

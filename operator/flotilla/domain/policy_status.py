@@ -1,7 +1,7 @@
 """The conditions of a RoutingPolicy, from what its check found and what its gateway reports."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.api.conditions import set_condition
@@ -16,20 +16,41 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What a pod of a gateway says of itself."""
+
+    hash: str
+    """Of the document that it serves."""
+    problem: str = ""
+    """Why that is not the newest one."""
+    missing_keys: tuple[str, ...] = ()
+    """Keys of Secrets that were not mounted, by `key_file`."""
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayView:
     """What is known of a namespace's gateway."""
 
     wanted_hash: str
     pods: tuple[Pod, ...] = ()
-    reported: Mapping[str, str] | None = None
-    """Hash of the document that each ready pod serves, by uid; without those that did not answer."""
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    """Of the ready pods, by uid; without those that did not answer."""
     error: FlotillaError | None = None
     """Why its objects are not what they should be."""
 
     @property
     def behind(self) -> bool:
         """Whether some ready pod has yet to report the document: then it is asked again, for nothing else tells."""
-        return any((self.reported or {}).get(pod.uid) != self.wanted_hash for pod in self.ready)
+        return any(pod.uid not in self.reports or not self.serves(self.reports[pod.uid]) for pod in self.ready)
+
+    def serves(self, report: Report) -> bool:
+        """Whether a pod serves the document."""
+        return report.hash == self.wanted_hash
+
+    @property
+    def missing_keys(self) -> frozenset[str]:
+        """Keys that some pod lacks."""
+        return frozenset(key for report in self.reports.values() for key in report.missing_keys)
 
     @property
     def ready(self) -> tuple[Pod, ...]:
@@ -86,7 +107,9 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
             return no("GatewayNotStarting", f"The gateway does not start ({stuck.waiting_reason}): {said}")
         return no("GatewayStarting", "No replica of the gateway is ready yet.")
     if gateway.behind:
-        return no("GatewayUpdating", "Not every replica of the gateway serves the newest document yet.")
+        problem = next((r.problem for r in gateway.reports.values() if r.problem and not gateway.serves(r)), "")
+        said = f" It says: {problem}" if problem else ""
+        return no("GatewayUpdating", f"Not every replica of the gateway serves the newest document yet.{said}")
     return Verdict("Programmed", "True", "Programmed", "Every replica of the gateway serves the policy.")
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from prometheus_client.registry import CollectorRegistry
@@ -158,9 +159,13 @@ class Gateway:
             "staying": not self._leaving,
         }
 
-    def _served(self) -> dict[str, str]:
+    def _served(self) -> dict[str, Any]:
         setup = self.config.current
-        return {"hash": setup.document.hash if setup is not None else "", "problem": self.config.problem}
+        return {
+            "hash": setup.document.hash if setup is not None else "",
+            "problem": self.config.problem,
+            "missingKeys": list(setup.missing_keys) if setup is not None else [],
+        }
 
     def _lost(self, lines: int) -> None:
         self.shared.metrics.log_lost.add((), lines)

@@ -34,6 +34,8 @@ class Setup:
     """By policy and target."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """By base URL of hosted targets."""
+    missing_keys: tuple[str, ...] = ()
+    """Files of keys that are not there, by `key_file`."""
     signals: Mapping[tuple[str, str], frozenset[Signal]] = field(default_factory=dict)
     """By policy and rule: what may escalate an answer."""
 
@@ -61,6 +63,7 @@ def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
         clients,
         {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
+        tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
         {
             (policy.name, rule): wanted_signals(route)
             for policy in document.policies

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 import orjson
 
+from flotilla.domain.policy_status import Report
 from flotilla.telemetry.addresses import AddressMap
 
-_LIMIT_BYTES = 4096
+_LIMIT_BYTES = 64 * 1024
+_PROBLEM = 500
 
 
 class GatewayReader:
@@ -26,8 +29,8 @@ class GatewayReader:
             await self._session.close()
             self._session = None
 
-    async def hashes(self, pods: Mapping[str, str]) -> dict[str, str]:
-        """Hash of the document that each pod serves, by uid; without those that do not answer. Never raises.
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
+        """What each pod serves, by uid; without those that do not answer. Never raises.
 
         `pods` are addresses by uid.
         """
@@ -35,16 +38,27 @@ class GatewayReader:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         session = self._session
         answers = await asyncio.gather(*(self._one(session, address) for address in pods.values()))
-        return {uid: answer for uid, answer in zip(pods, answers, strict=True) if answer}
+        return {uid: answer for uid, answer in zip(pods, answers, strict=True) if answer is not None}
 
-    async def _one(self, session: aiohttp.ClientSession, address: str) -> str:
+    async def _one(self, session: aiohttp.ClientSession, address: str) -> Report | None:
         host = self._addresses.translate(address)
         url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}/config"
         try:
             async with session.get(url, allow_redirects=False) as answer:
-                body = await answer.content.read(_LIMIT_BYTES) if answer.status == 200 else b"{}"
-                value = orjson.loads(body)
+                if answer.status != 200:
+                    return None
+                return report(orjson.loads(await answer.content.read(_LIMIT_BYTES)))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return ""
-        found = value.get("hash") if isinstance(value, dict) else None
-        return found if isinstance(found, str) else ""
+            return None
+
+
+def report(answer: Any) -> Report:
+    """Read an answer; raises ValueError where it is none."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("hash"), str):
+        raise ValueError("no hash")
+    problem, missing = answer.get("problem"), answer.get("missingKeys")
+    return Report(
+        answer["hash"],
+        problem[:_PROBLEM] if isinstance(problem, str) else "",
+        tuple(key for key in missing if isinstance(key, str)) if isinstance(missing, list) else (),
+    )

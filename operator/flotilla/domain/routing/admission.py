@@ -1,10 +1,10 @@
 """Which policies of a namespace are served, in which form: the sound ones as they are, others as they last were."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.domain.routing.check import RESOLUTION, Finding, check
+from flotilla.api.routing_policy import RoutingPolicy, RoutingPolicySpec
+from flotilla.domain.routing.check import RESOLUTION, Finding, absent_keys, check
 from flotilla.domain.routing.document import DeploymentFacts, GatewayDocument, Policy, compile_policy
 from flotilla.errors import InvalidSpec
 
@@ -32,6 +32,14 @@ class Admission:
     unreadable: InvalidSpec | None = None
     served_generation: int | None = None
     """The generation that the document holds; None where it holds none."""
+    spec: RoutingPolicySpec | None = None
+    """None where it cannot be read."""
+
+    def with_missing(self, keys: Collection[str]) -> "Admission":
+        """The same, and the keys of Secrets that the gateway lacks."""
+        if self.spec is None or not keys:
+            return self
+        return replace(self, findings=(*self.findings, *absent_keys(self.spec, keys)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,8 @@ def admit(
             compiled.append(form)
             holders |= dict.fromkeys(form.host_models, candidate.name)
         generation = None if form is None else form.generation
-        admissions[candidate.name] = Admission(tuple(findings), candidate.unreadable, generation)
+        spec = None if policy is None else policy.spec
+        admissions[candidate.name] = Admission(tuple(findings), candidate.unreadable, generation, spec)
     document = GatewayDocument(
         namespace=namespace,
         allow_private_hosted_addresses=allow_private_hosted_addresses,

@@ -10,7 +10,7 @@ from flotilla.api.routes import Confidence, Match, Route
 from flotilla.api.routing_policy import RoutingPolicySpec, Scope
 from flotilla.domain.routing.address import base_url_problem
 from flotilla.domain.routing.decide import DEFAULT_RULE
-from flotilla.domain.routing.document import DeploymentFacts, allowed_targets
+from flotilla.domain.routing.document import DeploymentFacts, allowed_targets, key_file
 
 
 class Problem(StrEnum):
@@ -32,12 +32,13 @@ class Problem(StrEnum):
     HOST_MODEL_TAKEN = "HostModelTaken"
     MODEL_DEPLOYMENT_NOT_FOUND = "ModelDeploymentNotFound"
     ADAPTER_NOT_FOUND = "AdapterNotFound"
+    SECRET_KEY_NOT_FOUND = "SecretKeyNotFound"  # noqa: S105 - a reason
     CLASS_WITHOUT_TARGET = "ClassWithoutTarget"
     OUTSIDE_EVERY_CLASS = "TargetOutsideEveryClass"
     ROUTE_CLOSED = "RouteClosedForClass"
 
 
-RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND, Problem.ADAPTER_NOT_FOUND})
+RESOLUTION = frozenset({Problem.MODEL_DEPLOYMENT_NOT_FOUND, Problem.ADAPTER_NOT_FOUND, Problem.SECRET_KEY_NOT_FOUND})
 """Of references, which may resolve later by themselves."""
 SOVEREIGNTY = frozenset({Problem.CLASS_WITHOUT_TARGET, Problem.OUTSIDE_EVERY_CLASS, Problem.ROUTE_CLOSED})
 
@@ -72,6 +73,21 @@ def check(
         *_limits(spec),
         *_sovereignty(spec),
     ]
+
+
+def absent_keys(spec: RoutingPolicySpec, missing: Collection[str]) -> Iterator[Finding]:
+    """Keys of Secrets that the gateway did not find, by `key_file`: the operator itself may read no Secret."""
+    secrets = [(f"spec.clients[{index}].secretRef", client.secret_ref) for index, client in enumerate(spec.clients)]
+    for index, target in enumerate(spec.targets):
+        if target.external is not None:
+            secrets.append((f"spec.targets[{index}].external.secretRef", target.external.secret_ref))
+    for path, secret in secrets:
+        if key_file(secret) in missing:
+            yield Finding(
+                Problem.SECRET_KEY_NOT_FOUND,
+                path,
+                f"The gateway finds no key {secret.key!r} in a Secret {secret.name!r}. Create it or correct the name.",
+            )
 
 
 def _hosts(spec: RoutingPolicySpec, taken: Mapping[str, str]) -> Iterator[Finding]:
