@@ -198,6 +198,11 @@ def test_no_starting_replica_goes_while_the_others_drown() -> None:
     assert world.state.desired == 10
 
 
+def test_the_least_replicas_that_start_one_after_the_other_are_no_burst() -> None:
+    spec = replace(WIDE, min_replicas=6)
+    assert not decide(State.initial(6), seen(0.0, 1, 0, 3), spec, 0.0).state.panicking
+
+
 def test_a_panic_outlives_a_restart() -> None:
     spec = replace(WIDE, scale_down_delay_s=0.0)
     kept = decide(State.initial(20, panicking=True), seen(0.0, 2, 0, 80), spec, 0.0)

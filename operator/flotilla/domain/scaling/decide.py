@@ -113,7 +113,8 @@ def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingSpec,
     start = now - spec.scale_down_delay_s
     window = (*(n for n in state.needs if n.at >= start and n.replicas > clamped), Need(now, clamped))
     panicking, panic_at = state.panicking, state.panic_at
-    if clamped >= max(2 * sample.answered, sample.answered + 2):
+    # By the load alone: minReplicas that start one after the other are no burst.
+    if min(need, spec.max_replicas) >= max(2 * sample.answered, sample.answered + 2):
         panicking, panic_at = True, now
     elif panicking and sample.answered == sample.ready and now - (panic_at or 0.0) >= spec.scale_down_delay_s:
         panicking, panic_at = False, None
