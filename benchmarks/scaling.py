@@ -115,10 +115,11 @@ def verdict(ours: Answer, theirs: Answer) -> str:
     if waits < 1 - _SAME_WAIT:
         return f"won: shorter wait {at}" if hours <= 1.05 else f"not met: shorter wait, but {at}"
     if waits <= 1 + _SAME_WAIT:
-        same = "the same wait"
         if theirs.wait_p99_s > 0.99 * _PATIENCE_S:
+            fewer = ours.dropped <= theirs.dropped
             same = f"dropped {_percent(ours)} against {_percent(theirs)} %"
-        return f"won: {same} {at}" if hours <= 0.85 else f"not met: {same} {at}"
+            return f"{'not met' if fewer and hours > 0.85 else 'won' if fewer else 'lost'}: {same} {at}"
+        return f"won: the same wait {at}" if hours <= 0.85 else f"not met: the same wait {at}"
     return f"lost: longer wait {at}"
 
 
