@@ -59,6 +59,7 @@ docs: sync ## The documentation as a site, in site/.
 bench: sync ## Benchmarks; prints tables.
 	$(RUN) python benchmarks/reconcile.py
 	$(RUN) python benchmarks/scrape.py
+	$(RUN) python -m benchmarks.scaling
 	$(RUN) python benchmarks/reaction.py
 	$(RUN) python benchmarks/cost_metrics.py
 

@@ -1,4 +1,4 @@
-"""Four autoscalers on the shipped traces, with the same engine model, target and bounds.
+"""Four autoscalers, and ours with one field changed, on the shipped traces: same engine model, target and bounds.
 
     uv run python -m benchmarks.scaling [--traces burst ...] [--seeds 3] [--target 8] [--startup 120] [--json FILE]
 
@@ -59,14 +59,17 @@ class Answer:
     changes: int
 
 
-def _flotilla(question: Question, initial: int) -> Policy:
-    """With the defaults of the resource."""
-    wanted = api.ScalingSpec(min_replicas=_LEAST, max_replicas=_MOST, queue_depth_per_replica=question.target)
+def _flotilla(question: Question, initial: int, **fields: int) -> Policy:
+    """With the defaults of the resource, but for some fields."""
+    wanted = api.ScalingSpec(min_replicas=_LEAST, max_replicas=_MOST, queue_depth_per_replica=question.target, **fields)
     return Flotilla(ScalingSpec.of(wanted, stale_after_s=15.0), initial=initial)
 
 
+_SLOWER_IN = "Flotilla, 50 %/min in"
+"""With scaleDownPercentPerMinute: 50."""
 POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
     "Flotilla": _flotilla,
+    _SLOWER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=50),
     "HPA": lambda q, _: HorizontalPodAutoscaler(target=q.target, least=_LEAST, most=_MOST),
     "KEDA": lambda q, _: Keda(target=q.target, least=_LEAST, most=_MOST),
     "KubeAI": lambda q, initial: KubeAI(
@@ -112,10 +115,11 @@ def verdict(ours: Answer, theirs: Answer) -> str:
     if waits < 1 - _SAME_WAIT:
         return f"won: shorter wait {at}" if hours <= 1.05 else f"not met: shorter wait, but {at}"
     if waits <= 1 + _SAME_WAIT:
-        same = "the same wait"
         if theirs.wait_p99_s > 0.99 * _PATIENCE_S:
+            fewer = ours.dropped <= theirs.dropped
             same = f"dropped {_percent(ours)} against {_percent(theirs)} %"
-        return f"won: {same} {at}" if hours <= 0.85 else f"not met: {same} {at}"
+            return f"{'not met' if fewer and hours > 0.85 else 'won' if fewer else 'lost'}: {same} {at}"
+        return f"won: the same wait {at}" if hours <= 0.85 else f"not met: the same wait {at}"
     return f"lost: longer wait {at}"
 
 
@@ -132,7 +136,7 @@ def table(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Itera
         ours = answers[trace, "Flotilla"]
         for policy in POLICIES:
             a = answers[trace, policy]
-            against = "" if policy == "Flotilla" else verdict(ours, a)
+            against = "" if policy.startswith("Flotilla") else verdict(ours, a)
             yield (
                 f"| {trace} | {policy} | {a.wait_p99_s:.2f} | {a.first_token_p99_s:.2f} | "
                 f"{_percent(a)} | {a.gpu_hours:.2f} | {a.changes:.0f} | {against} |"

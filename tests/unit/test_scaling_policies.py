@@ -86,4 +86,9 @@ def test_a_trace_is_won_by_a_shorter_wait_or_fewer_hours_and_by_nothing_else() -
     assert verdict(answer(2, 8.5), answer(2, 10)).startswith("won: the same wait")
     assert verdict(answer(2, 8.6), answer(2, 10)).startswith("not met: the same wait")
     assert verdict(answer(3, 5), answer(2, 10)).startswith("lost: longer wait")
-    assert "dropped 1.0 against 5.0 %" in verdict(answer(60, 10, 10), answer(60, 10, 50))
+
+
+def test_where_both_waits_end_with_patience_what_was_dropped_decides() -> None:
+    assert verdict(answer(60, 10, 10), answer(60, 10, 50)).startswith("not met: dropped 1.0 against 5.0 %")
+    assert verdict(answer(60, 8, 10), answer(60, 10, 50)).startswith("won: dropped 1.0 against 5.0 %")
+    assert verdict(answer(60, 8, 50), answer(60, 10, 10)).startswith("lost: dropped 5.0 against 1.0 %")
