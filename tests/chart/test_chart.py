@@ -14,7 +14,6 @@ from tests.support.helm import Helm, Object
 from flotilla.api import crd
 from flotilla.app import load_config
 from flotilla.config import OperatorConfig
-from flotilla.constants import GATEWAY
 from flotilla.domain.resolve import load_catalog
 from flotilla.render import rbac
 
