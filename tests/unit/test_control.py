@@ -169,11 +169,42 @@ async def test_a_lease_that_another_took_is_lost_at_once() -> None:
     lease = elector(client, [0.0])
     running = asyncio.create_task(lease.run(on_lost=lost.set))
     await asyncio.wait_for(lease.acquired(), 5)
+    client.lease = {**(client.lease or {}), "spec": {"holderIdentity": "another"}}
     client.fails = Conflict("another's")
     await asyncio.wait_for(lost.wait(), 5)
     await running
     await lease.release()
     assert lost.is_set()
+
+
+class Slow(Remembering):
+    """Writes, and then lets the caller wait for the answer in vain; refuses what was read before that."""
+
+    mute = False
+
+    async def update(self, kind: Kind, obj: Any) -> Any:
+        assert self.lease is not None
+        if obj["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
+            raise Conflict("it changed")
+        written = await super().update(kind, obj)
+        if self.mute:
+            self.mute = False
+            raise Transient("no answer")
+        return written
+
+
+async def test_a_renewal_without_an_answer_is_not_taken_for_another_holder() -> None:
+    client, lost = Slow(), asyncio.Event()
+    lease = elector(client, [0.0])
+    running = asyncio.create_task(lease.run(on_lost=lost.set))
+    await asyncio.wait_for(lease.acquired(), 5)
+    client.mute = True
+    before = len(client.calls)
+    while len(client.calls) < before + 5 and not running.done():
+        await asyncio.sleep(0.01)
+    assert not lost.is_set()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_lease_that_cannot_be_renewed_is_lost_after_the_deadline_only() -> None:

@@ -43,6 +43,8 @@ class Lease:
         self._retry_s = retry_s
         self._clock = clock
         self._held: dict[str, Any] | None = None
+        self._doubtful = False
+        """A write got no answer, or a conflict: it may have happened all the same, so that the version is another."""
         self._seen: tuple[str, float] = ("", clock())
         """The last resourceVersion of a Lease of somebody else, and when we first saw it."""
         self._acquired = asyncio.Event()
@@ -76,10 +78,9 @@ class Lease:
 
     async def _attempt(self, action: Callable[[], Any]) -> bool:
         try:
-            async with asyncio.timeout(self._retry_s):
+            async with asyncio.timeout(self._renew_deadline_s / 3):
                 return bool(await action())
         except Conflict:
-            self._held = None
             return False
         except (FlotillaError, TimeoutError) as error:
             log.warning("the lease could not be reached", extra={"cause": str(error) or type(error).__name__})
@@ -114,6 +115,10 @@ class Lease:
         return self._clock() - since > float(lease["spec"].get("leaseDurationSeconds") or self._duration_s)
 
     async def _renew(self) -> bool:
+        if self._doubtful:
+            lease = await self._client.get(LEASE, self._name, namespace=self._namespace)
+            mine = lease is not None and lease["spec"].get("holderIdentity") == self._identity
+            self._held, self._doubtful = (lease if mine else None), False
         if self._held is None:
             return False
         self._stamp(self._held, taken=False)
@@ -121,7 +126,9 @@ class Lease:
 
     async def _write(self) -> bool:
         assert self._held is not None
+        self._doubtful = True
         self._held = await self._client.update(LEASE, self._held)
+        self._doubtful = False
         return True
 
     def _stamp(self, lease: dict[str, Any], *, taken: bool) -> None:
