@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 2.0
 """The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and nothing tells when it has."""
-_ASK_FOR_KEYS_S = 15.0
+_ASK_FOR_KEYS_S = 5.0
 """Of a gateway that lacks the key of some Secret, which only it can see."""
 _CONFLICT_RETRY_S = 30.0
 
