@@ -46,8 +46,9 @@ generate: sync ## Rewrite the generated files: crds/, manifests/base/rbac.yaml.
 	$(RUN) python hack/generate.py
 
 .PHONY: bench
-bench: sync ## Benchmarks on the real control plane; prints tables.
+bench: sync ## Benchmarks: the operator on the real control plane, the gateway beside others; prints tables.
 	$(RUN) python benchmarks/reconcile.py
+	$(RUN) python -m benchmarks.gateway
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).

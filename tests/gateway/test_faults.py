@@ -14,6 +14,7 @@ from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import SOUND
 
 from flotilla.gateway.breaker import State
+from flotilla.gateway.config import Config
 
 CHUNKS = openai_chunks("One two three")
 
@@ -308,6 +309,20 @@ async def test_a_bad_document_changes_nothing(tmp_path: Path) -> None:
         assert after["hash"] == before["hash"]
         assert "Upgrade the gateway" in after["problem"]
         assert (await gw.chat())[0] == 200
+
+
+async def test_a_restart_without_a_readable_document_serves_the_last_good_one(tmp_path: Path) -> None:
+    document, file = document_of(routed()), tmp_path / "document"
+    for text in (document.text, b"{}", None):
+        if text is None:
+            file.unlink()
+        else:
+            file.write_bytes(text)
+        config = Config(file, tmp_path / "keys", tmp_path)
+        config.load()
+        assert config.current is not None
+        assert config.current.document.hash == document.hash
+        assert bool(config.problem) == (text != document.text)
 
 
 async def test_a_new_document_is_taken_over_under_load(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Rates and budgets of requests through a running gateway."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 from tests.support.gateway import Running, document_of, eventually, running_gateway
 from tests.support.hosted import HostedApi, Reset, Stream, Whole
 from tests.support.hosted_answers import chat, hosted_api, openai_chunks
+from tests.support.redis import running_redis
 from tests.support.routing import HOSTED, SOUND
 
 from flotilla.gateway.limits import REDIS_URL, LimitStore, store_from
 from flotilla.gateway.local_limits import LocalLimits
+from flotilla.gateway.redis_limits import RedisLimits
 from flotilla.gateway.store_accounts import StoreAccounts
 
 PUBLIC = {"x-data-class": "public"}
@@ -139,3 +141,24 @@ async def test_when_the_store_does_not_answer_and_only_hosted_models_could_it_is
         assert (status, body["error"]["code"], headers["retry-after"]) == (503, "budget_unknown", "1")
         assert hosted.received == []
     await store.close()
+
+
+async def test_two_replicas_share_a_budget_through_redis(tmp_path: Path) -> None:
+    with running_redis() as server:
+        stores = [RedisLimits(server.url, timeout_s=30) for _ in range(2)]
+        async with AsyncExitStack() as stack:
+            replicas = []
+            for number, store in enumerate(stores):
+                (tmp_path / str(number)).mkdir()
+                replicas.append(
+                    await stack.enter_async_context(serving(tmp_path / str(number), budget("0.01"), store=store))
+                )
+            statuses = []
+            for gw, hosted, _, counts in [*replicas, *replicas]:
+                hosted.script(Whole({**chat(), "usage": CHEAP}))
+                statuses.append((await gw.chat(headers=PUBLIC, max_tokens=100))[0])
+                await eventually(lambda counts=counts: counts.reserved_usd == 0)
+            # Two answers of 0.0045 dollars, one of each replica, leave no room for a third of up to 0.0015.
+            assert statuses == [200, 200, 429, 429]
+        for store in stores:
+            await store.close()

@@ -101,6 +101,7 @@ ODD_MESSAGES = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(messages=ODD_MESSAGES, body=st.dictionaries(st.sampled_from(FIELDS), VALUES | OBJECTS | st.lists(OBJECTS)))
 def test_whatever_a_client_sends_is_translated_or_refused(messages: list[dict[str, Any]], body: dict[str, Any]) -> None:
     with suppress(Untranslatable):

@@ -130,6 +130,10 @@ class HostedApi:
         """Answer the next requests by these, in order."""
         self._script.extend(replies)
 
+    def forget_script(self) -> None:
+        """Answer the next requests as the API would."""
+        self._script.clear()
+
     async def start(self) -> None:
         """Listen, on the same port as before where there was one."""
         self._server = await asyncio.start_server(

@@ -66,6 +66,14 @@ def test_a_pattern_that_backtracks_for_ever_is_given_up() -> None:
     assert judged(chat(json.dumps("a" * 5000 + "b")), request) == ["SchemaInvalid"]
 
 
+def test_a_schema_that_nests_too_deeply_judges_nothing() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(3000):
+        schema = {"allOf": [schema]}
+    request = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    assert judged(chat("{}"), request) == []
+
+
 def test_an_answer_that_is_cut_off() -> None:
     assert judged(chat("Once upon", finish_reason="length")) == ["FinishReasonLength"]
 

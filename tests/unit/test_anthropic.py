@@ -14,7 +14,7 @@ from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer,
 
 PARAMS: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 HELLO = [{"role": "user", "content": "Hi"}]
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "description": "Now.", "parameters": {"properties": {"city": {"type": "string"}}}},
 }
@@ -86,6 +86,8 @@ def test_images_by_data_url_and_by_address() -> None:
         {"type": "image_url", "image_url": {"url": PIXEL}},
         {"type": "image_url", "image_url": {"url": "https://example.com/x.png", "detail": "low"}},
     ]
+    translated = request({"model": "m", "messages": [{"role": "user", "content": parts}]}, "claude")
+    assert translated.dropped == ("messages.content.image_url.detail",)
     body = sent(messages=[{"role": "user", "content": parts}])
     sources = [block["source"] for block in body["messages"][0]["content"][1:]]
     assert sources[0] == {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
@@ -125,12 +127,35 @@ def test_bounds_stops_stream_and_user() -> None:
     assert sent(stop="END")["stop_sequences"] == ["END"]
 
 
+def test_marks_for_the_prompt_cache_are_kept_and_other_extras_named() -> None:
+    mark = {"type": "ephemeral"}
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Rules.", "cache_control": mark, "x": 1}]}
+        ],
+        "tools": [{**WEATHER, "cache_control": mark, "function": {**WEATHER["function"], "y": 2}}],
+    }
+    translated = request(body, "claude")
+    out = json.loads(translated.content)
+    assert out["system"][0]["cache_control"] == out["tools"][0]["cache_control"] == mark
+    assert translated.dropped == ("messages.content.x", "tools.function.y")
+    PARAMS.validate_python(out)
+
+
 def test_what_only_steers_is_dropped_and_named() -> None:
     # From version 2026-10-21 on the API refuses temperature, top_p and top_k.
     body = {"model": "m", "messages": [{**HELLO[0], "name": "Ada"}], "temperature": 0, "seed": 1, "stop": [" "]}
     translated = request({**body, "reasoning_effort": "none", "store": None, "modalities": ["text"]}, "claude")
     assert translated.dropped == ("messages.name", "reasoning_effort", "seed", "stop", "temperature")
     assert set(json.loads(translated.content)) == {"model", "max_tokens", "messages"}
+
+
+def test_a_thousand_unknown_fields_make_no_long_header() -> None:
+    body = {"model": "m", "messages": HELLO, **{f"field-{n:04}" + "x" * 200: 1 for n in range(1000)}}
+    dropped = request(body, "claude").dropped
+    assert len(", ".join(dropped)) < 1400
+    assert dropped[-1] == "and 980 more"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +189,23 @@ def test_what_the_client_would_miss_is_refused_by_the_name_of_the_field(fields: 
         request({"model": "m", "messages": HELLO, **fields}, "claude")
     assert refused.value.param == param
     assert str(refused.value).startswith(f"{param}: ")
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"properties": {"a": value}}
+    return value
+
+
+def test_what_nests_too_deeply_is_refused_and_no_defect() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": nested(300)}}]
+    with pytest.raises(Untranslatable, match="too deeply"):
+        request({"model": "m", "messages": HELLO, "tools": tools}, "claude")
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": nested(300)}
+    with pytest.raises(ValueError, match="too deeply"):
+        answer(json.dumps(message([block])).encode(), created=1)
+    assert received(*anthropic_events([block]))[1].done
 
 
 def test_a_whole_answer_with_text_and_calls() -> None:

@@ -1,6 +1,7 @@
 """Redis that dies, hangs or was never there: money is counted once, and no request waits for it."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -8,10 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from tests.support.redis import RedisServer, running_redis
 
+from flotilla.gateway import redis_calls
 from flotilla.gateway.limits import Budget, Clock, Limited, Rate, Reservation, Spent, Ticket, Unavailable
 from flotilla.gateway.redis_limits import RedisLimits
 
@@ -40,8 +43,10 @@ async def gateway(
     """One replica's store, at a time that stands still unless `real`."""
     server_clock = None if real else clock
     limits = RedisLimits(server.url, clock=time.time if real else clock, server_clock=server_clock, timeout_s=timeout_s)
-    yield limits
-    await limits.close()
+    try:
+        yield limits
+    finally:
+        await limits.close()
 
 
 async def reserved(store: RedisLimits, usd: Decimal = HALF, ttl_s: float = 60) -> Reservation:
@@ -111,12 +116,16 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
         await spent(server, Decimal("0.25"))
 
 
-async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer) -> None:
+async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flotilla.gateway.redis_limits")
     async with gateway(server) as store:
         held = await reserved(store)
+        caplog.clear()
         with server.hanging():
             async with asyncio.timeout(20):
+                assert store.available
                 assert await store.reserve([BUDGET], HALF, 60) == Unavailable()
+                assert not store.available
                 await store.settle(held, HALF)
                 found = await asyncio.gather(*(store.reserve([BUDGET], HALF, 60) for _ in range(200)))
                 assert set(found) == {Unavailable()}
@@ -125,6 +134,12 @@ async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer) -> N
         assert [type(each) for each in passed] == [Ticket, Ticket, Limited]
         # The call that was given up and the one that was repeated are the same settlement.
         await spent(server, HALF)
+        async with asyncio.timeout(30):
+            while not store.available:
+                await asyncio.sleep(0.05)
+        # Told once, and not for each request.
+        said = [record.message.split(":")[0] for record in caplog.records]
+        assert said[:2] == ["Redis does not answer", "Redis answers again"]
         await store.settle(await reserved(store), HALF)
         await spent(server, Decimal(1))
 
@@ -191,3 +206,42 @@ async def test_everything_that_is_stored_goes_away_by_itself(server: RedisServer
             keys = list(client.scan_iter())
             assert len(keys) == 4
             assert all(client.ttl(key) > 0 for key in keys)
+
+
+async def test_a_thousand_at_once_do_not_look_like_a_server_that_is_away(server: RedisServer) -> None:
+    async with gateway(server, timeout_s=30) as store:
+        found = await asyncio.gather(*(store.reserve([BUDGET], Decimal("0.002"), 60) for _ in range(1000)))
+        assert [isinstance(each, Reservation) for each in found].count(True) == 500
+        assert {type(each) for each in found} == {Reservation, Spent}
+        with server.client() as client:
+            assert client.info("clients")["connected_clients"] <= 3
+
+
+async def test_a_server_that_was_emptied_learns_its_scripts_again(server: RedisServer) -> None:
+    async with gateway(server, timeout_s=30) as store:
+        await reserved(store)
+        with server.client() as client:
+            client.script_flush()
+        found = await asyncio.gather(*(store.reserve([BUDGET], Decimal("0.2"), 60) for _ in range(3)))
+        assert [type(each) for each in found] == [Reservation, Reservation, Spent]
+
+
+async def test_who_waits_too_long_on_a_busy_server_calls_nobody_away(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_calls, "_TOGETHER", 1)
+    piped, passed = redis_calls.RedisCalls._piped, 0
+
+    async def only_the_first(calls: redis_calls.RedisCalls, batch: Any) -> Any:
+        nonlocal passed
+        passed += 1
+        return await (piped(calls, batch) if passed == 1 else asyncio.sleep(30))
+
+    async with gateway(server, timeout_s=2) as store:
+        # The server knows the script from here on.
+        assert isinstance(await store.admit([RATE], 1), Ticket)
+        monkeypatch.setattr(redis_calls.RedisCalls, "_piped", only_the_first)
+        found = await asyncio.gather(*(store.admit([Rate("uid", "many", "", 9)], 1) for _ in range(5)))
+        # Those that waited too long were counted here alone, and the server is none the worse for it.
+        assert {type(each) for each in found} == {Ticket}
+        assert store.available

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flotilla.cli.calibrate import calibrate
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 EXIT_MISMATCH, EXIT_INVALID = 1, 2
 
 app = typer.Typer(no_args_is_help=True, help="What a RoutingPolicy does with a request, and why.")
+app.command()(calibrate)
 
 
 @app.command()

@@ -10,7 +10,6 @@ import orjson
 from flotilla.api.routes import Failure, Signal
 from flotilla.domain.routing import answer as judgement
 from flotilla.domain.routing.collect import choices_of
-from flotilla.domain.routing.decide import wanted_signals
 from flotilla.domain.routing.money import Usage, usage_of
 from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal
 from flotilla.domain.routing.request import Operation
@@ -99,12 +98,6 @@ def fields_of(content: bytes, operation: Operation) -> dict[str, Any]:
     return fields
 
 
-def signals_that_matter(accepted: Accepted) -> frozenset[Signal]:
-    """None where no escalation is possible."""
-    decision = accepted.decision
-    return wanted_signals(decision.route) if decision.escalation is not None else frozenset()
-
-
 def signals_of(answered: Answered, accepted: Accepted) -> tuple[Signal, ...]:
     """What is wrong with an answer; nothing where a stream was not held back for judging."""
     if answered.signals is not None:
@@ -118,10 +111,9 @@ def signals_of(answered: Answered, accepted: Accepted) -> tuple[Signal, ...]:
 def judge(choices: tuple[judgement.Choice, ...], accepted: Accepted) -> tuple[Signal, ...]:
     """The signals that the rule asked for."""
     escalation = accepted.decision.route.escalation
-    wanted = signals_that_matter(accepted)
-    if escalation is None or not wanted:
+    if escalation is None or not accepted.signals:
         return ()
-    expected = judgement.expectations(accepted.asked.fields, wanted, escalation.confidence)
+    expected = judgement.expectations(accepted.asked.fields, accepted.signals, escalation.confidence)
     return judgement.signals(choices, expected)
 
 

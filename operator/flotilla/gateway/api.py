@@ -75,7 +75,7 @@ class Api:
             raise
         finally:
             if lease is not None:
-                await asyncio.shield(lease.settle(record.usd, record.total_tokens))
+                await lease.settle(record.usd, record.total_tokens)
             record.close(self._shared)
 
     def _id(self, request: Request) -> str:

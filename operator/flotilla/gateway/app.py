@@ -211,8 +211,13 @@ async def _run(settings: Settings) -> int:
     gateway.shared.metrics.gauge(
         "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
     )
+    gateway.shared.metrics.gauge(
+        "limit_store_available", "Whether the store of limits answers.", (), lambda: {(): float(accounts.available)}
+    )
+    known = asyncio.Event()
+    gateway.endpoints_known = known.is_set
     await gateway.start()
-    following = asyncio.create_task(_follow(settings, gateway), name="endpoints")
+    following = asyncio.create_task(_follow(settings, gateway, known), name="endpoints")
     log.info("listening", extra={"port": gateway.server.port, "admin_port": gateway.admin_port})
     await stop.wait()
     log.info("leaving", extra={"in_flight": gateway.server.busy})
@@ -227,10 +232,8 @@ async def _run(settings: Settings) -> int:
     return EXIT_OK
 
 
-async def _follow(settings: Settings, gateway: Gateway) -> None:
+async def _follow(settings: Settings, gateway: Gateway, known: asyncio.Event) -> None:
     """Follow the EndpointSlices of the document's namespace, once there is a document."""
-    known = asyncio.Event()
-    gateway.endpoints_known = known.is_set
     while gateway.config.current is None:
         await asyncio.sleep(_BEAT_S)
     client = await KubeClient.connect(kubeconfig=settings.kubeconfig, user_agent=f"flotilla-gateway/{__version__}")

@@ -114,8 +114,8 @@ def rewritten(body: Body, model: str, *, usage: bool = False, logprobs: bool = F
     if logprobs and not fields.get("top_logprobs"):
         added |= {"logprobs": True, "top_logprobs": 2}
     if fields.keys().isdisjoint(added):
-        found = _MODEL_KEY.findall(raw)
-        old = b'%b"%b"' % (found[0], fields["model"].encode(errors="replace")) if len(found) == 1 else b""
+        found = (b'"model":',) if raw.count(b'"model"') == 1 and b'"model":"' in raw else _MODEL_KEY.findall(raw)
+        old = b'%b"%b"' % (found[0], fields["model"].encode()) if len(found) == 1 else b""
         start = raw.find(b"{") + 1
         if old and raw.count(old) == 1:
             changed = raw.replace(old, found[0] + orjson.dumps(model))
@@ -178,9 +178,12 @@ def _may_repeat(raw: bytes, keys: int) -> bool:
     colon is counted, which only makes us look. What could hide a key from the count (blanks before the colon, an
     escaped backslash before the quote) makes us look too.
     """
-    if raw.count(b'":') - raw.count(b'\\":') != keys:
-        return True
-    return b'\\\\"' in raw or _SPACED_KEY.search(raw) is not None
+    found = raw.count(b'":')
+    if b"\\" in raw:
+        if b'\\\\"' in raw:
+            return True
+        found -= raw.count(b'\\":')
+    return found != keys or _SPACED_KEY.search(raw) is not None
 
 
 def _find_repeated(raw: bytes) -> None:

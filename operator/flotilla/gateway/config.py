@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flotilla.api.routes import Signal
+from flotilla.domain.routing.decide import DEFAULT_RULE, wanted_signals
 from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
 from flotilla.domain.routing.request import Operation
 from flotilla.errors import InvalidSpec
@@ -34,6 +36,8 @@ class Setup:
     """By base URL of hosted targets."""
     missing_keys: tuple[str, ...] = ()
     """Files of keys that are not there, by `key_file`."""
+    signals: Mapping[tuple[str, str], frozenset[Signal]] = field(default_factory=dict)
+    """By policy and rule: what may escalate an answer."""
 
     def client_of(self, policy: Policy, authorization: str) -> str | None:
         """Name of the client whose key is shown. Digests are compared, so that time tells nothing about a key."""
@@ -60,6 +64,11 @@ def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
         {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
         tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
+        {
+            (policy.name, rule): wanted_signals(route)
+            for policy in document.policies
+            for rule, route in [(DEFAULT_RULE, policy.default_route), *((r.name, r.route) for r in policy.rules)]
+        },
     )
 
 

@@ -146,7 +146,7 @@ class Exchange:
             permit.target.cluster is not None
             and not escalated
             and self._accepted.operation is Operation.CHAT
-            and Signal.LOW_CONFIDENCE in answers.signals_that_matter(self._accepted)
+            and Signal.LOW_CONFIDENCE in self._accepted.signals
         )
         return Wanted(usage=self._accepted.features.stream, logprobs=doubt)
 
@@ -155,7 +155,7 @@ class Exchange:
         if not self._accepted.features.stream:
             return Incoming(self._shared.loop, total_s=self._deadline_s)
         timeouts, escalation, judging = self._decision.route.timeouts, self._decision.route.escalation, None
-        if escalation is not None and answers.signals_that_matter(self._accepted):
+        if escalation is not None and self._accepted.signals:
             last = escalated and escalation.on_exhausted is not OnExhausted.FAIL
             judging = None if last else Judging(escalation.max_buffered_tokens, Collector())
         answered.relay = Relay(
@@ -183,7 +183,7 @@ class Exchange:
 
     async def _judged(self, answered: Answered) -> None:
         """Give the answer to the client, unless a better model is asked for another."""
-        if answered.status >= 300 or not answers.signals_that_matter(self._accepted):
+        if answered.status >= 300 or not self._accepted.signals:
             self._give(answered)
             return
         rate = self._shared.rates[self._policy_name, self._decision.rule]

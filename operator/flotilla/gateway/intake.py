@@ -8,6 +8,7 @@ from zlib import crc32
 
 import orjson
 
+from flotilla.api.routes import Signal
 from flotilla.domain.routing import classify
 from flotilla.domain.routing.decide import Decision, decide
 from flotilla.domain.routing.document import Policy
@@ -28,6 +29,7 @@ from flotilla.gateway.shared import Shared
 from flotilla.gateway.upstream import Connection
 
 _PREFIX_CHARS = 1024
+_NO_SIGNALS: frozenset[Signal] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Accepted:
     lease: Lease | None
     operation: Operation
     request_id: str
+    signals: frozenset[Signal]
+    """Those that may escalate the answer; none where no escalation is possible."""
 
     @property
     def policy(self) -> Policy:
@@ -98,7 +102,8 @@ async def take(
         decided, lease = admitted.decision, admitted.lease
     record.decision = decided
     shared.retries.earn()
-    return Accepted(asked, features, decided, dialer, lease, operation, record.id)
+    signals = setup.signals[policy.name, decided.rule] if decided.escalation is not None else _NO_SIGNALS
+    return Accepted(asked, features, decided, dialer, lease, operation, record.id, signals)
 
 
 async def _classified(

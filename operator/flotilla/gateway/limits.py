@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import count
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -24,6 +25,8 @@ Clock = Callable[[], float]
 RATE_WINDOW_S: Final = 60
 RESERVATION_GRACE_S: Final = 60
 """A reservation outlives its request's time limit by so much."""
+_PREFIX: Final = f"{uuid4().hex}-"
+_NUMBERS: Final = count()
 REDIS_URL: Final = "FLOTILLA_REDIS_URL"
 
 
@@ -125,13 +128,17 @@ class LimitStore(Protocol):
     def reserved_usd(self) -> Decimal:
         """What this process has reserved and not settled."""
 
+    @property
+    def available(self) -> bool:
+        """False from a call that the store did not answer until one that it did."""
+
     async def close(self) -> None:
         """Write what is left to write, and let go."""
 
 
 def new_id() -> str:
-    """A name for one reservation."""
-    return uuid4().hex
+    """A name for one reservation, of this process and no other."""
+    return f"{_PREFIX}{next(_NUMBERS):x}"
 
 
 def rates_of(policy: Policy, features: Features) -> tuple[Rate, ...]:

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
+from heapq import heappop, heappush
 from typing import Final, TypeVar
 
 from flotilla.domain.routing.money import ZERO
@@ -24,40 +24,70 @@ _MAX_SUBJECTS: Final = 10_000
 """Of one limit. A team is what the caller says it is: beyond so many, further ones are counted together."""
 
 
-@dataclass(slots=True)
 class _Minute:
-    """Requests and tokens by second, the oldest first."""
+    """Requests and tokens by second, the oldest first, and what they come to."""
 
-    requests: dict[int, int] = field(default_factory=dict)
-    tokens: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("_totals", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests: dict[int, int] = {}
+        self.tokens: dict[int, int] = {}
+        self._totals = [0, 0]
+
+    def room(self, requests: int | None, tokens: int | None, more_tokens: int, now_s: int) -> int:
+        """Seconds until one request of so many tokens fits; 0 now."""
+        self.forget(now_s)
+        wait_s = 0
+        if requests is not None and self._totals[0] >= requests:
+            wait_s = _wait_s(self.requests, 1, requests, now_s)
+        if tokens is not None and self._totals[1] + more_tokens > tokens:
+            wait_s = max(wait_s, _wait_s(self.tokens, more_tokens, tokens, now_s))
+        return wait_s
+
+    def count(self, second: int, requests: int, tokens: int) -> None:
+        self.requests[second] = self.requests.get(second, 0) + requests
+        self.tokens[second] = self.tokens.get(second, 0) + tokens
+        self._totals[0] += requests
+        self._totals[1] += tokens
 
     def forget(self, now_s: int) -> None:
-        for counts in (self.requests, self.tokens):
-            while counts and (oldest := next(iter(counts))) < now_s - RATE_WINDOW_S:
-                del counts[oldest]
+        oldest_s = now_s - RATE_WINDOW_S
+        for number, counts in enumerate((self.requests, self.tokens)):
+            while counts and (oldest := next(iter(counts))) < oldest_s:
+                self._totals[number] -= counts.pop(oldest)
 
     def idle(self, now: float) -> bool:
         self.forget(math.floor(now))
         return not self.requests and not self.tokens
 
 
-@dataclass(slots=True)
 class _Window:
     """One window of a budget."""
 
-    number: int
-    ends: float
-    spent: Decimal = ZERO
-    held: dict[str, tuple[Decimal, float]] = field(default_factory=dict)
-    """Reserved by id, and until when."""
+    __slots__ = ("_expiring", "_held", "ends", "number", "reserved", "spent")
 
-    def reserved(self, now: float) -> Decimal:
-        for gone in [name for name, (_, until) in self.held.items() if until <= now]:
-            del self.held[gone]
-        return sum((usd for usd, _ in self.held.values()), ZERO)
+    def __init__(self, number: int, ends: float) -> None:
+        self.number, self.ends = number, ends
+        self.spent = self.reserved = ZERO
+        self._held: dict[str, Decimal] = {}
+        self._expiring: list[tuple[float, str]] = []
+
+    def hold(self, name: str, usd: Decimal, until: float) -> None:
+        self._held[name] = usd
+        self.reserved += usd
+        heappush(self._expiring, (until, name))
+
+    def let_go(self, name: str) -> None:
+        """Of one reservation, where it has not expired."""
+        self.reserved -= self._held.pop(name, ZERO)
+
+    def expire(self, now: float) -> None:
+        while self._expiring and self._expiring[0][0] <= now:
+            self.let_go(heappop(self._expiring)[1])
 
     def idle(self, now: float) -> bool:
-        return self.ends <= now or (self.spent == 0 and not self.reserved(now))
+        self.expire(now)
+        return self.ends <= now or (self.spent == 0 and not self._held)
 
 
 _Counted = TypeVar("_Counted", _Minute, _Window)
@@ -71,26 +101,26 @@ class LocalLimits:
         self._minutes: dict[tuple[str, str], dict[str, _Minute]] = {}
         self._windows: dict[tuple[str, str, int], dict[str, _Window]] = {}
         self._open: dict[str, Decimal] = {}
+        self._reserved = ZERO
 
     @property
     def reserved_usd(self) -> Decimal:
-        return sum(self._open.values(), ZERO)
+        return self._reserved
+
+    @property
+    def available(self) -> bool:
+        return True
 
     async def admit(self, rates: Sequence[Rate], tokens: int) -> Ticket | Limited:
         now = self._clock()
         now_s = math.floor(now)
         minutes = [self._minute(rate, now) for rate in rates]
         for rate, minute in zip(rates, minutes, strict=True):
-            minute.forget(now_s)
-            wait_s = max(
-                _wait_s(minute.requests, 1, rate.requests_per_minute, now_s),
-                _wait_s(minute.tokens, tokens, rate.tokens_per_minute, now_s),
-            )
+            wait_s = minute.room(rate.requests_per_minute, rate.tokens_per_minute, tokens, now_s)
             if wait_s > 0:
                 return Limited(rate.name, wait_s)
         for minute in minutes:
-            minute.requests[now_s] = minute.requests.get(now_s, 0) + 1
-            minute.tokens[now_s] = minute.tokens.get(now_s, 0) + tokens
+            minute.count(now_s, 1, tokens)
         return Ticket(tuple(rates), tokens, now_s)
 
     async def correct(self, ticket: Ticket, tokens: int) -> None:
@@ -98,9 +128,9 @@ class LocalLimits:
         # Tokens beyond the estimate came since; those that did not come never were.
         second = math.floor(now) if more > 0 else ticket.at_s
         for rate in ticket.rates:
-            counts = self._minute(rate, now).tokens
-            if more > 0 or second in counts:
-                counts[second] = counts.get(second, 0) + more
+            minute = self._minute(rate, now)
+            if more > 0 or second in minute.tokens:
+                minute.count(second, 0, more)
 
     async def reserve(self, budgets: Sequence[Budget], usd: Decimal, ttl_s: float) -> Reservation | Spent:
         if not budgets or usd <= 0:
@@ -108,21 +138,24 @@ class LocalLimits:
         now = self._clock()
         windows = [self._window(budget, now) for budget in budgets]
         for budget, window in zip(budgets, windows, strict=True):
-            if window.spent + window.reserved(now) + usd > budget.limit:
+            window.expire(now)
+            if window.spent + window.reserved + usd > budget.limit:
                 return Spent(budget, budget.left_s(now))
         name = new_id()
         for window in windows:
-            window.held[name] = (usd, now + ttl_s)
+            window.hold(name, usd, now + ttl_s)
         self._open[name] = usd
+        self._reserved += usd
         return Reservation(name, tuple((budget, budget.window(now)) for budget in budgets), usd)
 
     async def settle(self, reservation: Reservation, usd: Decimal) -> None:
         if self._open.pop(reservation.id, None) is None:
             return
+        self._reserved -= reservation.usd
         now = self._clock()
         for budget, number in reservation.held:
             window = self._window(budget, now)
-            window.held.pop(reservation.id, None)
+            window.let_go(reservation.id)
             if window.number == number:
                 window.spent += usd
 
@@ -130,17 +163,24 @@ class LocalLimits:
         """There is nothing to let go."""
 
     def _minute(self, rate: Rate, now: float) -> _Minute:
-        return _of_subject(self._minutes.setdefault((rate.policy, rate.name), {}), rate.subject, now, _Minute)
+        key = (rate.policy, rate.name)
+        minutes = self._minutes.get(key)
+        if minutes is None:
+            minutes = self._minutes[key] = {}
+        return minutes.get(rate.subject) or _of_subject(minutes, rate.subject, now, _Minute)
 
     def _window(self, budget: Budget, now: float) -> _Window:
-        def new() -> _Window:
-            return _Window(number, (number + 1) * budget.window_s)
-
+        key = (budget.policy, budget.name, budget.window_s)
+        windows = self._windows.get(key)
+        if windows is None:
+            windows = self._windows[key] = {}
         number = budget.window(now)
-        windows = self._windows.setdefault((budget.policy, budget.name, budget.window_s), {})
-        window = _of_subject(windows, budget.subject, now, new)
-        if window.number != number:
-            window = windows[budget.subject if budget.subject in windows else ""] = new()
+        window = windows.get(budget.subject)
+        if window is None or window.number != number:
+            ends = (number + 1) * budget.window_s
+            window = _of_subject(windows, budget.subject, now, lambda: _Window(number, ends))
+            if window.number != number:
+                window = windows[budget.subject if budget.subject in windows else ""] = _Window(number, ends)
         return window
 
 

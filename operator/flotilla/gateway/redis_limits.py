@@ -6,6 +6,7 @@ settled when it answers again.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -16,12 +17,6 @@ from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
-
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from flotilla.domain.routing.money import ZERO, nanodollars
 from flotilla.errors import InvalidSpec
@@ -39,15 +34,16 @@ from flotilla.gateway.limits import (
     new_id,
 )
 from flotilla.gateway.local_limits import LocalLimits
+from flotilla.gateway.redis_calls import FAILED, Busy, RedisCalls, Script
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 0.5
-"""Of a call; a step on the socket may take half of it."""
-_CONNECTIONS: Final = 16
+"""Of a call."""
 _PAUSE_S: Final = 1.0
 """After a failure the server is left alone for so long: else each request would wait for it."""
 _MAX_PENDING: Final = 100_000
 """Settlements that are kept while the server is away, about 50 MB; the oldest is lost beyond."""
-_FAILED: Final = (RedisError, OSError, TimeoutError)
 
 
 class _Away(TimeoutError):
@@ -71,23 +67,8 @@ class RedisLimits:
     ) -> None:
         if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
             raise InvalidSpec(f"{REDIS_URL} must begin with redis://, rediss:// or unix://.", field=REDIS_URL)
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=timeout_s / 2,
-            socket_timeout=timeout_s / 2,
-            socket_connect_timeout=timeout_s / 2,
-            # One more try for a connection that the server has closed meanwhile. Where a script runs twice by it, money
-            # is still counted once; a request may count twice towards a rate.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-            decode_responses=True,
-        )
-        self._redis: Redis = Redis.from_pool(pool)
-        self._admit = self._redis.register_script(redis_scripts.ADMIT)
-        self._correct = self._redis.register_script(redis_scripts.CORRECT)
-        self._reserve = self._redis.register_script(redis_scripts.RESERVE)
-        self._settle = self._redis.register_script(redis_scripts.SETTLE)
-        self._clock, self._server_clock, self._timeout_s = clock, server_clock, timeout_s
+        self._calls = RedisCalls(url, timeout_s=timeout_s)
+        self._clock, self._server_clock = clock, server_clock
         self._alone = LocalLimits(clock)
         self._open: dict[str, Decimal] = {}
         self._pending: deque[tuple[Reservation, Decimal]] = deque(maxlen=_MAX_PENDING)
@@ -99,23 +80,29 @@ class RedisLimits:
     def reserved_usd(self) -> Decimal:
         return sum(self._open.values(), ZERO)
 
+    @property
+    def available(self) -> bool:
+        return self._ask_again_at is None
+
     async def admit(self, rates: Sequence[Rate], tokens: int) -> Ticket | Limited:
         if not rates:
             return Ticket((), tokens, 0)
         limits = [limit for rate in rates for limit in (rate.requests_per_minute or 0, rate.tokens_per_minute or 0)]
         try:
-            number, value = await self._call(self._admit, [self._rate_key(rate) for rate in rates], [tokens, *limits])
-        except _FAILED:
+            number, value = await self._call(
+                redis_scripts.ADMIT, [self._rate_key(rate) for rate in rates], [tokens, *limits]
+            )
+        except FAILED:
             alone = await self._alone.admit(rates, tokens)
             # Nothing of it is on the server, so that nothing can be taken back there.
             return alone if isinstance(alone, Limited) else replace(alone, at_s=0)
         return Ticket(tuple(rates), tokens, value) if number == 0 else Limited(rates[number - 1].name, value)
 
     async def correct(self, ticket: Ticket, tokens: int) -> None:
-        if ticket.rates and tokens != ticket.tokens:
+        if tokens != ticket.tokens and any(rate.tokens_per_minute for rate in ticket.rates):
             keys = [self._rate_key(rate) for rate in ticket.rates]
-            with suppress(*_FAILED):
-                await self._call(self._correct, keys, [ticket.at_s, tokens - ticket.tokens])
+            with suppress(*FAILED):
+                await self._call(redis_scripts.CORRECT, keys, [ticket.at_s, tokens - ticket.tokens])
 
     async def reserve(self, budgets: Sequence[Budget], usd: Decimal, ttl_s: float) -> Reservation | Spent | Unavailable:
         if not budgets or usd <= 0:
@@ -126,10 +113,10 @@ class RedisLimits:
         for budget in budgets:
             arguments += [nanodollars(budget.limit), 1000 * budget.left_s(now)]
         try:
-            number = await self._call(self._reserve, self._budget_keys(reservation), arguments)
+            number = await self._call(redis_scripts.RESERVE, self._budget_keys(reservation), arguments)
         except _Away:
             return Unavailable()
-        except _FAILED:
+        except FAILED:
             # It may have been reserved all the same: what was is given back.
             self._later(reservation, ZERO)
             return Unavailable()
@@ -148,7 +135,7 @@ class RedisLimits:
             return
         try:
             await self._settle_now(reservation, usd)
-        except _FAILED:
+        except FAILED:
             self._later(reservation, usd)
 
     async def close(self) -> None:
@@ -157,15 +144,14 @@ class RedisLimits:
             with suppress(asyncio.CancelledError):
                 await self._flusher
         self._ask_again_at = None
-        with suppress(*_FAILED):
+        with suppress(*FAILED):
             while self._pending:
                 await self._settle_now(*self._pending[0])
                 self._pending.popleft()
-        with suppress(*_FAILED):
-            await self._redis.aclose()
+        await self._calls.close()
 
     async def _settle_now(self, reservation: Reservation, usd: Decimal) -> None:
-        await self._call(self._settle, self._budget_keys(reservation), [nanodollars(usd)])
+        await self._call(redis_scripts.SETTLE, self._budget_keys(reservation), [nanodollars(usd)])
 
     def _later(self, reservation: Reservation, usd: Decimal) -> None:
         self._pending.append((reservation, usd))
@@ -175,14 +161,14 @@ class RedisLimits:
     async def _flush(self) -> None:
         while self._pending:
             await asyncio.sleep(_PAUSE_S)
-            with suppress(*_FAILED):
+            with suppress(*FAILED):
                 while self._pending:
                     reservation, usd = self._pending[0]
                     await self._settle_now(reservation, usd)
                     if self._pending and self._pending[0][0] is reservation:
                         self._pending.popleft()
 
-    async def _call(self, script: Any, keys: list[str], arguments: list[Any]) -> Any:
+    async def _call(self, script: Script, keys: list[str], arguments: list[Any]) -> Any:
         now = asyncio.get_running_loop().time()
         if self._ask_again_at is not None:
             if now < self._ask_again_at:
@@ -191,12 +177,17 @@ class RedisLimits:
             self._ask_again_at = now + _PAUSE_S
         server_ms = -1 if self._server_clock is None else math.floor(self._server_clock() * 1000)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await script(keys=keys, args=[server_ms, *arguments])
-        except _FAILED:
+            answer = await self._calls.run(script, keys, [server_ms, *arguments])
+        except Busy:
+            raise
+        except FAILED as error:
+            if self._ask_again_at is None:
+                log.warning("Redis does not answer: models that cost money are left out", extra={"cause": repr(error)})
             self._ask_again_at = asyncio.get_running_loop().time() + _PAUSE_S
             raise
-        self._ask_again_at = None
+        if self._ask_again_at is not None:
+            log.info("Redis answers again", extra={"settlements": len(self._pending)})
+            self._ask_again_at = None
         return answer
 
     def _rate_key(self, rate: Rate) -> str:

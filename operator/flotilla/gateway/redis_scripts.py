@@ -6,6 +6,8 @@ A rate is a hash of counts by second, `q` for requests and `t` for tokens. A bud
 
 from typing import Final
 
+from flotilla.gateway.redis_calls import Script
+
 _NOW: Final = """
 local now = tonumber(ARGV[1])
 if now < 0 then
@@ -16,7 +18,7 @@ end
 _KEPT_MS: Final = 3_600_000
 """So long a settled reservation is known, and a window after its end."""
 
-ADMIT: Final = (
+ADMIT: Final = Script(
     _NOW
     + """
 -- Returns {0, second} or {number of the rate without room, seconds to wait}.
@@ -58,7 +60,7 @@ return {0, second}
 """
 )
 
-CORRECT: Final = (
+CORRECT: Final = Script(
     _NOW
     + """
 local second, at, more = math.floor(now / 1000), ARGV[2], tonumber(ARGV[3])
@@ -74,7 +76,7 @@ return 0
 """
 )
 
-RESERVE: Final = (
+RESERVE: Final = Script(
     _NOW
     + f"local kept = {_KEPT_MS}"
     + """
@@ -114,7 +116,7 @@ return 0
 """
 )
 
-SETTLE: Final = (
+SETTLE: Final = Script(
     _NOW
     + f"local kept = {_KEPT_MS}"
     + """

@@ -23,6 +23,9 @@ _SWEEP_S = 0.25
 _LINGER_S = 2.0
 _WRITE_HIGH: Final = 256 * 1024
 _NEVER = math.inf
+_NAMES: dict[bytes, str] = {}
+"""Header names as they were spelled, to lower case: clients use the same dozen again and again."""
+_NAMES_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +242,11 @@ class ServerConnection(asyncio.Protocol):
             raise Refused(431, "headers_too_large", "The request has too many or too large headers.")
         if self._head_done:
             return
-        key = name.decode("latin-1").lower()
+        key = _NAMES.get(name)
+        if key is None:
+            key = name.decode("latin-1").lower()
+            if len(_NAMES) < _NAMES_LIMIT and len(name) < 64:
+                _NAMES[name] = key
         text = value.decode("latin-1")
         if key in self._headers:
             text = f"{self._headers[key]}, {text}"

@@ -24,6 +24,8 @@ def status_line(status: int) -> bytes:
 
 def header(name: str, value: str) -> bytes:
     """One header line; what could end it, or is not latin-1, is replaced."""
+    if value.isascii() and value.isprintable():
+        return f"{name}: {value}\r\n".encode()
     return f"{name}: {value.translate(_NOT_IN_HEADERS)}\r\n".encode("latin-1", "replace")
 
 

@@ -69,12 +69,12 @@ def expectations(
 ) -> Expectations:
     """Read a request's body. What is odd in it is the target's to refuse, and expects nothing here."""
     wanted = body.get("response_format")
-    wanted = wanted if isinstance(wanted, Mapping) else {}
+    wanted = wanted if isinstance(wanted, dict) else {}
     described = wanted.get("json_schema") if wanted.get("type") == "json_schema" else None
     tools = body.get("tools")
-    functions = [tool.get("function") for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     named = {
-        f["name"]: f.get("parameters") for f in functions if isinstance(f, Mapping) and isinstance(f.get("name"), str)
+        f["name"]: f.get("parameters") for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)
     }
     others = isinstance(tools, list) and len(named) < len(tools)
     choice = body.get("tool_choice")
@@ -82,10 +82,10 @@ def expectations(
         signals=frozenset(signals),
         confidence=confidence,
         json=wanted.get("type") in ("json_object", "json_schema"),
-        schema=described.get("schema") if isinstance(described, Mapping) else None,
+        schema=described.get("schema") if isinstance(described, dict) else None,
         # Tools of other kinds are called by names that are not read here.
         tools={} if others else named,
-        call_required=bool(named) and (choice == "required" or isinstance(choice, Mapping)),
+        call_required=bool(named) and (choice == "required" or isinstance(choice, dict)),
     )
 
 
@@ -93,8 +93,8 @@ def signals(choices: Collection[Choice], expected: Expectations) -> tuple[Signal
     """The signals that any of the answers gives, of those that were asked for, in the order of Signal."""
     return tuple(
         signal
-        for signal in Signal
-        if signal in expected.signals and any(_CHECKS[signal](choice, expected) for choice in choices)
+        for signal, check in _CHECKS
+        if signal in expected.signals and any(check(choice, expected) for choice in choices)
     )
 
 
@@ -169,12 +169,15 @@ def loops(text: str) -> bool:
     return False
 
 
-_CHECKS: Final = {
-    Signal.SCHEMA_INVALID: _schema_invalid,
-    Signal.FINISH_REASON_LENGTH: _cut_off,
-    Signal.EMPTY_ANSWER: _empty,
-    Signal.REPETITION: _repetitive,
-    Signal.INVALID_TOOL_CALL: _invalid_call,
-    Signal.REFUSAL: _refused,
-    Signal.LOW_CONFIDENCE: _doubtful,
-}
+_CHECKS: Final = tuple(
+    {
+        Signal.SCHEMA_INVALID: _schema_invalid,
+        Signal.FINISH_REASON_LENGTH: _cut_off,
+        Signal.EMPTY_ANSWER: _empty,
+        Signal.REPETITION: _repetitive,
+        Signal.INVALID_TOOL_CALL: _invalid_call,
+        Signal.REFUSAL: _refused,
+        Signal.LOW_CONFIDENCE: _doubtful,
+    }.items()
+)
+"""In the order of Signal."""

@@ -6,6 +6,7 @@ is no default threshold, and no calibration without enough answers that somebody
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
 from flotilla.api.routes import CalibrationPoint
@@ -56,6 +57,10 @@ def fit(samples: Iterable[Judged]) -> list[CalibrationPoint]:
             f"{MIN_SAMPLES}, with {MIN_OF_EACH} right and {MIN_OF_EACH} wrong ones among them.",
             reason="TooFewSamples",
         )
+    return _curve(judged)
+
+
+def _curve(judged: Iterable[Judged]) -> list[CalibrationPoint]:
     blocks = _pooled(_by_margin(judged))
     while len(blocks) > MAX_POINTS // 2:
         nearest = min(range(len(blocks) - 1), key=lambda i: blocks[i].rate - blocks[i + 1].rate)
@@ -88,6 +93,42 @@ def expected_calibration_error(points: Sequence[CalibrationPoint], samples: Sequ
         filled.setdefault(min(int(predicted * bins), bins - 1), []).append((predicted, sample.wrong))
     gaps = (abs(sum(p for p, _ in bin_) - sum(wrong for _, wrong in bin_)) for bin_ in filled.values())
     return sum(gaps) / len(samples) if samples else 0.0
+
+
+def held_out_error(samples: Sequence[Judged]) -> float:
+    """The calibration error on answers that the curve has not seen: each half is predicted by the other."""
+    # Files are often sorted in some way; the same file gives the same halves.
+    mixed = Random(len(samples)).sample(list(samples), len(samples))  # noqa: S311 - not for secrets
+    halves = mixed[::2], mixed[1::2]
+    errors = (expected_calibration_error(_curve(a), b) * len(b) for a, b in (halves, halves[::-1]))
+    return sum(errors) / len(samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Tradeoff:
+    """What escalating above one probability of an error would have done to the judged answers; shares from 0 to 1."""
+
+    above_permille: int
+    escalated: float
+    wrong_before: float
+    wrong_after: float
+    """Of the answers that would have been kept; None of them: 0."""
+
+
+def tradeoffs(points: Sequence[CalibrationPoint], samples: Sequence[Judged], above: Iterable[int]) -> list[Tradeoff]:
+    """One row for each probability, in thousandths."""
+    found = []
+    for permille in above:
+        kept = [sample for sample in samples if error_probability(points, sample.margin) * 1000 <= permille]
+        found.append(
+            Tradeoff(
+                permille,
+                1 - len(kept) / len(samples),
+                sum(sample.wrong for sample in samples) / len(samples),
+                sum(sample.wrong for sample in kept) / len(kept) if kept else 0.0,
+            )
+        )
+    return found
 
 
 def _by_margin(samples: Iterable[Judged]) -> list[_Block]:

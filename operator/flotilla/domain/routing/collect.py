@@ -9,9 +9,28 @@ from flotilla.domain.routing.answer import Choice, ToolCall
 
 def choices_of(body: Mapping[str, Any]) -> tuple[Choice, ...]:
     """The answers of a whole body of chat/completions or completions. What is odd in it is left out."""
-    collector = Collector()
-    collector.add(body)
-    return collector.choices()
+    return tuple(_whole(choice) for choice in _maps(body.get("choices")))
+
+
+def _whole(choice: Mapping[str, Any]) -> Choice:
+    said = choice.get("message")
+    if not isinstance(said, dict):
+        said = {"content": choice.get("text")}
+    text, refusal, reason = said.get("content"), said.get("refusal"), choice.get("finish_reason")
+    calls, probabilities = said.get("tool_calls"), choice.get("logprobs")
+    return Choice(
+        text=text if isinstance(text, str) else "",
+        tool_calls=tuple(_call(call.get("function")) for call in _maps(calls)) if calls else (),
+        finish_reason=reason if isinstance(reason, str) else None,
+        refusal=isinstance(refusal, str) and bool(refusal),
+        logprobs=tuple(_maps(probabilities.get("content"))) if isinstance(probabilities, dict) else (),
+    )
+
+
+def _call(function: Any) -> ToolCall:
+    function = function if isinstance(function, dict) else {}
+    name, arguments = function.get("name"), function.get("arguments")
+    return ToolCall(name if isinstance(name, str) else "", arguments if isinstance(arguments, str) else "")
 
 
 @dataclass(slots=True)
@@ -34,16 +53,16 @@ class Collector:
         self.pieces = 0
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Take one chunk, or one whole body."""
+        """Take one chunk."""
         for choice in _maps(chunk.get("choices")):
             answer = self._open.setdefault(_key(choice.get("index")), _Open())
-            said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            if isinstance(said, Mapping):
+            said = choice.get("delta") or {"content": choice.get("text")}
+            if isinstance(said, dict):
                 self._say(answer, said)
             if isinstance(choice.get("finish_reason"), str):
                 answer.finish_reason = choice["finish_reason"]
             probabilities = choice.get("logprobs")
-            if isinstance(probabilities, Mapping):
+            if isinstance(probabilities, dict):
                 answer.logprobs += _maps(probabilities.get("content"))
 
     def choices(self) -> tuple[Choice, ...]:
@@ -73,7 +92,7 @@ class Collector:
             key = _key(call.get("index", place))
             parts = answer.arguments.setdefault(key, [])
             function = call.get("function")
-            if not isinstance(function, Mapping):
+            if not isinstance(function, dict):
                 continue
             if isinstance(function.get("name"), str):
                 answer.names[key] = function["name"]
@@ -83,7 +102,7 @@ class Collector:
 
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _key(value: Any) -> int:

@@ -24,7 +24,7 @@ def margin_p10(text: str, logprobs: Sequence[Mapping[str, Any]]) -> float | None
 
 def _margin(entry: Mapping[str, Any]) -> float | None:
     tops = entry.get("top_logprobs")
-    found = [top.get("logprob") for top in tops if isinstance(top, Mapping)] if isinstance(tops, list) else []
+    found = [top.get("logprob") for top in tops if isinstance(top, dict)] if isinstance(tops, list) else []
     chances = sorted(
         (math.exp(min(value, 0)) for value in found if isinstance(value, int | float) and not math.isnan(value)),
         reverse=True,

@@ -3,7 +3,7 @@
 Amounts are Decimal US dollars. Only hosted targets cost money here: pods of the cluster are paid for by the hour.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
@@ -43,13 +43,13 @@ class Usage:
 
 def usage_of(counted: Any) -> Usage | None:
     """Read the `usage` of an answer or chunk; None where it is missing or makes no sense."""
-    if not isinstance(counted, Mapping):
+    if not isinstance(counted, dict):
         return None
     prompt, output = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens", 0))
     if prompt is None or output is None:
         return None
     details = counted.get("prompt_tokens_details")
-    details = details if isinstance(details, Mapping) else {}
+    details = details if isinstance(details, dict) else {}
     cached = min(_count(details.get("cached_tokens")) or 0, prompt)
     written = min(_count(details.get("cache_creation_tokens")) or 0, prompt - cached)
     return Usage(prompt, output, cached, written)
@@ -110,10 +110,12 @@ def dollars(nano: int) -> Decimal:
 
 def _worst(features: Features, target: Target) -> Decimal:
     """A provider may write the whole prompt to its cache, which costs more than reading it."""
+    if target.hosted is None or target.price is None:
+        return ZERO
     usage = most(features, target)
-    if target.hosted is not None and target.hosted.provider == "Anthropic":
+    if target.hosted.provider == "Anthropic":
         usage = Usage(usage.prompt_tokens, usage.completion_tokens, cache_creation_tokens=usage.prompt_tokens)
-    return spent(target, usage) or ZERO
+    return cost(usage, target.price)
 
 
 def _count(value: Any) -> int | None:

@@ -30,7 +30,13 @@ def answer(content: bytes, *, created: int) -> bytes:
 
     Raises ValueError where it is no message.
     """
-    message = orjson.loads(content)
+    try:
+        return _completion(orjson.loads(content), created)
+    except TypeError as error:
+        raise ValueError("The answer is nested too deeply.") from error
+
+
+def _completion(message: Any, created: int) -> bytes:
     if not isinstance(message, dict) or message.get("type") != "message":
         raise ValueError("The answer is no message of Anthropic's API.")
     blocks = [block for block in message.get("content") or () if isinstance(block, dict)]

@@ -12,6 +12,7 @@ _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"
 _DATA_URL: Final = re.compile(r"data:([^;,]*);base64,", re.ASCII)
 _NOT_OF_AN_ID: Final = re.compile(r"[^a-zA-Z0-9_-]")
 _TAKEN: Final = frozenset({"role", "content", "tool_calls", "tool_call_id", "refusal"})
+_TAKEN_OF_PARTS: Final = frozenset({"type", "text", "refusal", "image_url", "cache_control"})
 
 
 class Untranslatable(FlotillaError):
@@ -45,7 +46,7 @@ def turns(messages: Any, dropped: set[str]) -> tuple[list[dict[str, Any]], list[
         if not isinstance(message, Mapping):
             raise Untranslatable(path, "It must be a message.")
         dropped.update(f"messages.{field}" for field, value in message.items() if field not in _TAKEN and value)
-        role, blocks = _message(path, message)
+        role, blocks = _message(path, message, dropped)
         if role == "system":
             system += blocks
         elif result and result[-1]["role"] == role:
@@ -55,24 +56,24 @@ def turns(messages: Any, dropped: set[str]) -> tuple[list[dict[str, Any]], list[
     return system, result
 
 
-def _message(path: str, message: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+def _message(path: str, message: Mapping[str, Any], dropped: set[str]) -> tuple[str, list[dict[str, Any]]]:
     match message.get("role"):
         case "system" | "developer":
-            return "system", list(_text_only(f"{path}.content", message.get("content")))
+            return "system", list(_parts(f"{path}.content", message.get("content"), dropped))
         case "user":
-            return "user", list(_content(f"{path}.content", message.get("content")))
+            return "user", list(_parts(f"{path}.content", message.get("content"), dropped, images=True))
         case "assistant":
-            return "assistant", list(_assistant(path, message))
+            return "assistant", list(_assistant(path, message, dropped))
         case "tool":
-            blocks = list(_text_only(f"{path}.content", message.get("content")))
+            blocks = list(_parts(f"{path}.content", message.get("content"), dropped))
             result = {"type": "tool_result", "tool_use_id": _call_id(path, message.get("tool_call_id"))}
             return "user", [{**result, "content": blocks} if blocks else result]
         case role:
             raise Untranslatable(f"{path}.role", f"{role!r} is none of system, developer, user, assistant and tool.")
 
 
-def _assistant(path: str, message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from _text_only(f"{path}.content", message.get("content"))
+def _assistant(path: str, message: Mapping[str, Any], dropped: set[str]) -> Iterator[dict[str, Any]]:
+    yield from _parts(f"{path}.content", message.get("content"), dropped)
     if message.get("refusal"):
         yield {"type": "text", "text": message["refusal"]}
     for index, call in enumerate(items(f"{path}.tool_calls", message.get("tool_calls"))):
@@ -94,33 +95,30 @@ def _assistant(path: str, message: Mapping[str, Any]) -> Iterator[dict[str, Any]
         }
 
 
-def _content(path: str, content: Any) -> Iterator[dict[str, Any]]:
-    """Blocks of a user's text and images. The API refuses empty text."""
+def _parts(path: str, content: Any, dropped: set[str], *, images: bool = False) -> Iterator[dict[str, Any]]:
+    """Blocks of text, and of images where they may stand. The API refuses empty text; refusals count as text."""
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     for index, part in enumerate(items(path, content)):
         place = f"{path}[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
-            if part.get("text"):
-                yield {"type": "text", "text": part["text"]}
-        elif kind == "image_url":
+        if kind in ("text", "refusal"):
+            if not part.get(kind):
+                continue
+            block = {"type": "text", "text": part[kind]}
+        elif kind == "image_url" and images:
             image = part.get("image_url")
-            yield _image(f"{place}.image_url.url", image.get("url") if isinstance(image, Mapping) else image)
+            image = image if isinstance(image, Mapping) else {"url": image}
+            block = _image(f"{place}.image_url.url", image.get("url"))
+            dropped.update(f"messages.content.image_url.{field}" for field in image if field != "url")
         else:
-            raise Untranslatable(place, f"A part of type {kind!r} cannot be translated. Use text or image_url.")
-
-
-def _text_only(path: str, content: Any) -> Iterator[dict[str, Any]]:
-    """Blocks of content that may only hold text; parts of refusals count as text."""
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    for index, part in enumerate(items(path, content)):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "refusal"):
-            raise Untranslatable(f"{path}[{index}]", f"A part of type {kind!r} cannot be translated here. Use text.")
-        if part.get(kind):
-            yield {"type": "text", "text": part[kind]}
+            allowed = "text or image_url" if images else "text"
+            raise Untranslatable(place, f"A part of type {kind!r} cannot be translated here. Use {allowed}.")
+        if part.get("cache_control") is not None:
+            # No field of OpenAI's, and the one of Anthropic's that clients of many providers send.
+            block["cache_control"] = part["cache_control"]
+        dropped.update(f"messages.content.{field}" for field in part if field not in _TAKEN_OF_PARTS)
+        yield block
 
 
 def _image(path: str, url: Any) -> dict[str, Any]:

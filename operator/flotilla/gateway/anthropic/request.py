@@ -23,6 +23,9 @@ _TRANSLATED: Final = frozenset(
         *("user", "safety_identifier", "n", "logprobs", "modalities"),
     }
 )
+_NAMES: Final = 20
+_NAME_LENGTH: Final = 60
+_TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
 _REFUSED: Final[Mapping[str, str]] = {
     "functions": "Use tools.",
     "function_call": "Use tool_choice.",
@@ -74,7 +77,7 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         out["stream"] = True
     if stops := _stops(body.get("stop"), dropped):
         out["stop_sequences"] = stops
-    if tools := [_tool(index, tool) for index, tool in enumerate(items("tools", body.get("tools")))]:
+    if tools := [_tool(index, tool, dropped) for index, tool in enumerate(items("tools", body.get("tools")))]:
         out["tools"] = tools
         if (choice := _tool_choice(body)) is not None:
             out["tool_choice"] = choice
@@ -82,7 +85,16 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         out["output_config"] = config
     if user := body.get("safety_identifier") or body.get("user"):
         out["metadata"] = {"user_id": user}
-    return Request(orjson.dumps(out), tuple(sorted(dropped)))
+    try:
+        return Request(orjson.dumps(out), _told(dropped))
+    except TypeError as error:
+        raise Untranslatable("messages", "It or the tools are nested too deeply.") from error
+
+
+def _told(dropped: set[str]) -> tuple[str, ...]:
+    """Names are the client's own: a header must hold them."""
+    names = [name[:_NAME_LENGTH] for name in sorted(dropped)]
+    return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)
 
 
 def _unsupported(body: Mapping[str, Any]) -> set[str]:
@@ -112,7 +124,7 @@ def _stops(stop: Any, dropped: set[str]) -> list[Any]:
     return kept
 
 
-def _tool(index: int, tool: Any) -> dict[str, Any]:
+def _tool(index: int, tool: Any, dropped: set[str]) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Untranslatable(f"tools[{index}]", "Only tools of type function can be translated. Describe it as one.")
@@ -121,9 +133,10 @@ def _tool(index: int, tool: Any) -> dict[str, Any]:
         "name": function["name"],
         "input_schema": {"type": "object", **parameters} if isinstance(parameters, Mapping) else parameters,
     }
-    for field in ("description", "strict"):
-        if function.get(field) is not None:
-            out[field] = function[field]
+    for place, field in ((function, "description"), (function, "strict"), (tool, "cache_control")):
+        if place.get(field) is not None:
+            out[field] = place[field]
+    dropped.update(f"tools.function.{field}" for field in function if field not in _TAKEN_OF_FUNCTIONS)
     return out
 
 

@@ -20,6 +20,8 @@ class StreamTranslator:
     def __init__(self, *, created: int, include_usage: bool) -> None:
         self._head: dict[str, Any] = {"id": None, "object": "chat.completion.chunk", "created": created, "model": None}
         self._include_usage = include_usage
+        self._begun = False
+        """The first chunk is written. It waits for the first word: until then another target can be asked."""
         self._buffer = bytearray()
         self._counted: dict[str, Any] = {}
         self._calls: dict[Any, int] = {}
@@ -68,7 +70,7 @@ class StreamTranslator:
                 message = event["message"]
                 self._head.update(id=message.get("id"), model=message.get("model"))
                 self._count(message.get("usage"))
-                return self._chunk({"role": "assistant", "content": ""})
+                return b""
             case "content_block_start":
                 return self._open(event["index"], event["content_block"])
             case "content_block_delta":
@@ -114,8 +116,12 @@ class StreamTranslator:
         self._counted.update({name: value for name, value in (counted or {}).items() if value is not None})
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
+        first = b""
+        if not self._begun:
+            self._begun = True
+            first = self._chunk({"role": "assistant", "content": ""})
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self._write({**self._head, "choices": [choice]})
+        return first + self._write({**self._head, "choices": [choice]})
 
     def _fail(self, said: Any) -> bytes:
         self.failed = True

@@ -1,0 +1,77 @@
+"""A body is read in one way and changed in one place."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flotilla.gateway.body import FORBIDDEN, BadBody, parse, rewritten
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TRAPS = st.sampled_from(['":', ": x", "a\\", '" : "', '"model":"m"'])
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | TEXT | TRAPS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+OTHERS = st.dictionaries(TEXT.filter(lambda k: k not in ("model", "messages", "tools", "stream")), VALUES, max_size=4)
+SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : "), (",\n", "\n:\t")])
+
+
+@given(others=OTHERS, separators=SEPARATORS, escaped=st.booleans())
+def test_a_body_without_repeated_keys_is_read_however_it_is_written(
+    others: dict[str, Any], separators: tuple[str, str], escaped: bool
+) -> None:
+    body = {"model": "m", **others}
+    assert parse(json.dumps(body, separators=separators, ensure_ascii=escaped).encode()).fields == body
+
+
+@given(others=OTHERS, separators=SEPARATORS, key=TEXT, escaped=st.booleans(), deep=st.booleans())
+def test_a_repeated_key_never_passes(
+    others: dict[str, Any], separators: tuple[str, str], key: str, escaped: bool, deep: bool
+) -> None:
+    comma, colon = separators
+    name = json.dumps(key)
+    again = '"' + "".join(f"\\u{ord(c):04x}" for c in key) + '"' if escaped and key.isascii() else name
+    twice = f"{{{name}{colon}1{comma}{again}{colon}2}}"
+    inner = json.dumps({"model": "m", **others}, separators=separators)
+    more = f'"x-deep"{colon}{twice}' if deep else f"{name}{colon}1{comma}{again}{colon}2"
+    raw = f"{inner[:-1]}{comma}{more}}}"
+    with pytest.raises(BadBody) as error:
+        parse(raw.encode())
+    assert error.value.code in ("duplicate_key", "forbidden_field")
+
+
+@given(others=OTHERS, separators=SEPARATORS, usage=st.booleans(), logprobs=st.booleans())
+def test_only_what_must_change_changes(
+    others: dict[str, Any], separators: tuple[str, str], usage: bool, logprobs: bool
+) -> None:
+    body = {"model": "client-name", **others}
+    raw = json.dumps(body, separators=separators).encode()
+    out = json.loads(rewritten(parse(raw), "served/name", usage=usage, logprobs=logprobs))
+    expected = {**body, "model": "served/name"}
+    if usage:
+        expected["stream_options"] = {"include_usage": True}
+    if logprobs:
+        expected |= {"logprobs": True, "top_logprobs": 2}
+    assert out == expected
+
+
+def test_numbers_are_passed_on_as_they_were_written() -> None:
+    raw = b'{"seed": 123456789012345678901234567890, "top_p": 0.10, "model": "a"}'
+    assert rewritten(parse(raw), "b") == raw.replace(b'"a"', b'"b"')
+
+
+def test_a_stream_option_of_the_clients_stays() -> None:
+    raw = b'{"model":"a","stream_options":{"continuous_usage_stats":true}}'
+    out = json.loads(rewritten(parse(raw), "b", usage=True))
+    assert out["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+
+
+@pytest.mark.parametrize("name", sorted(FORBIDDEN))
+def test_each_forbidden_field_is_named(name: str) -> None:
+    with pytest.raises(BadBody) as error:
+        parse(json.dumps({"model": "m", "a": [{"b": {name: 1}}]}).encode())
+    assert error.value.param == name

@@ -1,0 +1,378 @@
+"""The clients that people use, through a gateway that runs as a process: openai, LangChain, curl; and Anthropic behind.
+
+The gateway speaks OpenAI's API only. Anthropic's client is therefore held against the fake of Anthropic's API that the
+gateway translates to, so that what the translator is tested with is what that client reads.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
+from tests.support.gateway import document_of
+from tests.support.gateway_process import Fakes, gateway_process
+from tests.support.hosted import HostedApi, Stream, Whole, fault
+from tests.support.hosted_answers import anthropic_events, chat, message, openai_chunk, openai_chunks, tool_call
+from tests.support.routing import HOSTED, SOUND
+
+PUBLIC = {"x-data-class": "public"}
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+HI: Any = [{"role": "user", "content": "Hi"}]
+
+
+@dataclass
+class Stage:
+    """What a client talks to, and what stands behind it."""
+
+    url: str
+    engine: HostedApi
+    hosted: HostedApi
+    claude: HostedApi
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def langchain(self, model: str = "support", **options: Any) -> ChatOpenAI:
+        options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
+        return ChatOpenAI(model=model, base_url=f"{self.url}/v1", **options)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    fakes = Fakes()
+    engine, hosted, claude = (fakes.start() for _ in range(3))
+    targets = [
+        *SOUND["targets"][:2],
+        {"name": "frontier", "external": {**HOSTED, "baseURL": f"{hosted.url}/v1"}},
+        {"name": "claude", "external": {**HOSTED, "provider": "Anthropic", "baseURL": f"{claude.url}/v1"}},
+    ]
+    rules = [{"name": "claude", "match": {"models": ["claude"]}, "route": {"split": [{"target": "claude"}]}}]
+    spec = {
+        **SOUND,
+        "hostModels": ["support", "claude"],
+        "targets": targets,
+        "clients": [{"name": "ann", "secretRef": {"name": "clients", "key": "ann"}, "dataClass": "public"}],
+        "rules": rules,
+        "defaultRoute": {"split": [{"target": "medium"}]},
+        "limits": {"rates": [{"name": "bursts", "per": "Team", "requestsPerMinute": 1000}]},
+    }
+    once = {**spec, "hostModels": ["once"], "rules": [], "limits": {"rates": [{"name": "one", "requestsPerMinute": 1}]}}
+    directory = tmp_path_factory.mktemp("gateway")
+    try:
+        with gateway_process(directory, fakes, document_of(spec, once), {"qwen-medium": engine}) as url:
+            yield Stage(url, engine, hosted, claude)
+    finally:
+        fakes.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(stage: Stage) -> Iterator[None]:
+    yield
+    for api in (stage.engine, stage.hosted, stage.claude):
+        assert not api._script, "a scripted reply was not used"
+        api.received.clear()
+
+
+# openai
+
+
+def test_openai_whole_and_streamed(stage: Stage) -> None:
+    with stage.openai() as client:
+        raw = client.chat.completions.with_raw_response.create(model="support", messages=HI)
+        whole = raw.parse()
+        stream = client.chat.completions.create(
+            model="support", messages=HI, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+
+    assert whole.choices[0].message.content == "Hello there"
+    assert whole.usage is not None
+    assert "target=medium" in raw.headers["x-flotilla-route"]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "Hello there"
+    assert chunks[-1].usage is not None
+    # The client's own key is the gateway's business, and no engine's.
+    assert "authorization" not in stage.engine.received[0].headers
+
+
+def test_openai_calls_tools_and_sends_their_results(stage: Stage) -> None:
+    arguments = '{"city":"Rome"}'
+    stage.engine.script(
+        Whole(chat(None, finish_reason="tool_calls", tool_calls=[tool_call("weather", arguments)])),
+        Stream(
+            [
+                openai_chunk({"tool_calls": [{"index": 0, **tool_call("weather", "")}]}),
+                openai_chunk({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]}),
+                *openai_chunks("", finish_reason="tool_calls")[-2:],
+            ]
+        ),
+    )
+    with stage.openai() as client:
+        asked = client.chat.completions.create(model="support", messages=HI, tools=[WEATHER])
+        call = asked.choices[0].message
+        with client.chat.completions.stream(model="support", messages=HI, tools=[WEATHER]) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        result: Any = {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}
+        talk: Any = [*HI, call.to_dict(), result]
+        told = client.chat.completions.create(model="support", messages=talk, tools=[WEATHER])
+
+    for said in (call, streamed):
+        assert said.tool_calls is not None
+        assert said.tool_calls[0].to_dict()["function"] == {"name": "weather", "arguments": arguments} | (
+            {"parsed_arguments": None} if said is streamed else {}
+        )
+    assert told.choices[0].message.content == "Hello there"
+    assert stage.engine.received[2].json["messages"][1]["tool_calls"][0]["id"] == "call_1"
+
+
+class Label(BaseModel):
+    label: str
+
+
+def test_openai_parses_structured_output(stage: Stage) -> None:
+    stage.engine.script(Whole(chat('{"label":"billing"}')))
+    with stage.openai() as client:
+        parsed = client.chat.completions.parse(model="support", messages=HI, response_format=Label)
+
+    assert parsed.choices[0].message.parsed == Label(label="billing")
+    assert stage.engine.received[0].json["response_format"]["json_schema"]["schema"]["required"] == ["label"]
+
+
+def test_openai_completions_embeddings_and_models(stage: Stage) -> None:
+    with stage.openai() as client:
+        text = client.completions.create(model="support", prompt="Hi")
+        vectors = client.embeddings.create(model="support", input=["a", "b"], encoding_format="float")
+        models = [model.id for model in client.models.list()]
+        one = client.models.retrieve("claude")
+
+    assert text.choices[0].text == "Hello there"
+    assert [vector.embedding for vector in vectors.data] == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
+    assert models == ["support", "claude", "once"]
+    assert one.id == "claude"
+
+
+def test_openai_reads_the_gateways_errors(stage: Stage) -> None:
+    with stage.openai() as client:
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.chat.completions.create(model="nobody", messages=HI)
+        with pytest.raises(openai.AuthenticationError) as stranger:
+            client.with_options(api_key="wrong").chat.completions.create(model="support", messages=HI)
+        with pytest.raises(openai.BadRequestError) as unsupported:
+            client.chat.completions.create(model="claude", messages=HI, n=2)
+        stage.engine.script(Whole({"error": {"message": "too long", "type": "BadRequestError", "code": 400}}, 400))
+        with pytest.raises(openai.BadRequestError) as engines:
+            client.chat.completions.create(model="support", messages=HI)
+        stage.engine.script(fault(500))
+        with pytest.raises(openai.InternalServerError) as failed:
+            client.chat.completions.create(model="support", messages=HI)
+
+    assert (missing.value.code, missing.value.param, missing.value.type) == (
+        "model_not_found",
+        "model",
+        "invalid_request_error",
+    )
+    assert stranger.value.code == "invalid_api_key"
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_by_targets", "n")
+    assert engines.value.body == {"message": "too long", "type": "BadRequestError", "code": 400}
+    assert (failed.value.code, failed.value.status_code) == ("upstream_error", 502)
+
+
+def test_openai_is_told_to_wait_by_a_rate(stage: Stage) -> None:
+    with stage.openai() as client:
+        client.chat.completions.create(model="once", messages=HI)
+        with pytest.raises(openai.RateLimitError) as limited:
+            client.chat.completions.create(model="once", messages=HI)
+
+    assert limited.value.code == "rate_limit_exceeded"
+    assert 0 < int(limited.value.response.headers["retry-after"]) <= 61
+
+
+def test_openai_sees_a_stream_that_was_cut_off_as_an_error(stage: Stage) -> None:
+    stage.engine.script(Stream(openai_chunks("one two three"), reset_after=3, gap_s=0.01))
+    with stage.openai() as client:
+        stream = client.chat.completions.create(model="support", messages=HI, stream=True)
+        text = ""
+        with pytest.raises(openai.APIError) as cut:  # noqa: PT012
+            for chunk in stream:
+                text += chunk.choices[0].delta.content or ""
+
+    assert text == "one two"
+    assert cut.value.code == "upstream_stream_interrupted"
+
+
+# openai, with Anthropic behind
+
+
+def test_openai_speaks_with_claude_whole_and_streamed(stage: Stage) -> None:
+    with stage.openai() as client:
+        raw = client.chat.completions.with_raw_response.create(model="claude", messages=HI, temperature=0.5)
+        stream = client.chat.completions.create(
+            model="claude", messages=HI, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+
+    assert raw.parse().choices[0].message.content == "Hello there"
+    assert raw.headers["x-flotilla-dropped"] == "temperature"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "Hello there"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 9
+    (whole, _) = stage.claude.received
+    assert (whole.path, whole.headers["authorization"]) == ("/v1/messages", "Bearer key-of-provider-api-key")
+    assert whole.json["model"] == "big-1"
+
+
+def test_openai_calls_tools_of_claude(stage: Stage) -> None:
+    blocks = [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}}]
+    stage.claude.script(
+        Whole(message(blocks, stop_reason="tool_use")), Stream(anthropic_events(blocks, stop_reason="tool_use"))
+    )
+    with stage.openai() as client:
+        whole = client.chat.completions.create(model="claude", messages=HI, tools=[WEATHER], tool_choice="required")
+        with client.chat.completions.stream(model="claude", messages=HI, tools=[WEATHER]) as stream:
+            streamed = stream.get_final_completion()
+        call = whole.choices[0].message.to_dict()
+        result: Any = {"role": "tool", "tool_call_id": "toolu_1", "content": "sunny"}
+        client.chat.completions.create(model="claude", messages=[*HI, call, result], tools=[WEATHER])  # type: ignore[list-item]
+
+    for choice in (whole.choices[0], streamed.choices[0]):
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.tool_calls is not None
+        assert json.loads(choice.message.tool_calls[0].to_dict()["function"]["arguments"]) == {"city": "Rome"}  # type: ignore[index]
+    assert stage.claude.received[0].json["tool_choice"] == {"type": "any"}
+    turns = stage.claude.received[2].json["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+    assert turns[2]["content"][0]["tool_use_id"] == "toolu_1"
+
+
+def test_openai_parses_structured_output_of_claude_and_reads_its_errors(stage: Stage) -> None:
+    stage.claude.script(Whole(message('{"label":"billing"}')), fault(400, message="Too long.", anthropic=True))
+    with stage.openai() as client:
+        parsed = client.chat.completions.parse(model="claude", messages=HI, response_format=Label)
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="claude", messages=HI)
+
+    assert parsed.choices[0].message.parsed == Label(label="billing")
+    assert stage.claude.received[0].json["output_config"]["format"]["schema"]["required"] == ["label"]
+    assert "Too long." in str(refused.value)
+
+
+# Anthropic's own client, where the gateway's translator stands
+
+
+def test_anthropics_client_reads_what_the_translator_is_tested_with(stage: Stage) -> None:
+    block = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}}
+    stage.claude.script(Stream(anthropic_events([block], stop_reason="tool_use")), fault(529, anthropic=True))
+    with anthropic.Anthropic(api_key="k", base_url=stage.claude.url, max_retries=0) as client:
+        with client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "Hi"}]) as stream:
+            final = stream.get_final_message()
+        with pytest.raises(anthropic.APIStatusError) as busy:
+            client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
+        whole = client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
+
+    assert final.content[0].type == "tool_use"
+    assert final.content[0].input == {"city": "Rome"}
+    assert final.stop_reason == "tool_use"
+    assert whole.content[0].type == "text"
+    assert whole.content[0].text == "Hello there"
+    assert busy.value.status_code == 529
+    # What Anthropic's client sends is what the translator sends.
+    sent = stage.claude.received[0]
+    assert sent.path == "/v1/messages"
+    assert sent.headers["authorization"] == "Bearer k"
+    assert sent.headers["anthropic-version"] == "2026-10-21"
+
+
+def test_anthropics_own_endpoint_is_not_offered_and_says_so(stage: Stage) -> None:
+    with (
+        anthropic.Anthropic(api_key="key-of-clients-ann", base_url=stage.url, max_retries=0) as client,
+        pytest.raises(anthropic.NotFoundError) as missing,
+    ):
+        client.messages.create(model="support", max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
+    assert "/v1/messages" in str(missing.value)
+
+
+# LangChain
+
+
+@tool
+def weather(city: str) -> str:
+    """The weather in a city."""
+    return "sunny"
+
+
+@pytest.mark.parametrize("model", ["support", "claude"])
+def test_langchain_asks_and_streams(stage: Stage, model: str) -> None:
+    llm = stage.langchain(model)
+    assert llm.invoke("Hi").content == "Hello there"
+    assert "".join(str(chunk.content) for chunk in llm.stream("Hi")) == "Hello there"
+
+
+def test_langchain_binds_tools_and_structured_output(stage: Stage) -> None:
+    calls = [tool_call("weather", '{"city":"Rome"}')]
+    stage.engine.script(Whole(chat(None, finish_reason="tool_calls", tool_calls=calls)), Whole(chat('{"label":"x"}')))
+    asked = stage.langchain().bind_tools([weather]).invoke("Hi")
+    parsed = stage.langchain().with_structured_output(Label, method="json_schema").invoke("Hi")
+
+    assert [(call["name"], call["args"]) for call in asked.tool_calls] == [("weather", {"city": "Rome"})]
+    assert parsed == Label(label="x")
+
+
+def test_langchain_embeds(stage: Stage) -> None:
+    options: dict[str, Any] = {"base_url": f"{stage.url}/v1", "api_key": "key-of-clients-ann"}
+    embeddings = OpenAIEmbeddings(model="support", check_embedding_ctx_length=False, **options)
+    assert embeddings.embed_documents(["a", "b"]) == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
+
+
+# curl
+
+
+def curl(stage: Stage, *arguments: str, path: str = "/v1/chat/completions") -> str:
+    done = subprocess.run(
+        ["curl", "--silent", "--show-error", "--max-time", "30", *arguments, stage.url + path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_curl_whole_streamed_and_refused(stage: Stage) -> None:
+    key = ("--header", "Authorization: Bearer key-of-clients-ann")
+    json_type = ("--header", "Content-Type: application/json")
+    body = json.dumps({"model": "support", "messages": HI})
+    whole = json.loads(curl(stage, *key, *json_type, "--data", body))
+    streamed = curl(stage, "-N", *key, *json_type, "--data", json.dumps({**json.loads(body), "stream": True}))
+    refused = curl(stage, "--write-out", "\n%{http_code}", *json_type, "--data", body)
+    models = json.loads(curl(stage, *key, path="/v1/models"))
+
+    assert whole["choices"][0]["message"]["content"] == "Hello there"
+    assert streamed.endswith("data: [DONE]\n\n")
+    assert refused.splitlines()[-1] == "401"
+    assert json.loads(refused.splitlines()[0])["error"]["code"] == "invalid_api_key"
+    assert models["data"][0]["id"] == "support"
+
+
+def test_curl_asks_before_it_sends_a_large_body(stage: Stage, tmp_path: Path) -> None:
+    # From a megabyte on curl sends Expect: 100-continue and waits for leave.
+    body = json.dumps({"model": "support", "messages": [{"role": "user", "content": "x" * 1_500_000}]})
+    file = tmp_path / "body.json"
+    file.write_text(body)
+    key = ("--header", "Authorization: Bearer key-of-clients-ann")
+    whole = json.loads(curl(stage, *key, "--header", "Expect: 100-continue", "--data", f"@{file}"))
+    assert whole["choices"][0]["message"]["content"] == "Hello there"
+    assert len(stage.engine.received[0].body) > 1_500_000
