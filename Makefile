@@ -56,12 +56,13 @@ docs: sync ## The documentation as a site, in site/.
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: sync ## Benchmarks; prints tables.
+bench: sync ## Benchmarks: the operator on the real control plane, the gateway beside others; prints tables.
 	$(RUN) python benchmarks/reconcile.py
 	$(RUN) python benchmarks/scrape.py
 	$(RUN) python -m benchmarks.scaling
 	$(RUN) python benchmarks/reaction.py
 	$(RUN) python benchmarks/cost_metrics.py
+	$(RUN) python -m benchmarks.gateway
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).

@@ -166,7 +166,7 @@ class Running:
         """Wait until the URL answers with 200; returns the seconds since the start."""
         while time.perf_counter() - self.started < timeout_s:
             if self._process.poll() is not None:
-                raise RuntimeError(f"ended with {self._process.returncode}: see {self._log.name}")
+                raise RuntimeError(f"it ended with {self._process.returncode}: {self._told()}")
             try:
                 with urlopen(url, timeout=2) as answer:
                     if answer.status == 200:
@@ -176,11 +176,14 @@ class Running:
             except (URLError, OSError):
                 pass
             time.sleep(0.1)
-        raise RuntimeError(f"not ready after {timeout_s:.0f} s: see {self._log.name}")
+        raise RuntimeError(f"it is not ready after {timeout_s:.0f} s: {self._told()}")
+
+    def _told(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")[-500:]
 
     def stop(self) -> None:
         """End all of it."""
-        everything = self._all()
+        everything = self._all() if self._process.poll() is None else []
         for process in everything:
             process.terminate()
         _, alive = psutil.wait_procs(everything, timeout=5)

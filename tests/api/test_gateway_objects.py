@@ -98,14 +98,19 @@ def test_the_operator_reaches_no_other_object_of_these_kinds(operators: Api, nam
     assert operators.request("GET", collection, fieldSelector=f"metadata.name={GATEWAY}")["items"] == []
 
 
-def test_the_operator_can_bind_nobody_to_more_than_the_gateways_role(operators: Api, namespace: str) -> None:
-    binding = objects(namespace)["RoleBinding"]
-    for role in ("cluster-admin", "edit", "view"):
-        greedy = {**binding, "roleRef": {**binding["roleRef"], "name": role}}
+def test_the_operator_can_grant_no_more_than_the_gateways_role(operators: Api, namespace: str) -> None:
+    made = objects(namespace)
+    binding, role = made["RoleBinding"], made["Role"]
+    cluster_roles = [
+        {**binding, "roleRef": {**binding["roleRef"], "kind": "ClusterRole", "name": name}}
+        for name in ("cluster-admin", "edit", "view")
+    ]
+    secrets = {**role, "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}
+    for greedy in (*cluster_roles, secrets):
         with pytest.raises(FlotillaError, match="attempting to grant RBAC permissions not currently held"):
             operators.request(
                 "PATCH",
-                KINDS["RoleBinding"].path(namespace, GATEWAY),
+                KINDS[greedy["kind"]].path(namespace, GATEWAY),
                 greedy,
                 content_type="application/apply-patch+yaml",
                 fieldManager="flotilla",

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,10 @@ from flotilla.devcluster.operator import USER
 
 pytestmark = pytest.mark.cluster
 
-OWNED = ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy", "Deployment", "Service", "PodDisruptionBudget")
+OWNED = (
+    "ServiceAccount", "Role", "RoleBinding", "ConfigMap", "NetworkPolicy", "Deployment", "Service",
+    "PodDisruptionBudget",
+)  # fmt: skip
 HELLO: list[Any] = [{"role": "user", "content": "Which queue is this ticket for?"}]
 
 
@@ -191,6 +195,7 @@ def test_the_gateway_is_owned_by_its_policies_rests_and_goes_with_the_last(model
         programmed(models, name)
     models.delete("RoutingPolicy", "first")
     models.wait(lambda: _owners(models) == {"second"}, "the deleted policy to be taken off")
+    models.wait(lambda: _served(models) == ["second"], "the document to follow")
     programmed(models, "second")
     mark = models.stack.audit.mark()
     before = models.get("RoutingPolicy", "second")
@@ -207,6 +212,11 @@ def test_the_gateway_is_owned_by_its_policies_rests_and_goes_with_the_last(model
 
 
 _NOWHERE = {"accelerator": {"class": "no-such-class"}}
+
+
+def _served(models: Models) -> list[str]:
+    text = ((models.get("ConfigMap", GATEWAY) or {}).get("data") or {}).get("document.json", '{"policies": []}')
+    return [policy["name"] for policy in json.loads(text)["policies"]]
 
 
 def _owners(models: Models) -> set[str]:

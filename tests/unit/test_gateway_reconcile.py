@@ -171,6 +171,7 @@ async def test_a_policy_gets_a_gateway_and_is_programmed_when_its_pods_say_so() 
     made = [kind for kind in world.api.writes if " " not in kind]
     assert made == [
         "ServiceAccount",
+        "Role",
         "RoleBinding",
         "ConfigMap",
         "NetworkPolicy",
@@ -261,7 +262,7 @@ async def test_a_new_policy_waits_until_the_gateway_of_deleted_ones_is_collected
     with pytest.raises(NotReady, match="still being collected"):
         await world.reconciler.reconcile(KEY)
     assert world.condition("b", "Programmed") == ("False", "GatewayWaiting")
-    for kind in ("ServiceAccount", "RoleBinding", "ConfigMap", "NetworkPolicy"):
+    for kind in ("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "NetworkPolicy"):
         del world.api.objects[kind, GATEWAY]  # nobody watches these
     for watched in (DEPLOYMENT, SERVICE):
         world.store.drop(watched, world.api.objects.pop((watched.kind, GATEWAY)))

@@ -97,13 +97,13 @@ def test_services_budgets_and_network_policies_choose_the_pods() -> None:
 
 def test_the_operator_holds_what_it_grants() -> None:
     held = {(rule.group, resource, verb) for rule, resource, verb in rbac.permissions() if not rule.names}
-    for rule in rbac.GATEWAY_RULES:
+    for rule in rendered()["Role"]["rules"]:
         for name in rule["resources"]:
             assert {(group, name, verb) for group in rule["apiGroups"] for verb in rule["verbs"]} <= held
 
 
-def test_the_operator_may_touch_no_account_or_binding_but_the_gateways() -> None:
-    narrow = {"serviceaccounts", "rolebindings", "networkpolicies"}
+def test_the_operator_may_touch_no_account_role_or_binding_but_the_gateways() -> None:
+    narrow = {"serviceaccounts", "roles", "rolebindings", "networkpolicies"}
     rules = [rule for rule, resource, _ in rbac.permissions() if resource in narrow]
     assert rules
     assert all(rule.names == (GATEWAY,) for rule in rules)

@@ -14,6 +14,7 @@ from flotilla.kube.kinds import (
     MODEL_DEPLOYMENT,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
+    ROLE,
     ROLE_BINDING,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -31,7 +32,7 @@ Part = tuple[Any, ...]
 
 CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
 """Watched: a change is seen at once."""
-LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE_BINDING, NETWORK_POLICY)
+LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY)
 """Of gateways. Only listed by name with each resync: a watch would need the right to read every ConfigMap there is."""
 _KINDS_OF = {MODEL_DEPLOYMENT: CHILD_KINDS, GATEWAY_KIND: (*CHILD_KINDS, *LISTED_KINDS)}
 _BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
@@ -185,7 +186,7 @@ def _part(live: Mapping[str, Any]) -> Part:
         meta.get("labels"),
         meta.get("annotations"),
         meta.get("ownerReferences"),
-        *(live.get(part) for part in ("spec", "data", "roleRef", "subjects")),
+        *(live.get(part) for part in ("spec", "data", "rules", "roleRef", "subjects")),
         replicas_managers(live),
     )
 

@@ -23,6 +23,10 @@ ADMIN_PORT = 9090
 STATE_PATH = "/var/lib/flotilla"
 REDIS_KEY = "url"
 """Key of the Secret that holds the URL of a Redis."""
+RULES: tuple[Object, ...] = (
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+)
+"""What a gateway may do, in its own namespace. The operator must hold it too: nobody can grant what he may not do."""
 _UID = 65532
 _PRE_STOP_S = 5
 """Until every client's node has heard that the pod goes."""
@@ -78,10 +82,11 @@ def children(document: GatewayDocument, owners: Sequence[Owner], settings: Gatew
 
     return [
         child("v1", "ServiceAccount", automountServiceAccountToken=False),
+        child(f"{rbac}/v1", "Role", rules=[dict(rule) for rule in RULES]),
         child(
             f"{rbac}/v1",
             "RoleBinding",
-            roleRef={"apiGroup": rbac, "kind": "ClusterRole", "name": GATEWAY},
+            roleRef={"apiGroup": rbac, "kind": "Role", "name": GATEWAY},
             subjects=subjects,
         ),
         child("v1", "ConfigMap", data={DOCUMENT_FILE: document.text.decode()}),

@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "rbac.authorization.k8s.io",
-        ("rolebindings",),
+        ("roles", "rolebindings"),
         ("get", "list", "create", "patch"),
         "what the gateway may read",
         names=(GATEWAY,),
@@ -130,13 +130,6 @@ def _rule(
     return {"apiGroups": [group], "resources": list(resources), **only, "verbs": list(verbs)}
 
 
-GATEWAY_RULES: list[dict[str, Any]] = [
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
-]
-"""Of the ClusterRole that the operator binds to gateways, in their own namespaces. It holds the same rights itself, so
-that it needs no leave to bind more than it has."""
-
-
 def _meta(name: str, namespace: str | None = None) -> dict[str, Any]:
     labels = {LABEL_NAME: "flotilla-operator", LABEL_PART_OF: MANAGER}
     return {"name": name, **({"namespace": namespace} if namespace else {}), "labels": labels}
@@ -163,7 +156,6 @@ def manifests(*, name: str = "flotilla-operator", namespace: str = "flotilla-sys
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(name, namespace)},
         {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(name), "rules": rules()},
         binding("ClusterRoleBinding", "ClusterRole", _meta(name)),
-        {"apiVersion": f"{rbac}/v1", "kind": "ClusterRole", "metadata": _meta(GATEWAY), "rules": GATEWAY_RULES},
         {
             "apiVersion": f"{rbac}/v1",
             "kind": "Role",
