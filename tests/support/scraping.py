@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.prometheus import Page
+
 _META = "__meta_kubernetes_pod_"
 
 
@@ -64,10 +66,10 @@ def point(file: Path, address: str, **labels: str) -> None:
 
 
 class Discovery:
-    """Follows the pods until `stop`; `pods` lists them."""
+    """Follows the pods until `stop`; `pods` lists them. `state` shows them as kube-state-metrics would."""
 
-    def __init__(self, file: Path, pods: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        self._file, self._pods = file, pods
+    def __init__(self, file: Path, pods: Callable[[], Iterable[Mapping[str, Any]]], *, state: Page) -> None:
+        self._file, self._pods, self._state = file, pods, state
         self._ended = threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -82,7 +84,17 @@ class Discovery:
             self._write()
 
     def _write(self) -> None:
-        _write(self._file, [group for pod in self._pods() for group in _targets(pod)])
+        pods = list(self._pods())
+        _write(self._file, [group for pod in pods for group in _targets(pod)])
+        self._state.text = "".join(map(_scheduled, pods))
+
+
+def _scheduled(pod: Mapping[str, Any]) -> str:
+    if "nodeName" not in pod["spec"]:
+        return ""
+    meta = pod["metadata"]
+    labels = f'namespace="{meta["namespace"]}",pod="{meta["name"]}",uid="{meta["uid"]}",condition="true"'
+    return f"kube_pod_status_scheduled{{{labels}}} 1\n"
 
 
 def _targets(pod: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
