@@ -46,14 +46,10 @@ def _crds() -> dict[str, str]:
 
 
 def _roles() -> dict[str, Any]:
-    known = {"flotilla-operator", *(f"flotilla-{role.name}" for role in rbac.USER_ROLES)}
-    others = [obj for obj in rbac.manifests() if obj["kind"] == "ClusterRole" and obj["metadata"]["name"] not in known]
     return {
         "cluster": rbac.rules(),
         "namespace": rbac.rules(cluster_wide=False),
         "own": rbac.rules(own_namespace=True),
-        # Of names that the operator itself refers to.
-        "others": [{"name": obj["metadata"]["name"], "rules": obj["rules"]} for obj in others],
         "users": [
             {"name": role.name, "aggregateTo": list(role.aggregate_to), "rules": rbac.user_rules(role)}
             for role in rbac.USER_ROLES

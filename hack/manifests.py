@@ -23,7 +23,7 @@ OVERLAYS: Mapping[str, dict[str, Any]] = {
     "namespaced": {
         "config": {"namespaces": ["default"]},
         "crds": {"enabled": False},
-        "rbac": {"aggregate": False, "gatewayRole": False},
+        "rbac": {"aggregate": False},
     },
     "dev": {
         "replicas": 1,

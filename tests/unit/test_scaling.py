@@ -300,7 +300,7 @@ def test_idle_replicas_make_room_for_something_more_important_before_their_delay
 def test_another_source_is_told_once_it_has_been_the_only_one_for_a_while() -> None:
     ticks = [{"source": "Pods"}, {"source": "Prometheus"}, {"source": "Pods"}, *[{"source": "Prometheus"}] * 10]
     told = [d.state.source for d in follow(State.initial(1), SPEC, ticks)]
-    assert told == ["Pods"] * 10 + ["Prometheus"] * 3
+    assert told == ["Pods"] * 11 + ["Prometheus"] * 2
     decisions = follow(State.initial(1), SPEC, ticks)
     assert decisions[0].message.endswith("The queues are read from the pods.")
     assert "Prometheus" in decisions[-1].message

@@ -27,7 +27,6 @@ def decide(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -
             answered_at=now,
             demand_at=now,
             panic_at=now if state.panicking else None,
-            source_at=now,
             levels=(Need(now, kept),),
         )
     desired = kept
@@ -165,24 +164,24 @@ def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSp
     elif kept != state.desired:
         reason = reasons.BOUNDS_CHANGED
     carried = state.carried if desired == state.desired else ""
-    source, source_at = state.source, state.source_at
-    told = "" if sample is None else sample.source
-    if told and (told == source or not source or now - source_at > spec.stale_after_s):
-        source, source_at = told, now
     levels = limits.recent(state.levels, now)
     if desired != levels[-1].replicas:
         levels = (*levels, Need(now, desired))
-    state = replace(
-        state,
-        desired=desired,
-        reason=reason,
-        carried=carried,
-        source=source,
-        source_at=source_at,
-        levels=levels,
-    )
+    state = _heard_from("" if sample is None else sample.source, state, spec, now)
+    # Most decisions change none of these, and a copy costs more than the comparison.
+    if (desired, reason, carried, levels) != (state.desired, state.reason, state.carried, state.levels):
+        state = replace(state, desired=desired, reason=reason, carried=carried, levels=levels)
     shown = _obstacle(state, sample, spec, now) or carried or reason
-    return Decision(desired, state, shown, message(shown, desired, spec, source))
+    return Decision(desired, state, shown, message(shown, desired, spec, state.source))
+
+
+def _heard_from(source: str, state: State, spec: ScalingSpec, now: float) -> State:
+    """Another source counts once it has been the only one for a while, or the status would flap with it."""
+    if not source or source == state.source:
+        return replace(state, other_since=None) if source and state.other_since is not None else state
+    if not state.source or (state.other_since is not None and now - state.other_since > spec.stale_after_s):
+        return replace(state, source=source, other_since=None)
+    return replace(state, other_since=now) if state.other_since is None else state
 
 
 def _obstacle(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:

@@ -126,8 +126,9 @@ class State:
     """The obstacle that the status showed before a restart, shown on until something new is known: else each restart
     would write every status twice."""
     source: str = ""
-    """Where the engines' numbers come from; another one counts once it has been the only one for a while."""
-    source_at: float = 0.0
+    """Where the engines' numbers come from."""
+    other_since: float | None = None
+    """Since when they have come from elsewhere only."""
     needs: tuple[Need, ...] = ()
     """The needs of the delay window, without those that a later, higher one makes irrelevant: at most one for each
     number of replicas, however long the window is."""
