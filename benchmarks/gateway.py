@@ -118,13 +118,21 @@ async def compare(bench: Bench, args: argparse.Namespace) -> list[Row]:
         await bench.measure(rows["direct"], None, bench._engine_port, args.seconds)
         async with bench.flotilla() as (running, port):
             await bench.measure(rows["Flotilla"], running, port, args.seconds)
+        progress(rows["direct"], rows["Flotilla"])
         for peer, home in peers:
             try:
                 async with bench.peer(peer, home) as (running, port):
                     await bench.measure(rows[peer.name], running, port, args.seconds)
+                progress(rows[peer.name])
             except RuntimeError as error:
                 print(f"{peer.name} is left out: {error}", flush=True)
     return [row for row in rows.values() if row.cpu_request_us]
+
+
+def progress(*rows: Row) -> None:
+    """What is known so far, should somebody end the run early."""
+    for row in rows:
+        print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
 
 
 def wanted(name: str, only: list[str]) -> bool:

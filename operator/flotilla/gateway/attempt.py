@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 from flotilla.api.routes import Failure
 from flotilla.gateway.outcome import Broken, Failed, HeldBack, Outcome, Streamed, Whole
@@ -39,16 +38,6 @@ class Clocks:
         for attempt in [attempt for attempt in self._attempts if attempt.deadline_s <= now]:
             attempt.expire()
         self._timer = self._loop.call_later(_SWEEP_S, self._tick)
-
-
-class Pausable(Protocol):
-    """A connection that can be told to wait."""
-
-    def pause(self) -> None:
-        """Read no more."""
-
-    def resume(self) -> None:
-        """Go on reading."""
 
 
 class Attempt:

@@ -5,7 +5,6 @@ When a replica comes up they are let go one after another and not all at once, w
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from enum import StrEnum
 
 from flotilla.api.routing_policy import Hold
@@ -22,18 +21,13 @@ class Held(StrEnum):
     EXPIRED = "Expired"
 
 
-@dataclass(slots=True)
-class _Waiter:
-    ready: "asyncio.Future[None]"
-
-
 class WaitingRoom:
     """All waits of one gateway."""
 
     def __init__(self, *, released_per_s: float = RELEASED_PER_S) -> None:
         self._loop = asyncio.get_running_loop()
         self._gap_s = 1 / released_per_s
-        self._lines: dict[str, deque[_Waiter]] = {}
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         self._releasing: dict[str, asyncio.TimerHandle] = {}
         self._count: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
@@ -48,12 +42,12 @@ class WaitingRoom:
         patience_s = min(bounds.max_wait_seconds, timeout_s)
         if count >= bounds.max_requests or held_bytes + size > bounds.max_bytes or patience_s <= 0:
             return Held.FULL
-        waiter = _Waiter(self._loop.create_future())
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._lines.setdefault(owner, deque()).append(waiter)
         self._count[policy], self._bytes[policy] = count + 1, held_bytes + size
         try:
             async with asyncio.timeout(patience_s):
-                await waiter.ready
+                await waiter
         except TimeoutError:
             return Held.EXPIRED
         finally:
@@ -77,8 +71,8 @@ class WaitingRoom:
         line = self._lines.get(owner)
         while line:
             waiter = line.popleft()
-            if not waiter.ready.done():
-                waiter.ready.set_result(None)
+            if not waiter.done():
+                waiter.set_result(None)
                 break
         if line:
             self._releasing[owner] = self._loop.call_later(self._gap_s, self._release, owner)
@@ -86,7 +80,7 @@ class WaitingRoom:
             self._releasing.pop(owner, None)
             self._lines.pop(owner, None)
 
-    def _leave(self, owner: str, waiter: _Waiter) -> None:
+    def _leave(self, owner: str, waiter: "asyncio.Future[None]") -> None:
         line = self._lines.get(owner)
         if line is not None and waiter in line:
             line.remove(waiter)

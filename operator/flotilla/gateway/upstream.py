@@ -7,7 +7,6 @@ import asyncio
 import math
 import socket
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -76,14 +75,10 @@ class Upstream:
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[Origin, list[Connection]] = {}
         self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
-        self.dialled: Callable[[Permit, Origin], None] | None = None
-        """Told of every request before it is sent; for tests."""
 
     async def send(self, permit: Permit, origin: Origin, data: bytes, sink: Sink) -> "Connection":
         """Send a whole request; the answer goes to `sink`. Raises CannotConnect when nothing was sent."""
         check(permit, origin)
-        if self.dialled is not None:
-            self.dialled(permit, origin)
         connection = self._reused(origin) or await self._connect(origin)
         connection.send(data, sink)
         return connection

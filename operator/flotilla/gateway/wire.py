@@ -29,11 +29,6 @@ def header(name: str, value: str) -> bytes:
     return f"{name}: {value.translate(_NOT_IN_HEADERS)}\r\n".encode("latin-1", "replace")
 
 
-def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body; `data` is not empty."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 def error_body(
     message: str, *, kind: str = INVALID_REQUEST, code: str | None = None, param: str | None = None
 ) -> bytes:
