@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.gateway.body import FORBIDDEN, BadBody, parse, rewritten
+from flotilla.gateway.body import FORBIDDEN, BadBody, image_problem, parse, rewritten
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 TRAPS = st.sampled_from(['":', ": x", "a\\", '" : "', '"model":"m"'])
@@ -75,3 +75,29 @@ def test_each_forbidden_field_is_named(name: str) -> None:
     with pytest.raises(BadBody) as error:
         parse(json.dumps({"model": "m", "a": [{"b": {name: 1}}]}).encode())
     assert error.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
+        ("data:image/png;base64,AAAA", True),
+        ("https://images.example.com/a.png?size=2#x", True),
+        ("http://images.example.com:8080/a.png", True),
+        ("http://169.254.169.254/latest/meta-data", False),
+        ("http://[::ffff:169.254.169.254]/", False),
+        ("http://2130706433/", False),
+        ("http://0x7f.1/", False),
+        ("http://10.0.0.1:8000/v1/models", False),
+        ("http://kubernetes.default.svc/", False),
+        ("http://flotilla-gateway:8000/", False),
+        ("http://metadata.google.internal/", False),
+        ("http://localhost./", False),
+        ("http://images.example.com@10.0.0.1/", False),
+        ("http://images.example.com\\@10.0.0.1/", False),
+        ("http:///a.png", False),
+        ("http://[", False),
+    ],
+)
+def test_an_image_is_fetched_from_public_hosts_only(url: str, fine: bool) -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    assert (image_problem(messages) is None) == fine

@@ -8,8 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import orjson
+
+from flotilla.domain.routing.address import base_url_problem
 
 MAX_DEPTH: Final = 64
 FORBIDDEN: Final = frozenset(
@@ -123,8 +126,11 @@ def rewritten(body: Body, model: str, *, usage: bool = False, logprobs: bool = F
     return orjson.dumps({**fields, **added, "model": model})
 
 
-def image_problem(messages: Any) -> str | None:
-    """What is wrong with an image's URL: the engine would fetch it, from inside of the cluster."""
+def image_problem(messages: Any, *, allow_private: bool = False) -> str | None:
+    """What is wrong with an image's URL: the engine would fetch it, from inside of the cluster.
+
+    Names are judged by their spelling; where a public one leads to only the engine sees, and its NetworkPolicy.
+    """
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
@@ -133,9 +139,23 @@ def image_problem(messages: Any) -> str | None:
             for name in ("image_url", "audio_url", "video_url"):
                 value = part.get(name)
                 url = value.get("url") if isinstance(value, dict) else value
-                if url is not None and not (isinstance(url, str) and url.startswith(_IMAGE_SCHEMES)):
+                if url is None:
+                    continue
+                if not (isinstance(url, str) and url.startswith(_IMAGE_SCHEMES)):
                     return f"The URL of {name} must begin with data:, https:// or http://."
+                if not allow_private and not url.startswith("data:") and _inside(url):
+                    return f"The URL of {name} does not lead to a public host."
     return None
+
+
+def _inside(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return True
+    bracketed = f"[{host}]" if ":" in host else host
+    return "@" in parts.netloc or "\\" in url or base_url_problem(f"https://{bracketed}") is not None
 
 
 def _walk(fields: dict[str, Any]) -> int:

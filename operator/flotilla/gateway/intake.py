@@ -83,9 +83,11 @@ async def take(
             return invalid_api_key(policy.name)
     features = features_of(asked.fields, request.headers, policy, operation=operation, client=client)
     record.features = features
-    problem = image_problem(asked.fields.get("messages")) if operation is Operation.CHAT else None
-    if problem is not None:
-        return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
+    if operation is Operation.CHAT:
+        private = setup.document.allow_private_hosted_addresses
+        problem = image_problem(asked.fields.get("messages"), allow_private=private)
+        if problem is not None:
+            return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
     dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record))
     dialer.affinity = _affinity(asked, features)
     if policy.classifier is not None:
