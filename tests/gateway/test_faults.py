@@ -212,6 +212,22 @@ async def test_a_client_that_leaves_ends_the_generation(tmp_path: Path) -> None:
         assert pool.endpoints[0].breaker.state(0) is State.CLOSED
 
 
+async def test_a_client_that_reads_slowly_is_no_failure_of_the_target(tmp_path: Path) -> None:
+    async with two(tmp_path, routed(timeouts={"idleSeconds": 1})) as (gw, medium, _):
+        medium.script(Stream([b"data: " + b"x" * 65_000 + b"\n\n"] * 400 + [b"data: [DONE]\n\n"]))
+        body = json.dumps({"model": "support", "messages": [], "stream": True}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", gw.port, limit=1024)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        await medium.until(lambda api: len(api.received) == 1)
+        await asyncio.sleep(1.5)  # longer than the target may be silent
+        async with asyncio.timeout(20):
+            text = await reader.read()
+        writer.close()
+        assert text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert not gw.gateway.shared.breakers
+
+
 async def test_a_kept_connection_that_was_closed_meanwhile_is_not_an_attempt(tmp_path: Path) -> None:
     async with two(tmp_path, routed(fallback=False)) as (gw, medium, _):
         assert (await gw.chat())[0] == 200

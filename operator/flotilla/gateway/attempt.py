@@ -7,6 +7,7 @@ from collections.abc import Callable
 from flotilla.api.routes import Failure
 from flotilla.gateway.outcome import Broken, Failed, HeldBack, Outcome, Streamed, Whole
 from flotilla.gateway.relay import Relay
+from flotilla.gateway.upstream import Connection
 
 _ANSWER_LIMIT = 64 * 2**20
 _ERROR_LIMIT = 64 * 1024
@@ -56,6 +57,8 @@ class Attempt:
         self.first_byte_s = math.nan
         """When the first piece of the body came."""
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.connection: Connection | None = None
+        """That brings the answer."""
 
     def renew(self) -> None:
         """The same attempt over another connection; the deadline stays."""
@@ -170,9 +173,13 @@ class StreamAttempt(Attempt):
             self._end(Failed(Failure.CONNECT, reason))
 
     def expire(self) -> None:
-        """The time is up."""
-        if self._relay.committed:
-            self._end(Broken("nothing more came in time"))
+        """The time is up; not that of a target which waits for the client to read."""
+        waiting = self.connection is not None and self.connection.paused
+        now = self._loop.time()
+        if waiting and now < self._total_s:
+            self.deadline_s = min(self._total_s, now + self._idle_s)
+        elif self._relay.committed:
+            self._end(Broken("nothing more came in time", by_client=waiting))
         else:
             super().expire()
 

@@ -150,6 +150,7 @@ class Dialer:
             return Failed(Failure.CONNECT, str(error), 502, nothing_sent=True)
         shared.clocks.add(attempt)
         try:
+            attempt.connection = connection
             sent(connection)
             outcome = await attempt.outcome
             if type(outcome) is Failed and connection.closed_unread:
@@ -159,6 +160,7 @@ class Dialer:
                     connection = await shared.upstream.resend(permit, origin, message, attempt)
                 except CannotConnect as error:
                     return Failed(Failure.CONNECT, str(error), 502, nothing_sent=True)
+                attempt.connection = connection
                 sent(connection)
                 outcome = await attempt.outcome
             return outcome
@@ -193,7 +195,7 @@ class Dialer:
         if type(outcome) is Failed:
             failure = outcome.failure
         elif type(outcome) is Broken:
-            failure = Failure.CONNECT
+            failure = None if outcome.by_client else Failure.CONNECT
         shared.judge(self._policy, target, failure)
         shared.metrics.attempts.add((self._policy.name, target, str(failure) if failure else "ok"))
         if endpoint is None:

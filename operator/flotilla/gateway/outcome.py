@@ -42,6 +42,8 @@ class Broken:
     """The client has a part of the stream, and no more will come."""
 
     detail: str
+    by_client: bool = False
+    """It read too slowly: that says nothing about the target."""
 
 
 Outcome = Whole | Failed | Streamed | HeldBack | Broken

@@ -190,6 +190,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._until_close = False
         self._lost = False
+        self.paused = False
+        """The client reads slower than the answer comes."""
 
     @property
     def usable(self) -> bool:
@@ -206,11 +208,13 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Let the answer wait in the other side's buffers."""
+        self.paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Go on reading."""
+        self.paused = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
