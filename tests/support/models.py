@@ -110,3 +110,9 @@ class Models:
         """How many passes the running operator has made over ModelDeployments."""
         found = value(samples(self.stack.operator.metrics()), "flotilla_reconcile_total", kind="ModelDeployment")
         return float(found or 0)
+
+    def metric(self, model: str, name: str) -> float | None:
+        """What the operator's metric says of a model, None where it has no such series."""
+        of = {"modeldeployment": model, "namespace": self.namespace}
+        found = value(samples(self.stack.operator.metrics()), name, **of)
+        return None if found is None else float(found)
