@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from flotilla.gateway.body import FORBIDDEN, BadBody, image_problem, parse, rewritten
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+KEYS = TEXT.filter(lambda key: key not in FORBIDDEN)
+READ = {"model", "messages", "tools", "stream", "stream_options", "logprobs", "top_logprobs"}
 TRAPS = st.sampled_from(['":', ": x", "a\\", '" : "', '"model":"m"'])
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | TEXT | TRAPS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )
-OTHERS = st.dictionaries(TEXT.filter(lambda k: k not in ("model", "messages", "tools", "stream")), VALUES, max_size=4)
+OTHERS = st.dictionaries(KEYS.filter(lambda key: key not in READ), VALUES, max_size=4)
 SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : "), (",\n", "\n:\t")])
 
 

@@ -148,6 +148,8 @@ class ServerConnection(asyncio.Protocol):
         """What was being generated for the client is given up."""
         self._server.connections.discard(self)
         self.deadline_s = _NEVER
+        # The parser holds us, and the collector that would find the circle runs seldom.
+        del self._parser
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()

@@ -267,6 +267,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._lost = True
+        del self._parser  # which holds us: no work for the collector
         self._pool.forget(self)
         sink, self._sink = self._sink, None
         if sink is None:
