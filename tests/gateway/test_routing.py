@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support.gateway import Running, chat_body, document_of, eventually, running_gateway, said
 from tests.support.hosted import Hang, HostedApi, Received, Reply, Stream, Whole, fault
 from tests.support.hosted_answers import answered, chat, hosted_api, hosted_api_over_tls, openai_chunks
@@ -366,7 +367,10 @@ async def test_usage_is_told_only_to_those_who_ask(tmp_path: Path, asked: bool) 
         _, chunks, _ = await gw.stream(**options)
         assert any(chunk.get("usage") for chunk in chunks[:-1]) == asked
         _, metrics = await gw.admin("/metrics")
-        assert 'flotilla_gateway_tokens_total{policy="policy-0",target="small",token_type="input"}' in metrics
+        assert (
+            'flotilla_gateway_tokens_total{answer="first",policy="policy-0",target="small",token_type="input"}'
+            in metrics
+        )
 
 
 async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
@@ -378,18 +382,84 @@ async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
         assert [received.path for received in small.received] == ["/v1/embeddings", "/v1/completions"]
 
 
-async def test_money_and_its_counterfactual_are_counted(tmp_path: Path) -> None:
+async def counted(gw: Running, name: str) -> dict[tuple[str, ...], float]:
+    """Samples of one metric by the values of their labels but the policy's, in the order of their names."""
+    _, text = await gw.admin("/metrics")
+    families = text_string_to_metric_families(text)
+    return {
+        tuple(value for label, value in sorted(sample.labels.items()) if label != "policy"): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == f"flotilla_gateway_{name}"
+    }
+
+
+async def test_an_answer_that_was_replaced_is_counted_as_such_and_hosted_models_would_have_given_one(
+    tmp_path: Path,
+) -> None:
     async with small_and_frontier(tmp_path, **escalation()) as (gw, small, _):
         small.script(Whole(chat("", usage=(1000, 0))))
         await gw.chat(headers=PUBLIC)
-        _, metrics = await gw.admin("/metrics")
-        values = {
-            line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in metrics.splitlines() if line[0] != "#"
+        await gw.chat(headers=PUBLIC)
+        tokens = await counted(gw, "tokens_total")
+        assert tokens["replaced", "small", "input"] == 1000
+        assert tokens["first", "small", "output"] == tokens["escalation", "frontier", "output"] == 2
+        assert ("first", "frontier", "output") not in tokens
+        escalated = pytest.approx((7 * 3 + 2 * 15) / 1e6)
+        assert await counted(gw, "cost_usd_total") == {("escalation", "frontier"): escalated}
+        would = await counted(gw, "counterfactual_cost_usd_total")
+        assert would == {("frontier",): pytest.approx(2 * (7 * 3 + 2 * 15) / 1e6)}
+
+
+async def test_cached_input_is_counted_apart(tmp_path: Path) -> None:
+    answer = chat("Hello", usage=(1000, 5))
+    answer["usage"]["prompt_tokens_details"] = {"cached_tokens": 800}
+    async with small_and_frontier(tmp_path) as (gw, small, _):
+        small.script(Whole(answer))
+        await gw.chat()
+        tokens = await counted(gw, "tokens_total")
+    assert tokens == {
+        ("first", "small", "input"): 200,
+        ("first", "small", "cached_input"): 800,
+        ("first", "small", "output"): 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("named", "said", "team"),
+    [(["blue"], "blue", "blue"), (["blue"], "invented", "other"), (["blue"], None, "other"), ([], "blue", "other")],
+)
+async def test_tokens_and_dollars_are_counted_by_the_teams_that_the_policy_names(
+    tmp_path: Path, named: list[str], said: str | None, team: str
+) -> None:
+    async with hosted_api() as small, hosted_api() as frontier:
+        document = document_of({**spec(frontier, **escalation()), "teams": named})
+        async with running_gateway(tmp_path, document, engines={"qwen-small": [small]}) as gw:
+            small.script(Whole(chat("")))
+            await gw.chat(headers=PUBLIC | ({"x-flotilla-team": said} if said else {}))
+            assert {key[1] for key in await counted(gw, "team_tokens_total")} == {team}
+            assert set(await counted(gw, "team_cost_usd_total")) == {("frontier", team)}
+
+
+async def test_a_client_is_a_team_where_no_named_one_is_said(tmp_path: Path) -> None:
+    policy = {**SOUND, "teams": ["blue"], "clients": [{"name": "app", "secretRef": {"name": "app", "key": "key"}}]}
+    async with (
+        hosted_api() as engine,
+        running_gateway(tmp_path, document_of(policy), engines={"qwen-medium": [engine]}) as gw,
+    ):
+        mine = {"authorization": "Bearer key-of-app-key"}
+        await gw.chat(headers=mine | {"x-flotilla-team": "green"})
+        await gw.chat(headers=mine | {"x-flotilla-team": "blue"})
+        assert {key[1] for key in await counted(gw, "team_tokens_total")} == {"app", "blue"}
+
+
+async def test_targets_say_which_models_they_are(tmp_path: Path) -> None:
+    async with small_and_frontier(tmp_path) as (gw, _, _):
+        assert set(await counted(gw, "target_info")) == {
+            ("qwen2.5-1.5b", "qwen-small", "small"),
+            ("qwen2.5-7b", "qwen-medium", "medium"),
+            ("big-1", "", "frontier"),
         }
-        cost = values['flotilla_gateway_cost_usd_total{policy="policy-0",target="frontier"}']
-        assert cost == pytest.approx((7 * 3 + 2 * 15) / 1e6)
-        would = values['flotilla_gateway_counterfactual_cost_usd_total{comparator="frontier",policy="policy-0"}']
-        assert would == pytest.approx(cost + 1000 * 3 / 1e6)
 
 
 async def test_the_access_log_has_no_word_of_prompt_or_answer(

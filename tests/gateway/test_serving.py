@@ -41,4 +41,7 @@ async def test_a_stream_is_passed_on_and_ends_with_done(tmp_path: Path) -> None:
         assert engine.received[0].json["stream_options"] == {"include_usage": True}
         assert not any("usage" in chunk for chunk in chunks[:-1])
         _, metrics = await gw.admin("/metrics")
-        assert 'flotilla_gateway_tokens_total{policy="policy-0",target="medium",token_type="output"} 2.0' in metrics
+        assert (
+            'flotilla_gateway_tokens_total{answer="first",policy="policy-0",target="medium",token_type="output"} 2.0'
+            in metrics
+        )

@@ -141,6 +141,7 @@ ROUTING_POLICY: dict[str, Any] = {
         "clients": [
             {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}, "dataClass": "sovereign"}
         ],
+        "teams": ["support"],
         "classifier": {
             "target": "small",
             "tasks": [

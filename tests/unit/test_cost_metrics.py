@@ -80,7 +80,7 @@ def test_what_is_unknown_has_no_series() -> None:
     found = exposed(view())
     assert set(found) == {
         "flotilla_desired_replicas", "flotilla_ready_replicas", "flotilla_min_replicas", "flotilla_max_replicas",
-        "flotilla_deployment_info", "flotilla_unpriced_total",
+        "flotilla_deployment_info", "flotilla_unpriced_total", "flotilla_deployment_token_weight_ratio",
     }  # fmt: skip
     assert set(exposed()) == {"flotilla_unpriced_total"}
 
@@ -119,6 +119,8 @@ def test_an_hour_of_work_in_dollars() -> None:
     assert value(found, "flotilla_deployment_tokens_total", token_type="input") == 800_000
     assert value(found, "flotilla_deployment_requests_total", outcome="success") == 1000
     assert value(found, "flotilla_deployment_cost_usd_per_request", window="1h") == D("0.002")
+    weights = [value(found, "flotilla_deployment_token_weight_ratio", token_type=t) for t in ("cached_input", "output")]
+    assert weights == [D("0.05"), D("2.8")]
     blended = value(found, "flotilla_deployment_cost_usd_per_million_tokens", token_type="blended", window="24h")
     assert blended is not None
     assert round(blended, 6) == round(D(2) / D("1.1"), 6)
@@ -203,5 +205,5 @@ def test_a_hundred_deployments_with_three_comparators_stay_under_six_thousand_se
         view(name=f"m{i}", basis=basis, account=ledger.accounts["k"], waiting=0.0, running=1.0) for i in range(100)
     ]
     found = exposed(*views, prices=[Rate(D(1), "catalog", "contract", date(2026, 11, 1))])
-    assert len(found) == 28, "every family of the reference, and the limits of scaling"
+    assert len(found) == 29, "every family of the reference, and the limits of scaling"
     assert sum(map(len, found.values())) < 6000

@@ -39,7 +39,8 @@ GATEWAY = {
     "flotilla_gateway_tokens_total", "flotilla_gateway_cost_usd_total",
     "flotilla_gateway_counterfactual_cost_usd_total", "flotilla_gateway_escalations_total",
     "flotilla_gateway_fallbacks_total", "flotilla_gateway_held_requests", "flotilla_gateway_sovereignty_denied_total",
-    "flotilla_gateway_config_info",
+    "flotilla_gateway_config_info", "flotilla_gateway_target_info", "flotilla_gateway_team_tokens_total",
+    "flotilla_gateway_team_cost_usd_total",
 }  # fmt: skip
 """What the gateway says that it emits."""
 

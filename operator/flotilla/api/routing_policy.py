@@ -156,6 +156,8 @@ class RoutingPolicySpec(Model):
     """dataPolicy says which data may go where; it fails closed."""
     clients: Annotated[list[Client], ListMap(("name",), 64)] = Field(default_factory=list)
     """clients that may send requests; without any, everybody who reaches the gateway may."""
+    teams: Annotated[list[DnsLabel], ListSet(64)] = Field(default_factory=list)
+    """teams that metrics tell apart by the header x-flotilla-team; others count as their client, or as other."""
     classifier: Classifier | None = None
     """classifier names the task of requests that do not name it themselves."""
     rules: Annotated[list[Rule], ListMap(("name",), 64)] = Field(default_factory=list)

@@ -184,7 +184,24 @@ class Gateway:
         metrics.gauge("held_requests", "Requests that wait for a replica.", model, held)
         metrics.gauge("connections", "Open connections of clients.", (), lambda: {(): len(self.server.connections)})
         metrics.gauge("requests_in_flight", "Requests being answered.", (), lambda: {(): self.server.busy})
+        metrics.gauge(
+            "target_info", "What a target is.", ("policy", "target", "modeldeployment", "model"), self._targets
+        )
         metrics.gauge("config_info", "The document in use.", ("hash",), lambda: {(self._served()["hash"],): 1.0})
+
+    def _targets(self) -> dict[tuple[str, ...], float]:
+        """The model is an adapter's name where the target is one; hosted targets have no ModelDeployment."""
+        setup = self.config.current
+        return {
+            (
+                policy.name,
+                target.name,
+                target.cluster.model_deployment if target.cluster else "",
+                target.served_model,
+            ): 1.0
+            for policy in (setup.document.policies if setup is not None else ())
+            for target in policy.targets
+        }
 
 
 def main(settings: Settings, *, log_level: str = "INFO", log_format: str = "json") -> int:

@@ -71,7 +71,7 @@ Gauge = Callable[[], Mapping[Labels, float]]
 
 
 class Metrics(Collector):
-    """All of them. Label values are names of policies, rules, targets and classes: a client cannot invent one."""
+    """All of them. Label values are names in policies: a client cannot invent one."""
 
     def __init__(self) -> None:
         route = ("policy", "rule", "target", "class")
@@ -79,10 +79,15 @@ class Metrics(Collector):
         self.ttft = Histogram("ttft_seconds", "From the request to the first token.", ("policy", "target"), _SECONDS)
         self.duration = Histogram("duration_seconds", "From the request to its end.", ("policy", "target"), _SECONDS)
         self.overhead = Histogram("overhead_seconds", "Time of a request that no target took.", ("policy",), _OVERHEAD)
-        self.tokens = Counter("tokens", "Tokens that targets counted.", ("policy", "target", "token_type"))
-        self.cost = Counter("cost_usd", "What hosted targets charge.", ("policy", "target"))
+        place = ("policy", "target")
+        self.tokens = Counter("tokens", "Tokens that targets counted.", (*place, "answer", "token_type"))
+        self.cost = Counter("cost_usd", "What hosted targets charge.", (*place, "answer"))
+        self.team_tokens = Counter("team_tokens", "The same tokens by team.", (*place, "team", "token_type"))
+        self.team_cost = Counter("team_cost_usd", "The same charges by team.", (*place, "team"))
         self.counterfactual = Counter(
-            "counterfactual_cost_usd", "What the same tokens cost on a hosted target.", ("policy", "comparator")
+            "counterfactual_cost_usd",
+            "What the answers that clients got cost on a hosted target.",
+            ("policy", "comparator"),
         )
         self.escalations = Counter("escalations", "Answers that were asked again.", ("policy", "rule", "signal"))
         self.fallbacks = Counter(

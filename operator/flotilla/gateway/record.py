@@ -10,12 +10,13 @@ from flotilla.domain.routing.money import ZERO, Usage, cost, spent
 from flotilla.domain.routing.refusal import Refusal
 from flotilla.domain.routing.request import Features
 from flotilla.gateway.dial import Dialer
+from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import RequestSpan
 
 OTHER = "other"
-"""Stands for a model name that no policy serves: clients must not invent label values."""
+"""Stands for a model that no policy serves, and a team that none names: clients must not invent label values."""
 
 
 class Record:
@@ -45,7 +46,8 @@ class Record:
         self.dialer: Dialer | None = None
         self.span: RequestSpan | None = None
         """Where requests are traced."""
-        self._counted: list[tuple[Target, Usage]] = []
+        self._counted: list[tuple[Target, Usage, bool]] = []
+        """With whether it was an escalation."""
         self._first_byte_s: float | None = None
         self.policy: Policy | None = None
         self.features: Features | None = None
@@ -65,14 +67,15 @@ class Record:
         """An attempt's tokens. All answers are paid, those too that were asked again."""
         if usage is None:
             return
-        self._counted.append((target, usage))
+        self._counted.append((target, usage, self.ledger[-1].escalated))
         self.total_tokens += usage.prompt_tokens + usage.completion_tokens
         self.usd += spent(target, usage) or ZERO
 
     def close(self, shared: Shared) -> None:
         """The request has ended."""
         upstream_s = self.dialer.upstream_s if self.dialer is not None else 0.0
-        target = next((attempt.target for attempt in reversed(self.ledger) if attempt.failure is None), "")
+        given = next((attempt for attempt in reversed(self.ledger) if attempt.failure is None), None)
+        target = given.target if given is not None else ""
         policy, now = self.policy, shared.loop.time()
         duration_s = now - self.request.arrived_s
         name = policy.name if policy is not None else OTHER
@@ -89,23 +92,43 @@ class Record:
         if self.refusal is not None:
             self._refused(shared, name, self.refusal)
         if policy is not None:
-            self._tokens(shared, policy)
+            self._tokens(shared.metrics, policy, given)
         shared.access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
         if self.span is not None:
             self.span.end(self)
 
-    def _tokens(self, shared: Shared, policy: Policy) -> None:
-        metrics, name = shared.metrics, policy.name
-        for target, usage in self._counted:
-            metrics.tokens.add((name, target.name, "input"), usage.prompt_tokens)
-            metrics.tokens.add((name, target.name, "output"), usage.completion_tokens)
+    def _tokens(self, metrics: Metrics, policy: Policy, given: Attempt | None) -> None:
+        """What each answer used: the rule's own, one that a better one replaced, and that one."""
+        name, team, served = policy.name, self._team(policy), None
+        replaced = given is not None and given.escalated
+        for target, usage, escalated in self._counted:
+            answer = "escalation" if escalated else "replaced" if replaced else "first"
+            for token_type, tokens in (
+                ("input", usage.prompt_tokens - usage.cached_tokens),
+                ("cached_input", usage.cached_tokens),
+                ("output", usage.completion_tokens),
+            ):
+                metrics.tokens.add((name, target.name, answer, token_type), tokens)
+                metrics.team_tokens.add((name, target.name, team, token_type), tokens)
             usd = spent(target, usage)
             if target.hosted is not None and usd is not None:
-                metrics.cost.add((name, target.name), usd)
+                metrics.cost.add((name, target.name, answer), usd)
+                metrics.team_cost.add((name, target.name, team), usd)
+            if given is not None and escalated == given.escalated and target.name == given.target:
+                served = usage
+        if served is not None:
+            # One model for all would have answered once, whatever was asked again.
             for comparator in policy.comparators:
                 price = policy.target[comparator].price
                 if price is not None:
-                    metrics.counterfactual.add((name, comparator), cost(usage, price))
+                    metrics.counterfactual.add((name, comparator), cost(served, price))
+
+    def _team(self, policy: Policy) -> str:
+        """Who is billed, among those that the policy names: the team of the header, else the client."""
+        features = self.features
+        if features is None:
+            return OTHER
+        return features.team if features.team in policy.team_names else features.client or OTHER
 
     def _refused(self, shared: Shared, name: str, refusal: Refusal) -> None:
         if refusal.code == "sovereignty_no_target":

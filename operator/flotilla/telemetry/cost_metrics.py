@@ -67,6 +67,9 @@ class CostFamilies:
         self.saturation = _gauge(
             "deployment_saturation_ratio", "Tokens made over what the ready replicas can make.", "window"
         )
+        self.weight = _gauge(
+            "deployment_token_weight_ratio", "Cost of a token over one of uncached input.", "token_type"
+        )
         self.budget = _gauge("deployment_budget_usd_per_month", "spec.cost.monthlyBudgetUsd.")
         self.hosted = _counter(
             "hosted_equivalent_cost_usd", "What the comparator would have cost for the same tokens.", "comparator"
@@ -128,6 +131,10 @@ class CostFamilies:
         self.info.add_metric([*base, of.model, of.engine, of.gpu_type, of.team], 1)
         if of.basis is not None and of.basis.budget_usd_per_month is not None:
             self.budget.add_metric(base, float(of.basis.budget_usd_per_month))
+        if of.basis is not None:
+            weights = of.basis.weights
+            for token_type, weight in (("input", 1), ("cached_input", weights.cached), ("output", weights.output)):
+                self.weight.add_metric([*base, token_type], float(weight))
         if of.account is None or of.basis is None:
             return
         self._account(base, of.gpu_type, of.account)

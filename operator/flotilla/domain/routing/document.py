@@ -126,6 +126,7 @@ class Policy(_Part):
     class_header: str
     unknown_class: str
     clients: tuple[Client, ...] = ()
+    teams: tuple[str, ...] = ()
     classifier: Classifier | None = None
     rules: tuple[Rule, ...] = ()
     default_route: Route
@@ -152,6 +153,11 @@ class Policy(_Part):
     def hosted(self) -> frozenset[str]:
         """Names of the targets outside of the cluster."""
         return frozenset(target.name for target in self.targets if target.hosted is not None)
+
+    @cached_property
+    def team_names(self) -> frozenset[str]:
+        """Values of the header x-flotilla-team that metrics know."""
+        return frozenset(self.teams)
 
     @cached_property
     def comparators(self) -> tuple[str, ...]:
@@ -288,6 +294,7 @@ def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFa
         class_header=spec.data_policy.class_header,
         unknown_class=spec.data_policy.unknown_class,
         clients=tuple(spec.clients),
+        teams=tuple(spec.teams),
         classifier=spec.classifier,
         rules=tuple(spec.rules),
         default_route=spec.default_route,

@@ -129,10 +129,42 @@ def _money() -> Row:
         "Money",
         (
             Panel(
-                "Hosted cost by target",
-                "What hosted targets charged in the last hour, in US dollars. Own models are on Flotilla / Fleet.",
+                "Cost by target",
+                "US dollars of the last hour: what hosted targets charged, and own models by the work that they did.",
                 "currencyUSD",
-                (Query(f"policy_target:flotilla_gateway_cost_usd:increase1h{{{_IN}}}", f"{_POLICY} {{{{target}}}}"),),
+                (
+                    Query(
+                        f"sum by ({_BY}, target) (policy_target_answer:flotilla_route_cost_usd:increase1h{{{_IN}}})",
+                        f"{_POLICY} {{{{target}}}}",
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                "Savings against one model for all",
+                "US dollars of the last hour; negative where that hosted target alone would have been cheaper.",
+                "currencyUSD",
+                (
+                    Query(
+                        f"policy_comparator:flotilla_routing_savings_usd:increase1h{{{_IN}}}",
+                        f"{_POLICY} {{{{comparator}}}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Escalations",
+                "US dollars of the last hour: better answers, and the ones that they replaced.",
+                "currencyUSD",
+                (
+                    Query(f"policy:flotilla_escalation_cost_usd:increase1h{{{_IN}}}", f"{_POLICY} better"),
+                    Query(f"policy:flotilla_wasted_cost_usd:increase1h{{{_IN}}}", f"{_POLICY} wasted"),
+                ),
+            ),
+            Panel(
+                "Cost by team",
+                "US dollars of the last hour, by the header x-flotilla-team or the client.",
+                "currencyUSD",
+                (Query(f"sum by (team) (policy_target_team:flotilla_route_cost_usd:increase1h{{{_IN}}})", "{{team}}"),),
                 stacked=True,
             ),
             Panel(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flotilla.engines.profile import Profile
-from flotilla.render.monitoring import engines
+from flotilla.render.monitoring import engines, routing
 from flotilla.render.monitoring.engines import BY
 from flotilla.render.monitoring.rules import Group, Recording
 
@@ -12,7 +12,6 @@ SLOW_WAIT_S = 5
 SLO_WINDOWS = ("5m", "30m", "1h", "6h")
 _WAITS = ("vllm:request_queue_time_seconds", "sglang:queue_time_seconds")
 """Those that have a bucket at SLOW_WAIT_S."""
-_POLICY = "namespace, policy"
 _DAY, _MONTH = "23h59m", "29d23h59m"
 """24 and 720 hourly steps, also where an evaluation falls on a full hour: ranges include both ends."""
 
@@ -23,6 +22,7 @@ def groups(profiles: Mapping[str, Profile]) -> tuple[Group, ...]:
         Group("flotilla.cost.rules", _cost()),
         Group("flotilla.engines.rules", _engines(profiles)),
         Group("flotilla.gateway.rules", _gateway()),
+        routing.group(),
     )
 
 
@@ -118,21 +118,18 @@ def _gateway() -> tuple[Recording, ...]:
 
     def share(name: str) -> str:
         # A policy that never escalated has no series of it, which is none of its requests, and not unknown.
-        part = f"sum by ({_POLICY}) (rate({name}[1h])) or 0 * sum by ({_POLICY}) (rate({requests}[1h]))"
-        return f"({part})\n/\n(sum by ({_POLICY}) (rate({requests}[1h])) > 0)"
+        part = f"sum by ({routing.POLICY}) (rate({name}[1h])) or 0 * sum by ({routing.POLICY}) (rate({requests}[1h]))"
+        return f"({part})\n/\n(sum by ({routing.POLICY}) (rate({requests}[1h])) > 0)"
 
     return (
         Recording(
-            "policy_target:flotilla_gateway_requests:rate5m", f"sum by ({_POLICY}, target) (rate({requests}[5m]))"
+            "policy_target:flotilla_gateway_requests:rate5m",
+            f"sum by ({routing.POLICY}, target) (rate({requests}[5m]))",
         ),
         Recording("policy:flotilla_gateway_escalations:ratio_rate1h", share("flotilla_gateway_escalations_total")),
         Recording("policy:flotilla_gateway_fallbacks:ratio_rate1h", share("flotilla_gateway_fallbacks_total")),
         Recording(
-            "policy_target:flotilla_gateway_cost_usd:increase1h",
-            f"sum by ({_POLICY}, target) (increase(flotilla_gateway_cost_usd_total[1h]))",
-        ),
-        Recording(
             "policy_comparator:flotilla_gateway_counterfactual_cost_usd:increase1h",
-            f"sum by ({_POLICY}, comparator) (increase(flotilla_gateway_counterfactual_cost_usd_total[1h]))",
+            f"sum by ({routing.POLICY}, comparator) (increase(flotilla_gateway_counterfactual_cost_usd_total[1h]))",
         ),
     )
