@@ -12,7 +12,6 @@ from flotilla.domain.cost.comparison import (
     break_even_tasks_per_day,
     cost_ratio,
     own_usd_per_day,
-    savings_ratio,
 )
 from flotilla.domain.cost.hosted import Terms, hosted_usd
 from flotilla.domain.cost.tokens import MILLION, TokenPrices, Usage, Weights, unit_costs
@@ -130,10 +129,8 @@ def test_factors_scale_what_the_other_tokenizer_would_count() -> None:
     assert hosted_usd(usage, prices, Terms(cache_credit="Fixed", cached_share=D("0.5"))) == D("0.55") + D("0.8")
 
 
-def test_savings_have_a_sign_and_no_figure_without_a_bill() -> None:
-    assert savings_ratio(D(10), D(15)) == D("-0.5")
+def test_a_ratio_has_no_figure_without_both_bills() -> None:
     assert cost_ratio(D(10), D(20)) == D("0.5")
-    assert savings_ratio(D(0), D(5)) is None
     assert cost_ratio(D(0), D(5)) is None
     assert cost_ratio(D(5), D(0)) is None
 
@@ -150,10 +147,6 @@ def test_routing_breaks_even_where_its_savings_are_none(
     assert limit is not None
     at_limit = Routing(tasks, tasks * limit, own, tasks * limit * frontier, frontier)
     assert abs(at_limit.savings_usd) < CENT_OF_A_CENT
-    at_tasks = routing.break_even_tasks
-    if at_tasks > 0:
-        again = Routing(at_tasks, at_tasks * share, own, at_tasks * share * frontier, frontier)
-        assert abs(again.savings_usd) < CENT_OF_A_CENT
     assert routing.wasted_usd is not None
     assert abs(routing.wasted_usd - own * share) < CENT_OF_A_CENT
 

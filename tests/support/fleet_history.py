@@ -5,6 +5,8 @@ from collections.abc import Iterable
 MINUTE = 60.0
 SMALL = 'namespace="shop",modeldeployment="small"'
 IDLE = 'namespace="lab",modeldeployment="idle"'
+SUPPORT = 'namespace="shop",policy="support"'
+TOKENS = {"input": 3_000_000, "cached_input": 600_000, "output": 360_000}
 GPT, HAIKU = "openai/gpt-5-mini", "anthropic/claude-haiku-4-5"
 
 
@@ -13,6 +15,7 @@ def history(start: float, end: float, *, step_s: float = 5 * MINUTE) -> str:
 
     `small` costs 1.2 USD an hour, a quarter of it idle; in the middle another operator takes over and counts on. Each
     hour it serves 3600 requests of 1000 tokens in and 100 out. `idle` costs 0.8 USD an hour and serves nothing.
+    Three quarters of the tokens of `small` go through a gateway, a quarter is thrown away, a quarter is for sales.
     """
     families = [
         _counter("flotilla_deployment_cost_usd", _cost(start, end, step_s)),
@@ -23,11 +26,7 @@ def history(start: float, end: float, *, step_s: float = 5 * MINUTE) -> str:
                 start,
                 end,
                 step_s,
-                {
-                    f'{SMALL},token_type="input"': 3_000_000,
-                    f'{SMALL},token_type="cached_input"': 600_000,
-                    f'{SMALL},token_type="output"': 360_000,
-                },
+                {f'{SMALL},token_type="{kind}"': tokens for kind, tokens in TOKENS.items()},
             ),
         ),
         _counter("flotilla_deployment_requests", _rates(start, end, step_s, {f'{SMALL},outcome="success"': 3600})),
@@ -58,7 +57,54 @@ def history(start: float, end: float, *, step_s: float = 5 * MINUTE) -> str:
         ),
         _counter(
             "flotilla_gateway_cost_usd",
-            _rates(start, end, step_s, {'namespace="shop",policy="support",target="frontier"': 0.25}),
+            _rates(start, end, step_s, {f'{SUPPORT},target="frontier",answer="escalation"': 0.25}),
+        ),
+        _counter(
+            "flotilla_gateway_tokens",
+            _rates(
+                start,
+                end,
+                step_s,
+                {
+                    f'{SUPPORT},target="small",answer="{answer}",token_type="{kind}"': tokens * part
+                    for answer, part in (("first", 0.5), ("replaced", 0.25))
+                    for kind, tokens in TOKENS.items()
+                },
+            ),
+        ),
+        _counter(
+            "flotilla_gateway_team_tokens",
+            _rates(
+                start,
+                end,
+                step_s,
+                {
+                    f'{SUPPORT},target="small",team="{team}",token_type="{kind}"': tokens * part
+                    for team, part in (("sales", 0.25), ("other", 0.5))
+                    for kind, tokens in TOKENS.items()
+                },
+            ),
+        ),
+        _counter(
+            "flotilla_gateway_team_cost_usd",
+            _rates(start, end, step_s, {f'{SUPPORT},target="frontier",team="sales"': 0.25}),
+        ),
+        _gauge(
+            "flotilla_gateway_target_info",
+            start,
+            end,
+            step_s,
+            {
+                f'{SUPPORT},target="small",modeldeployment="small",model="qwen"': 1,
+                f'{SUPPORT},target="frontier",modeldeployment="",model="gpt-5"': 1,
+            },
+        ),
+        _gauge(
+            "flotilla_deployment_token_weight_ratio",
+            start,
+            end,
+            step_s,
+            {f'{SMALL},token_type="{kind}"': w for kind, w in (("input", 1), ("cached_input", 0.05), ("output", 2.8))},
         ),
         _gauge(
             "flotilla_deployment_info",

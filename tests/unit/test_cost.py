@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.cost.rates import capacity_type, reserved, with_host
+from flotilla.domain.cost.rates import capacity_type
 from flotilla.domain.cost.tokens import usd_per_million, usd_per_million_at, usd_per_request
 from flotilla.domain.cost.units import gpu_units, mig_share, parse_share, time_slice
 
@@ -73,18 +73,6 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 )
 def test_node_labels_say_how_a_node_was_bought(labels: dict[str, str], found: str) -> None:
     assert capacity_type(labels) == found
-
-
-def test_a_commitment_is_spread_over_its_term() -> None:
-    assert reserved(D(8760), term_hours=D(8760), recurring_usd_per_hour=D("0.5")) == D("1.5")
-
-
-def test_host_parts_are_added_only_where_the_gpus_price_has_none() -> None:
-    whole = with_host(
-        D("0.668184"), gpu_units=D(1), vcpus=D(4), vcpu_usd_per_hour=D("0.0222336"),
-        memory_gib=D(16), gib_usd_per_hour=D("0.0029801"),
-    )  # fmt: skip
-    assert round(whole, 4) == D("0.8048")
 
 
 def test_without_tokens_or_requests_there_is_no_figure_rather_than_zero() -> None:

@@ -89,18 +89,32 @@ def test_a_change_of_leader_is_neither_a_gap_nor_counted_twice(prometheus: Prome
 
 
 def test_by_namespace_and_team(prometheus: Prometheus) -> None:
-    for by, names in (("namespace", ["shop", "lab"]), ("team", ["support", ""])):
+    for by, names in (("namespace", ["shop", "lab"]), ("team", ["support", "", "sales"])):
         done = run("--prometheus", prometheus.url, "--output", "json", "--by", by)
         assert [item["name"] for item in json.loads(done.stdout)["items"]] == names
 
 
-def test_by_route(prometheus: Prometheus) -> None:
+def test_by_route_own_models_cost_by_the_work_that_they_did(prometheus: Prometheus) -> None:
     done = run("--prometheus", prometheus.url, "--by", "route", "--output", "csv")
-    frontier, small = csv.DictReader(io.StringIO(done.stdout))
-    assert (frontier["policy"], frontier["target"], small["target"]) == ("support", "frontier", "small")
-    assert float(frontier["usd"]) == pytest.approx(6.0, rel=0.01)
-    assert small["usd"] == ""
+    small, direct, frontier = csv.DictReader(io.StringIO(done.stdout))
+    assert [(row["policy"], row["target"]) for row in (small, direct, frontier)] == [
+        ("support", "small"), ("__direct__", "small"), ("support", "frontier"),
+    ]  # fmt: skip
+    assert float(small["usd"]) == pytest.approx(24 * 1.2 * 0.75, rel=0.01)
+    assert float(small["wastedUsd"]) == pytest.approx(24 * 1.2 * 0.25, rel=0.01)
+    assert float(direct["usd"]) == pytest.approx(24 * 1.2 * 0.25, rel=0.01)
+    assert float(frontier["usd"]) == float(frontier["escalationUsd"]) == pytest.approx(6.0, rel=0.01)
     assert int(small["requests"]) == pytest.approx(86_400, rel=0.01)
+
+
+def test_by_team_deployments_are_divided_and_hosted_charges_added(prometheus: Prometheus) -> None:
+    done = run("--prometheus", prometheus.url, "--by", "team", "--output", "json")
+    items = {item["name"]: item for item in json.loads(done.stdout)["items"]}
+    assert float(items["sales"]["usd"]) == pytest.approx(24 * (1.2 * 0.25 + 0.25), rel=0.01)
+    assert float(items["support"]["usd"]) == pytest.approx(24 * 1.2 * 0.75, rel=0.01)
+    assert items["sales"]["outputTokens"] == pytest.approx(24 * 360_000 * 0.25, rel=0.01)
+    assert items["support"]["outputTokens"] == pytest.approx(24 * 360_000 * 0.75, rel=0.01)
+    assert items["sales"]["requests"] is None
 
 
 def test_the_table_has_a_total_and_the_cheapest_hosted_model(prometheus: Prometheus) -> None:

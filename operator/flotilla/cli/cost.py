@@ -18,8 +18,9 @@ from rich.text import Text
 from flotilla.cli import periods
 from flotilla.cli.sources import Place, client_of, current
 from flotilla.cli.terminal import plain
-from flotilla.domain import spending
-from flotilla.domain.spending import Group, Route
+from flotilla.domain import route_spending, spending
+from flotilla.domain.route_spending import Route
+from flotilla.domain.spending import Group
 from flotilla.errors import InvalidSpec
 from flotilla.render import focus
 from flotilla.telemetry.spending import History
@@ -68,9 +69,12 @@ async def _ask(question: Question, console: Console) -> Answer:
             return await _focus(history, end - seconds, end, question.account)
         label = f"the last {question.since or '24h'}"
         if question.by == "route":
-            found = spending.routes(await history.routes(end - seconds, end))
+            found = route_spending.routes(await history.routes(end - seconds, end))
             return Answer(_routes(found, question.output, label, console), len(found), label)
-        deployments = spending.spent(await history.period(end - seconds, end))
+        if question.by == "team":
+            deployments = route_spending.teams(await history.teams(end - seconds, end))
+        else:
+            deployments = spending.spent(await history.period(end - seconds, end))
         return _groups(spending.grouped(deployments, question.by), question, label, console)
     finally:
         await client.close()
@@ -197,6 +201,8 @@ def _routes(found: Sequence[Route], output: Output, label: str, console: Console
             "requests": _count(route.requests),
             "tokens": _count(route.tokens),
             "usd": _money(route.usd),
+            "escalationUsd": _money(route.escalation_usd),
+            "wastedUsd": _money(route.wasted_usd),
         }
         for route in found
     ]
@@ -207,7 +213,7 @@ def _routes(found: Sequence[Route], output: Output, label: str, console: Console
     table = Table(box=None, pad_edge=False, title=f"Routes of {label}, in US dollars", title_justify="left")
     table.add_column("Policy", overflow="fold")
     table.add_column("Target", overflow="fold")
-    for name in ("Requests", "Tokens", "Cost"):
+    for name in ("Requests", "Tokens", "Cost", "Escalations", "Wasted"):
         table.add_column(name, justify="right")
     for route in found:
         table.add_row(
@@ -215,7 +221,13 @@ def _routes(found: Sequence[Route], output: Output, label: str, console: Console
             Text(plain(route.target)),
             *(
                 Text(_shown(value, places))
-                for value, places in ((route.requests, 0), (route.tokens, 0), (route.usd, 4))
+                for value, places in (
+                    (route.requests, 0),
+                    (route.tokens, 0),
+                    (route.usd, 4),
+                    (route.escalation_usd, 4),
+                    (route.wasted_usd, 4),
+                )
             ),
         )
     return _rendered(console, table)

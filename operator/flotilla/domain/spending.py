@@ -30,12 +30,6 @@ GAUGES: Mapping[str, tuple[str, ...]] = {
     "flotilla_min_replicas": (),
     "flotilla_max_replicas": (),
 }
-ROUTES: Mapping[str, tuple[str, ...]] = {
-    "flotilla_gateway_requests_total": ("target",),
-    "flotilla_gateway_tokens_total": ("target", "token_type"),
-    "flotilla_gateway_cost_usd_total": ("target",),
-}
-"""Counters of the gateways, beside namespace and policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,8 @@ class Spent:
     """By comparator; infinite: never."""
     min_replicas: int | None = None
     max_replicas: int | None = None
+    external: bool = False
+    """No deployment, but what a hosted target of a policy charged."""
 
     @property
     def usd(self) -> Decimal | None:
@@ -128,13 +124,14 @@ class Group:
     def comparisons(self) -> "tuple[Comparison, ...]":
         """With each hosted model, the cheapest first."""
         names = sorted({name for member in self.members for name in member.hosted_usd})
+        own_members = sum(not member.external for member in self.members)
         found = []
         for name in names:
             compared = [member for member in self.members if name in member.hosted_usd and member.usd is not None]
             if compared:
                 hosted = sum((member.hosted_usd[name] for member in compared), _ZERO)
                 own = sum((member.usd or _ZERO for member in compared), _ZERO)
-                found.append(Comparison(name, hosted, own, complete=len(compared) == len(self.members)))
+                found.append(Comparison(name, hosted, own, complete=len(compared) == own_members))
         return tuple(sorted(found, key=lambda c: (c.hosted_usd, c.comparator)))
 
     @property
@@ -163,18 +160,6 @@ class Comparison:
     def savings_usd(self) -> Decimal:
         """Negative where hosted is cheaper."""
         return self.hosted_usd - self.own_usd
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A target of a policy in a period; `usd` is what the target billed."""
-
-    namespace: str
-    policy: str
-    target: str
-    requests: Decimal | None
-    tokens: Decimal | None
-    usd: Decimal | None
 
 
 def spent(samples: Samples) -> tuple[Spent, ...]:
@@ -251,26 +236,3 @@ def grouped(deployments: Iterable[Spent], by: By) -> tuple[Group, ...]:
         found.setdefault(title(deployment), []).append(deployment)
     groups = [Group(title, tuple(members)) for title, members in found.items()]
     return tuple(sorted(groups, key=lambda g: (-(g.usd if g.usd is not None else Decimal(-1)), g.title)))
-
-
-def routes(samples: Samples) -> tuple[Route, ...]:
-    """One value per target of a policy."""
-    keys = {
-        (labels.get("namespace", ""), labels.get("policy", ""), labels.get("target", ""))
-        for metric in ROUTES
-        for labels, _ in samples.get(metric, ())
-    }
-    found = []
-    for namespace, policy, target in sorted(keys):
-        of = _Of(samples, {"namespace": namespace, "policy": policy, "target": target})
-        found.append(
-            Route(
-                namespace,
-                policy,
-                target,
-                requests=of.one("flotilla_gateway_requests_total"),
-                tokens=of.one("flotilla_gateway_tokens_total"),
-                usd=of.one("flotilla_gateway_cost_usd_total"),
-            )
-        )
-    return tuple(sorted(found, key=lambda route: (-(route.usd or _ZERO), route.namespace, route.policy, route.target)))

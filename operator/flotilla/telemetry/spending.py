@@ -8,7 +8,8 @@ from decimal import Decimal
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from flotilla.domain.spending import COUNTERS, GAUGES, ROUTES, Samples
+from flotilla.domain.route_spending import ROUTES, TARGETS, TEAMS, WEIGHTS
+from flotilla.domain.spending import COUNTERS, GAUGES, Samples
 from flotilla.errors import Transient
 from flotilla.telemetry.prometheus import PrometheusClient, RangeSeries, Series
 from flotilla.telemetry.promql import window
@@ -37,9 +38,22 @@ class History:
         return {**found, info: (*found[info], *_samples(current))}
 
     async def routes(self, start: float, end: float) -> Samples:
-        """The gateways' counters; for `spending.routes`."""
-        queries = {name: _grown(name, (*_POLICY, *more), end - start, end) for name, more in ROUTES.items()}
-        return await self._all(queries)
+        """`period`, and the gateways' counters; for `route_spending.routes`."""
+        return {**await self.period(start, end), **await self._gateways(ROUTES, start, end)}
+
+    async def teams(self, start: float, end: float) -> Samples:
+        """The same by team; for `route_spending.teams`."""
+        return {**await self.period(start, end), **await self._gateways(TEAMS, start, end)}
+
+    async def _gateways(self, counters: Mapping[str, tuple[str, ...]], start: float, end: float) -> Samples:
+        seconds = end - start
+        return await self._all(
+            {
+                **{name: _grown(name, (*_POLICY, *more), seconds, end) for name, more in counters.items()},
+                **{name: _last(name, (*_POLICY, *more), seconds, end) for name, more in TARGETS.items()},
+                **{name: _last(name, (*_MODEL, *more), seconds, end) for name, more in WEIGHTS.items()},
+            }
+        )
 
     async def steps(self, start: float, end: float, *, step_s: float) -> tuple[RangeSeries, ...]:
         """US dollars by state, spent in the step that ends at each point."""

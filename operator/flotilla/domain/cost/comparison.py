@@ -14,11 +14,6 @@ _SECONDS_PER_DAY = Decimal(86_400)
 IdleAllocation = Literal["proportional", "even", "owner"]
 
 
-def savings_ratio(hosted_usd: Decimal, own_usd: Decimal) -> Decimal | None:
-    """The share of the hosted bill that is saved, negative where hosted is cheaper; None without a hosted bill."""
-    return (hosted_usd - own_usd) / hosted_usd if hosted_usd > 0 else None
-
-
 def cost_ratio(hosted_usd: Decimal, own_usd: Decimal) -> Decimal | None:
     """Hosted over own: below 1 hosted is cheaper. None without both."""
     return hosted_usd / own_usd if own_usd > 0 and hosted_usd > 0 else None
@@ -108,12 +103,6 @@ class Routing:
     def break_even_escalation(self) -> Decimal | None:
         """Escalating a greater share than this costs more than the frontier model alone; None without a baseline."""
         return _ONE - self.own_usd / self.baseline_usd if self.baseline_usd > 0 else None
-
-    @property
-    def break_even_tasks(self) -> Decimal:
-        """From how many tasks on the same fleet pays at this share of escalations."""
-        kept = _ONE - self.escalated / self.tasks if self.tasks > 0 else _ZERO
-        return self.own_usd / (kept * self.frontier_usd_per_task) if kept * self.frontier_usd_per_task > 0 else NEVER
 
 
 def attribute(

@@ -1,4 +1,4 @@
-"""What hardware costs per hour: rented by the node, rented by the part, reserved, or owned."""
+"""What hardware costs per hour: rented by the node, or owned; how a node was bought, and how OpenCost divides its price."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,24 +35,6 @@ def capacity_type(labels: Mapping[str, str]) -> CapacityType:
 def node_inclusive(node_usd_per_hour: Decimal, *, node_gpus: Decimal, gpu_units: Decimal) -> Decimal:
     """The pod's part of a node that is rented whole: CPU and memory are in the price and not added."""
     return node_usd_per_hour / node_gpus * gpu_units
-
-
-def with_host(
-    gpu_usd_per_hour: Decimal,
-    *,
-    gpu_units: Decimal,
-    vcpus: Decimal,
-    vcpu_usd_per_hour: Decimal,
-    memory_gib: Decimal,
-    gib_usd_per_hour: Decimal,
-) -> Decimal:
-    """The pod's rate where GPU, CPU and memory have prices of their own."""
-    return gpu_usd_per_hour * gpu_units + vcpu_usd_per_hour * vcpus + gib_usd_per_hour * memory_gib
-
-
-def reserved(upfront_usd: Decimal, *, term_hours: Decimal, recurring_usd_per_hour: Decimal = Decimal(0)) -> Decimal:
-    """The amortized rate of a commitment."""
-    return upfront_usd / term_hours + recurring_usd_per_hour
 
 
 @dataclass(frozen=True, slots=True)
