@@ -19,6 +19,7 @@ pytestmark = pytest.mark.controlplane
 ROOT = Path(__file__).parents[2]
 SAMPLES = [
     *sorted((ROOT / "manifests" / "samples").glob("*.yaml")),
+    *sorted((ROOT / "manifests" / "samples" / "tasks").glob("*.yaml")),
     ROOT / "manifests" / "samples" / "autoscaling" / "hpa.yaml",
 ]
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -1,9 +1,11 @@
 """`flotilla devcluster` as a user runs it: a process that is started, asked, interrupted and killed."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +15,14 @@ import psutil
 import pytest
 from tests.support import toys
 
-from flotilla.devcluster import wait
+from flotilla.devcluster import binaries, wait
 from flotilla.devcluster.api import Api
 from flotilla.devcluster.kubeconfig import load
 from flotilla.devcluster.registry import NamedCluster
 
 pytestmark = pytest.mark.controlplane
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "flotilla.cli.devcluster"]
 
 
@@ -140,6 +143,44 @@ def test_detached_cluster_lives_until_down(tmp_path: Path) -> None:
         assert "There is no cluster" in run(environ, "down", "--name", "mine").stdout
     finally:
         cluster.stop()
+
+
+def test_with_the_operator_a_manifest_becomes_a_model_that_serves(tmp_path: Path) -> None:
+    """The two commands of docs/guides/quick-start.md, and how it looks at the result."""
+    environ = {**make_environ(tmp_path), "KUBECONFIG": ""}
+    cluster = NamedCluster("default", environ=environ)
+    try:
+        begun = run(environ, "up", "--operator", "--detach")
+        assert begun.returncode == 0, begun.stderr
+        environ["KUBECONFIG"] = run(environ, "kubeconfig").stdout.strip()
+        kubectl = [str(binaries.find_kubectl()), "--namespace", "default"]
+
+        def succeeds(*arguments: str) -> str:
+            done = subprocess.run(
+                [*kubectl, *arguments], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        succeeds("apply", "-f", "manifests/samples/qwen2-5-7b.yaml")
+        succeeds("wait", "--for=condition=Ready", "modeldeployment/qwen2-5-7b", "--timeout=60s")
+        address = succeeds("get", "service", "qwen2-5-7b", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}")
+        with urllib.request.urlopen(f"http://{address.replace('10.', '127.', 1)}/v1/models", timeout=10) as answer:
+            assert json.load(answer)["data"][0]["id"] == "qwen2-5-7b"
+        assert f"{cluster.state()['operator']}/console/" in begun.stdout
+        table = run(environ, "status").stdout
+        assert [row.split()[-1] for row in table.splitlines()[1:]] == ["ok"] * 6, table
+        started = pids(cluster)
+        run(environ, "down")
+        assert alive(started) == []
+    finally:
+        cluster.stop()
+
+
+def test_the_operator_needs_controllers(tmp_path: Path) -> None:
+    refused = run(make_environ(tmp_path), "up", "--operator", "--no-controllers")
+    assert refused.returncode == 1
+    assert "--no-controllers" in refused.stderr
 
 
 def test_detached_start_that_fails_says_why(tmp_path: Path) -> None:

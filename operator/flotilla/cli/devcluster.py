@@ -2,17 +2,17 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flotilla.errors import FlotillaError, NotReady
+from flotilla import __version__
+from flotilla.errors import FlotillaError, InvalidSpec, NotReady
 
 if TYPE_CHECKING:
-    from flotilla.devcluster.controlplane import ControlPlane
     from flotilla.devcluster.registry import NamedCluster
 
 app = typer.Typer(
@@ -33,12 +33,17 @@ def up(
         typer.Option(help="Folder of CustomResourceDefinitions. Default: the checkout's crds/.", exists=True),
     ] = None,
     controllers: Annotated[bool, typer.Option(help="Also run kube-controller-manager and kube-scheduler.")] = True,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="Also run the operator and simulated GPU nodes: models serve.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when ready; end with `down`.")] = False,
 ) -> None:
     """Start a cluster, run it until Ctrl-C, remove it. The first start builds the programs (minutes)."""
     with _reported():
         from flotilla.devcluster import binaries, supervise
 
+        if operator and not controllers:
+            raise InvalidSpec("--operator needs the controllers: leave --no-controllers out.", field="--operator")
         cluster = _named(name)
         if detach and cluster.supervisor() is not None:
             typer.echo(f"The cluster {name!r} runs already: {cluster.kubeconfig}")
@@ -47,17 +52,25 @@ def up(
         folder = crds or (_CHECKOUT_CRDS if any(_CHECKOUT_CRDS.glob("*.yaml")) else None)
         if detach:
             arguments = ["--name", name, "--controllers" if controllers else "--no-controllers"]
+            arguments += ["--operator"] if operator else []
             supervise.background(cluster, arguments + (["--crds", str(folder)] if folder else []))
             typer.echo(f"The cluster {name!r} is ready: export KUBECONFIG={cluster.kubeconfig}")
+            _tell_operator(cluster.state())
             return
         began = time.monotonic()
 
-        def ready(plane: "ControlPlane") -> None:
+        def ready(state: Mapping[str, Any]) -> None:
             seconds = time.monotonic() - began
             typer.echo(f"The cluster {name!r} is ready after {seconds:.1f} s. Ctrl-C removes it.")
-            typer.echo(f"export KUBECONFIG={plane.kubeconfig}")
+            typer.echo(f"export KUBECONFIG={state['kubeconfig']}")
+            _tell_operator(state)
 
-        supervise.foreground(cluster, crds=folder, controllers=controllers, ready=ready)
+        supervise.foreground(cluster, crds=folder, controllers=controllers, operator=operator, ready=ready)
+
+
+def _tell_operator(state: Mapping[str, Any]) -> None:
+    if url := state.get("operator"):
+        typer.echo(f"The operator: {url}/metrics, and {url}/console/ for a look at the fleet.")
 
 
 @app.command()
@@ -84,7 +97,7 @@ def status(name: Name = _DEFAULT) -> None:
             healthy = supervise.healthy(cluster, process["health"])
             all_healthy = all_healthy and healthy
             port = process["health"].rpartition("/")[0].rpartition(":")[2]
-            version = _version(process["program"])
+            version = _version(process["program"]) if "program" in process else __version__
             table.add_row(component, str(process["pid"]), port, version, "ok" if healthy else "FAILS")
     Console().print(table)
     if not all_healthy:

@@ -15,6 +15,9 @@ from flotilla.devcluster.operator import OperatorProcess
 
 MODEL_DEPLOYMENTS = "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/modeldeployments"
 
+SIMULATION = {"FLOTILLA_SIM_LOAD_SECONDS": "2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "1800"}
+"""Of the engines that people look at: quick enough to wait for, slow enough to see."""
+
 
 class Stack:
     """A small production: simulated GPU nodes, and the operator under its own ServiceAccount."""

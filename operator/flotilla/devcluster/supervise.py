@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,7 +13,9 @@ from typing import Any
 from flotilla.devcluster.api import Api
 from flotilla.devcluster.controlplane import CONTROLLER_MANAGER, ETCD, SCHEDULER, ControlPlane
 from flotilla.devcluster.kubeconfig import Access, load
+from flotilla.devcluster.nodeagent.nodes import AgentConfig
 from flotilla.devcluster.registry import NamedCluster
+from flotilla.devcluster.stack import SIMULATION, Stack
 from flotilla.errors import NotReady
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -21,9 +23,16 @@ _POLL_S = 0.5
 
 
 def foreground(
-    cluster: NamedCluster, *, crds: Path | None, controllers: bool, ready: Callable[[ControlPlane], None]
+    cluster: NamedCluster,
+    *,
+    crds: Path | None,
+    controllers: bool,
+    operator: bool,
+    ready: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP, then stop all and remove the folder.
+
+    With `operator` there are simulated GPU nodes and the operator too. `ready` is told what is published.
 
     Raises NotReady when a component ends by itself, after the others were stopped; the logs stay.
     """
@@ -32,11 +41,29 @@ def foreground(
         _ended_by_signals(),
         ControlPlane.start(directory=cluster.plane, crds=crds, controllers=controllers) as plane,
     ):
-        cluster.publish(describe(plane))
-        ready(plane)
+        state = describe(plane)
+        if operator:
+            _add_operator(plane, state)
+        cluster.publish(state)
+        ready(state)
         while True:
             time.sleep(_POLL_S)
             plane.check()
+
+
+def _add_operator(plane: ControlPlane, state: dict[str, Any]) -> None:
+    """The node agent and the operator become processes of the plane, which watches and ends them with its own."""
+    settings = {"console": "Enabled"}
+    nodes = AgentConfig(simulation=SIMULATION)
+    stack = Stack(plane, directory=plane.directory / "fleet", nodes=nodes, settings=settings)
+    state["operator"] = stack.operator.url
+    health = {
+        "node-agent": f"{plane.url}/api/v1/nodes/{nodes.nodes[0].name}",
+        "operator": f"{stack.operator.url}/healthz",
+    }
+    for name, process in (("node-agent", stack.agent.process), ("operator", stack.operator.process)):
+        plane.processes[name] = process
+        state["processes"][name] = {"pid": process.pid, "health": health[name], "log": str(process.log)}
 
 
 def background(cluster: NamedCluster, arguments: list[str], *, timeout_s: float = 90.0) -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from flotilla.devcluster import binaries
 from flotilla.devcluster.demo import load, report
 from flotilla.devcluster.nodeagent.nodes import AgentConfig
-from flotilla.devcluster.stack import Stack
+from flotilla.devcluster.stack import SIMULATION, Stack
 from flotilla.devcluster.wait import until
 from flotilla.errors import FlotillaError
 
@@ -30,7 +30,6 @@ SCALE_DOWN_DELAY_S = 5
 """The samples wait five minutes before they shrink; nobody watches a demo for so long."""
 CONCURRENCY, BACKGROUND = 40, 4
 BURST_S = 14.0
-SIMULATION = {"FLOTILLA_SIM_LOAD_SECONDS": "2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "1800"}
 
 WIDTH = 120
 """Of the output where there is no terminal that says its own, such as in a CI log."""
