@@ -1,4 +1,4 @@
-"""What hardware costs per hour: rented by the node, or owned; how a node was bought, and how OpenCost divides its price."""
+"""What hardware costs per hour, rented by the node or owned; how a node was bought; how OpenCost divides its price."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
