@@ -45,5 +45,5 @@ def test_no_sample_shows_a_diff_after_load(models: Models) -> None:
         meta = live["metadata"]
         assert meta["generation"] == 1
         assert meta.get("annotations") == obj["metadata"].get("annotations")
-        assert "labels" not in meta
+        assert meta.get("labels") == obj["metadata"].get("labels")
         assert "finalizers" not in meta

@@ -132,7 +132,7 @@ class Container:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
         command = images.program(self.spec["image"], self._address, arguments)
-        if (real := images.real_program(self.spec["image"], self._programs)) is not None:
+        if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
             self._mounts.make()
             # All pods share the machine's network, so each listens on its own address only.
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]

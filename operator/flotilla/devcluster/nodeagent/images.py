@@ -15,10 +15,14 @@ _ENGINES = (
 _OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 
 
-def real_program(image: str, programs: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own."""
+def real_program(image: str, arguments: Sequence[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own gateway.
+
+    Operators of a chart are played by a timer: their settings name a port and no address, which two cannot share.
+    """
     given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
-    return given or ([sys.executable, "-m", "flotilla"] if _OWN.search(image) else None)
+    gateway = _OWN.search(image) and list(arguments[:1]) == ["gateway"]
+    return given or ([sys.executable, "-m", "flotilla"] if gateway else None)
 
 
 def program(image: str, address: str, arguments: list[str]) -> list[str] | None:
