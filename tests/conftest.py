@@ -22,6 +22,9 @@ settings.load_profile("flotilla")
 
 _SHARING = {"api", "chart", "cluster", "controlplane"}
 """Folders whose modules share a control plane, or a wheel: each worker would make one for a test or two."""
+_WITH_NODES = {"cluster", "controlplane"}
+"""Folders whose tests take turns: node agents give their pods addresses of one network, and two at a time would take each
+other's."""
 _LONGEST = "test_chaos"
 
 
@@ -33,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder, module = item.path.relative_to(Path(__file__).parent).parts[0], item.path.stem
         ranks[item] = 2
         if folder in _SHARING:
-            item.add_marker(pytest.mark.xdist_group(f"{folder}/{module}"))
+            group = "nodes" if folder in _WITH_NODES else f"{folder}/{module}"
+            item.add_marker(pytest.mark.xdist_group(group))
             ranks[item] = 0 if module == _LONGEST else 1
     items.sort(key=ranks.__getitem__)

@@ -112,6 +112,7 @@ def test_from_install_to_uninstall(site: Site, spec: dict[str, Any], tmp_path: P
     operator.stop()
     user = f"system:serviceaccount:{NAMESPACE}:flotilla-operator"
     assert {event.resource for event in select(audit.since(mark), user=user, writes=True)} <= {
+        "configmaps",  # what the model has cost, at an orderly end
         "leases",
         "selfsubjectaccessreviews",
     }
