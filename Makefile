@@ -7,8 +7,8 @@ SHELL := /bin/bash
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
-# Tests of the cluster wait more than they work: one more than CI's cores.
-WORKERS ?= 3
+# Tests with simulated nodes take turns on one worker; with more than one worker for each core they would starve.
+WORKERS ?= 2
 
 .PHONY: help
 help: ## List the targets.

@@ -23,8 +23,8 @@ settings.load_profile("flotilla")
 _SHARING = {"api", "chart", "cluster", "controlplane"}
 """Folders whose modules share a control plane, or a wheel: each worker would make one for a test or two."""
 _WITH_NODES = {"cluster", "controlplane"}
-"""Folders whose tests take turns: node agents give their pods addresses of one network, and two at a time would take each
-other's."""
+"""Folders whose tests take turns: node agents give their pods addresses of one network, and two of them at one time
+would take each other's."""
 _LONGEST = "test_chaos"
 
 

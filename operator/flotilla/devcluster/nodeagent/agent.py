@@ -11,6 +11,7 @@ import aiohttp
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.clock import rfc3339, rfc3339_micro
 from flotilla.devcluster.nodeagent.follow import follow
+from flotilla.devcluster.nodeagent.networks import PodNetworks
 from flotilla.devcluster.nodeagent.nodes import POD_NETWORK, AgentConfig, NodeConfig
 from flotilla.devcluster.nodeagent.pod import PodWorker, finished
 from flotilla.devcluster.nodeagent.serviceproxy import ServiceProxy
@@ -43,7 +44,8 @@ class Agent:
         self._session = session
         self._config = config
         self._directory = directory
-        self._nodes = {node.name: number for number, node in enumerate(config.nodes, start=1)}
+        self._networks = PodNetworks()
+        self._nodes = {node.name: self._networks.claim() for node in config.nodes}
         self._workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
         self._addresses: dict[str, Iterator[str]] = {name: _addresses(number) for name, number in self._nodes.items()}
         self._lost: set[str] = set()
