@@ -23,8 +23,7 @@ settings.load_profile("flotilla")
 _SHARING = {"api", "chart", "cluster", "controlplane"}
 """Folders whose modules share a control plane, or a wheel: each worker would make one for a test or two."""
 _WITH_NODES = {"cluster", "controlplane"}
-"""Folders whose tests take turns: node agents give their pods addresses of one network, and two of them at one time
-would take each other's."""
+"""Folders whose tests take turns: several whole clusters at one time starve on two cores."""
 _LONGEST = "test_chaos"
 
 
