@@ -72,12 +72,13 @@ def test_the_order_of_pods_in_a_tick_does_not_matter(ticks: Any) -> None:
 
 
 @given(ticks=TICKS)
-def test_gpu_hours_are_the_time_between_two_sightings_of_a_pod(ticks: Any) -> None:
+def test_gpu_hours_are_the_time_between_two_sightings_of_a_pod_and_half_of_that_to_its_absence(ticks: Any) -> None:
     account, _ = play(ticks)
     wanted, before, gone = D(0), set[str](), set[str]()
     for pods, seconds in ticks:
         present = {pod.uid for pod in pods} - gone
         wanted += D(len(present & before)) * D(seconds) / D(3600)
+        wanted += D(len(before - present)) * D(seconds) / D(7200)
         gone |= before - present
         before = present
     assert abs(sum(account.gpu_hours.values()) - wanted) < TINY

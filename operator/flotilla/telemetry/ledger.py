@@ -165,7 +165,8 @@ class Ledger:
         """Charge the time since the last look, and count what was served in it.
 
         A pod that is new is charged from the time at which it was scheduled, and brings all that its counters show.
-        One that went is charged until it was last seen; during a gap, for one record's interval at most. A rate holds
+        One that went is charged until the middle between the look that saw it and this one, which errs neither way;
+        after a gap, for one record's interval at most. A rate holds
         from the look that found it until the next: what is past is never priced again. `price_source` labels the rate
         of no pods; empty while no price is known.
         """
@@ -206,9 +207,9 @@ class Ledger:
         for uid, pod in account.pods.items():
             if uid in present:
                 continue
-            if elapsed_s > self._gap_s:
-                lived_s = min(elapsed_s, self._record_interval_s)
-                _accrue(account, pod, pod.state, lived_s, pod.usd_per_hour, estimated=True)
+            gap = elapsed_s > self._gap_s
+            lived_s = min(elapsed_s, self._record_interval_s) if gap else elapsed_s / 2
+            _accrue(account, pod, pod.state, lived_s, pod.usd_per_hour, estimated=gap)
             account.closed[uid] = None
         while len(account.closed) > _CLOSED:
             account.closed.popitem(last=False)
