@@ -7,6 +7,7 @@ Pods of the local cluster have addresses of 10.244.0.0/16 and listen on the loop
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,13 @@ class Discovery:
 
 
 def _scheduled(pod: Mapping[str, Any]) -> str:
-    if "nodeName" not in pod["spec"]:
-        return ""
     meta = pod["metadata"]
-    labels = f'namespace="{meta["namespace"]}",pod="{meta["name"]}",uid="{meta["uid"]}",condition="true"'
-    return f"kube_pod_status_scheduled{{{labels}}} 1\n"
+    conditions = pod.get("status", {}).get("conditions", ())
+    times = [c["lastTransitionTime"] for c in conditions if (c["type"], c["status"]) == ("PodScheduled", "True")]
+    labels = f'namespace="{meta["namespace"]}",pod="{meta["name"]}",uid="{meta["uid"]}"'
+    return "".join(
+        f"kube_pod_status_scheduled_time{{{labels}}} {datetime.fromisoformat(at).timestamp():.0f}\n" for at in times
+    )
 
 
 def _targets(pod: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
