@@ -107,7 +107,8 @@ def test_a_look_that_fails_leaves_the_last_table(monkeypatch: pytest.MonkeyPatch
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        found: Samples = answer
+        return found
 
     monkeypatch.setattr(top, "current", current)
     watched = top.Watched(Place(), None)

@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(containerlogs.time, "time", lambda: now[0])
+    monkeypatch.setattr("flotilla.devcluster.nodeagent.containerlogs.time.time", lambda: now[0])
     return now
 
 
