@@ -23,8 +23,14 @@ def operator(
     namespace: Annotated[
         list[str] | None, typer.Option(envvar="FLOTILLA_NAMESPACES", help="Watch only these; repeatable.")
     ] = None,
+    listen_host: Annotated[
+        str | None, typer.Option(envvar="FLOTILLA_LISTEN_HOST", help="Address to listen on. Default: every one.")
+    ] = None,
     listen_port: Annotated[
         int | None, typer.Option(envvar="FLOTILLA_LISTEN_PORT", help="/healthz, /readyz, /metrics.")
+    ] = None,
+    pod_address_map: Annotated[
+        str | None, typer.Option(envvar="FLOTILLA_POD_ADDRESS_MAP", help="CIDR=CIDR pairs: where pods are reached.")
     ] = None,
     leader_election: Annotated[
         bool | None, typer.Option(envvar="FLOTILLA_LEADER_ELECTION", help="Take a Lease before acting.")
@@ -39,7 +45,9 @@ def operator(
     settings: dict[str, Any] = {
         "kubeconfig": kubeconfig,
         "namespaces": namespace or None,
+        "listen_host": listen_host,
         "listen_port": listen_port,
+        "pod_address_map": pod_address_map,
         "log_level": log_level,
         "log_format": log_format,
     }

@@ -137,10 +137,10 @@ class Container:
         command = images.program(self.spec["image"], self._address, arguments)
         if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
             self._mounts.make()
-            # All pods share the machine's network, so each listens on its own address only.
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
             command = [*real, *map(self._mounts.local, heard)]
-            environment = {name: self._mounts.local(value) for name, value in environment.items()}
+            local = {name: self._mounts.local(value) for name, value in environment.items()}
+            environment = {**images.network(self._address), **local}
         log = self.logs.start(self._restarts)
         self._state = {"running": {"startedAt": self._since}}
         self._changed()

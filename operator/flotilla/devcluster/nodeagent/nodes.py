@@ -17,6 +17,10 @@ def local_address(address: str) -> str:
     return f"{LOOPBACK}.{address.partition('.')[2]}"
 
 
+POD_ADDRESS_MAP = f"{POD_NETWORK}.0.0/16={local_address(POD_NETWORK)}.0.0/16"
+"""The same for the operator and the gateway, as their setting wants it."""
+
+
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
