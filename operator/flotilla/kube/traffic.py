@@ -57,13 +57,7 @@ class Traffic:
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(on_start)
         trace.on_request_end.append(on_end)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=connection.tls),
-            headers={"User-Agent": user_agent},
-            proxy=connection.proxy,
-            trust_env=connection.trust_env,
-            trace_configs=[trace],
-        )
+        return connection.session(user_agent=user_agent, traces=[trace])
 
     def heard(self) -> None:
         """The apiserver said something."""
