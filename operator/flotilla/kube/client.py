@@ -54,7 +54,13 @@ class Connection:
         """None means the pod's ServiceAccount. Raises InvalidSpec when it cannot be read. Sends nothing."""
         return cls(await _configuration(kubeconfig), kubeconfig)
 
-    def session(self, *, user_agent: str, traces: Sequence[aiohttp.TraceConfig] = ()) -> aiohttp.ClientSession:
+    def session(
+        self,
+        *,
+        user_agent: str,
+        traces: Sequence[aiohttp.TraceConfig] = (),
+        response_class: type[aiohttp.ClientResponse] = aiohttp.ClientResponse,
+    ) -> aiohttp.ClientSession:
         """For the running loop. The connections are as many as there are calls: callers count theirs themselves."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
@@ -64,6 +70,7 @@ class Connection:
             # each request (a sixth of the operator's CPU), and fails where that names the apiserver's host.
             trust_env=bool(getproxies_environment()),
             trace_configs=list(traces),
+            response_class=response_class,
             read_bufsize=_READ_BUFFER,
         )
 

@@ -84,6 +84,14 @@ class Store:
         """The object, None when there is none."""
         return self._objects.get(kind, {}).get((namespace, name))
 
+    def knows(self, kind: Kind, obj: Mapping[str, Any]) -> bool:
+        """Whether exactly this version is here. Other threads may ask: it reads one object, which is never changed."""
+        known = self._objects.get(kind, {}).get(_name(obj["metadata"]))
+        if known is None:
+            return False
+        mine, meta = known["metadata"], obj["metadata"]
+        return bool(mine["uid"] == meta["uid"] and mine["resourceVersion"] == meta["resourceVersion"])
+
     def all(self, kind: Kind) -> Iterator[Object]:
         """Every object of a kind."""
         return iter(self._objects.get(kind, {}).values())
