@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
 CATALOG = load_catalog()
 BASE = CASES["vllm-minimal"][0]
-PARSERS = {
+PARSERS: dict[str, Callable[..., Any]] = {
     "vllm": vllm_config.configure,
     "tgi": tgi_config.configure,
     "sglang": sglang_config.configure,
