@@ -70,11 +70,11 @@ def _flotilla(question: Question, initial: int, **fields: int) -> Policy:
     return Flotilla(ScalingSpec.of(wanted, stale_after_s=15.0), initial=initial)
 
 
-_SLOWER_IN = "Flotilla, 50 %/min in"
-"""With scaleDownPercentPerMinute: 50."""
+_FASTER_IN = "Flotilla, 100 %/min in"
+"""With scaleDownPercentPerMinute: 100."""
 POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
     "Flotilla": _flotilla,
-    _SLOWER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=50),
+    _FASTER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=100),
     "HPA": lambda q, _: HorizontalPodAutoscaler(target=q.target, least=_LEAST, most=_MOST),
     "KEDA": lambda q, _: Keda(target=q.target, least=_LEAST, most=_MOST),
     "KubeAI": lambda q, initial: KubeAI(

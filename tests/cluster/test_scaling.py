@@ -25,6 +25,11 @@ CPU = {"class": "cpu-amd64"}
 """Room for more replicas than the cluster has GPUs."""
 
 
+def soon(delay_s: int) -> dict[str, int]:
+    """Scaling in after this delay, and then in one step."""
+    return {"scaleDownDelaySeconds": delay_s, "scaleDownPercentPerMinute": 100}
+
+
 def replicas(models: Models, name: str) -> int:
     """What is written for the child."""
     return int((models.get("Deployment", name) or {})["spec"]["replicas"])
@@ -58,7 +63,7 @@ def crowd(models: Models, name: str, clients: int) -> Iterator[load.Tally]:
 
 
 def test_a_burst_is_met_at_once_and_a_killed_operator_loses_none_of_it(models: Models, spec: dict[str, Any]) -> None:
-    scaling = {"maxReplicas": 10, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 5}
+    scaling = {"maxReplicas": 10, "queueDepthPerReplica": 2, **soon(5)}
     models.apply("burst", {**spec, "accelerator": CPU, "scaling": scaling})
     models.wait_ready("burst")
     with crowd(models, "burst", 20) as tally:
@@ -86,7 +91,7 @@ def test_a_burst_is_met_at_once_and_a_killed_operator_loses_none_of_it(models: M
 def test_requests_that_the_gateway_holds_wake_a_model_from_zero_and_are_answered(
     models: Models, spec: dict[str, Any]
 ) -> None:
-    scaling = {"minReplicas": 0, "maxReplicas": 5, "scaleDownDelaySeconds": 1, "scaleToZeroAfterSeconds": 2}
+    scaling = {"minReplicas": 0, "maxReplicas": 5, **soon(1), "scaleToZeroAfterSeconds": 2}
     models.apply("sleepy", {**spec, "scaling": scaling})
     models.wait_ready("sleepy")
     # Before there is a gateway, nobody would tell of requests.
@@ -133,7 +138,7 @@ def policy(model: str, deployment: str) -> dict[str, Any]:
 
 
 def test_a_replica_that_works_outlives_its_idle_siblings(models: Models, spec: dict[str, Any]) -> None:
-    three = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 1}
+    three = {"minReplicas": 3, "maxReplicas": 3, **soon(1)}
     models.apply("picky", {**spec, "scaling": three})
     models.wait(lambda: ready(models, "picky") == 3, "three replicas")
     pods = models.list("Pod")
@@ -195,7 +200,7 @@ def test_idle_replicas_make_room_for_a_more_important_model(models: Models, spec
     api.request("POST", classes, {**kind, "value": 1000, "preemptionPolicy": "Never"})
     try:
         two = {"class": "nvidia-l4", "count": 2}
-        held = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 3600}
+        held = {"minReplicas": 3, "maxReplicas": 3, **soon(3600)}
         models.apply("lavish", {**spec, "accelerator": two, "scaling": held})
         models.wait(lambda: ready(models, "lavish") == 3, "three replicas")
         models.apply("lavish", {**spec, "accelerator": two, "scaling": {**held, "minReplicas": 1}})
