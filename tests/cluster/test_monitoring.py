@@ -99,7 +99,12 @@ def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int)
 
 def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(watched: Watched, spec: dict[str, Any]) -> None:
     models, ns = watched.models, f'namespace="{watched.models.namespace}"'
-    scaling = {"maxReplicas": 3, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 2}
+    scaling = {
+        "maxReplicas": 3,
+        "queueDepthPerReplica": 2,
+        "scaleDownDelaySeconds": 2,
+        "scaleDownPercentPerMinute": 100,
+    }
     cost = {"compareWith": HOSTED, "monthlyBudgetUsd": "100", "maxTokensPerSecond": 4000}
     models.apply("seen", {**spec, "scaling": scaling, "cost": cost})
     models.patch("ModelDeployment", "seen", {"metadata": {"labels": {"flotilla.dev/team": "support"}}})
