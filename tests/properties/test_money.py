@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.api.targets import Capabilities, Price
 from flotilla.domain.routing.document import ClusterEndpoint, HostedEndpoint, Target
 from flotilla.domain.routing.money import (

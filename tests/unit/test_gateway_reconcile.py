@@ -7,7 +7,7 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler

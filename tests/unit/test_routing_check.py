@@ -6,7 +6,7 @@ import pytest
 from tests.support.routing import FACTS, HOSTED, SOUND, resource
 from tests.support.schema import put
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.domain.policy_status import GatewayView, judge
 from flotilla.domain.routing.address import address_problem, base_url_problem
 from flotilla.domain.routing.admission import Admission

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support.loads import World
 
-from flotilla.api.model_deployment import ScalingSpec as ApiScalingSpec
+from flotilla.api.scaling import ScalingSpec as ApiScalingSpec
 from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State, decide
 from flotilla.domain.scaling.reasons import (
     AT_MAXIMUM,
