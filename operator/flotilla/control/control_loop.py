@@ -171,7 +171,8 @@ class ControlLoop:
             client,
             self.store,
             ledger,
-            namespaces=config.namespaces,
+            namespace=config.leader_election.namespace,
+            watched=config.namespaces,
             interval_s=config.ledger_interval_s,
             clock=clock,
         )
@@ -258,6 +259,8 @@ class ControlLoop:
         if key is not None:
             self.queue.add(key)
         if kind == MODEL_DEPLOYMENT:
+            if type_ == "DELETED":
+                self._ledger_store.soon()
             gateway = gateway_key(obj["metadata"]["namespace"])
             if self.store.owned_by(ROUTING_POLICY, gateway):
                 self.queue.add(gateway)
