@@ -13,6 +13,7 @@ from flotilla.domain.cost.hosted import Terms
 from flotilla.domain.cost.tokens import TokenPrices
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers
 from flotilla.domain.pricing import CostBasis, Rate
+from flotilla.telemetry import ledger_record
 from flotilla.telemetry.collector import DeploymentView, FleetCollector
 from flotilla.telemetry.ledger import Account, Counters, Ledger, PodObservation
 
@@ -112,12 +113,25 @@ def test_without_a_price_there_are_tokens_and_gpu_hours_and_no_dollars() -> None
     assert "flotilla_savings_usd" not in found
 
 
+def test_errors_are_counted_where_the_engine_counts_them() -> None:
+    ledger = Ledger()
+    for now, failed in ((0.0, 0.0), (10.0, 3.0), (20.0, 1.0)):
+        pod = PodObservation("u", 0, "serving", D(1), Counters(requests=5, failed=failed), D(1))
+        ledger.observe("k", [pod], now=now)
+    account = ledger_record.load(ledger_record.dump(ledger.accounts["k"]))
+    found = exposed(view(account=account))
+    assert value(found, "flotilla_deployment_requests_total", outcome="error") == 4, "the engine began again at 1"
+    restarted = value(found, "flotilla_deployment_requests_total", outcome="success")
+    assert restarted == 10
+
+
 def test_an_hour_of_work_in_dollars() -> None:
     found = exposed(view(account=hour(requests=1000)), prices=())
     assert value(found, "flotilla_deployment_cost_usd_per_hour", capacity_type="spot", price_source="catalog") == 2
     assert value(found, "flotilla_deployment_tokens_total", token_type="cached_input") == 200_000
     assert value(found, "flotilla_deployment_tokens_total", token_type="input") == 800_000
     assert value(found, "flotilla_deployment_requests_total", outcome="success") == 1000
+    assert value(found, "flotilla_deployment_requests_total", outcome="error") is None, "this engine counts none"
     assert value(found, "flotilla_deployment_cost_usd_per_request", window="1h") == D("0.002")
     weights = [value(found, "flotilla_deployment_token_weight_ratio", token_type=t) for t in ("cached_input", "output")]
     assert weights == [D("0.05"), D("2.8")]

@@ -168,9 +168,11 @@ def _state(pod: observed.Pod, answer: EngineSample | ScrapeError | None) -> PodS
 
 
 def _counters(sample: EngineSample) -> Counters:
+    failed = [count for count in (sample.requests_failed, sample.rejected) if count is not None]
     return Counters(
         prompt=sample.prompt_tokens,
         generated=sample.generation_tokens,
         cached=sample.cached_tokens,
         requests=sample.requests_success,
+        failed=sum(failed) if failed else None,
     )

@@ -55,7 +55,7 @@ class CostFamilies:
         )
         self.gpu_hours = _counter("deployment_gpu_hours", "Hours of whole GPUs held.", "gpu_type", "capacity_type")
         self.tokens = _counter("deployment_tokens", "Tokens served.", "token_type")
-        self.requests = _counter("deployment_requests", "Requests served.", "outcome")
+        self.requests = _counter("deployment_requests", "Requests by how they ended.", "outcome")
         self.unit = _gauge(
             "deployment_cost_usd_per_million_tokens",
             "US dollars per million tokens of the window, idle time included.",
@@ -170,6 +170,8 @@ class CostFamilies:
                 self.tokens.add_metric([*base, token_type], float(tokens))
         if "requests" in account.known:
             self.requests.add_metric([*base, "success"], float(account.requests))
+        if "failed" in account.known:
+            self.requests.add_metric([*base, "error"], float(account.failed))
         for name, usd in account.hosted.items():
             self.hosted.add_metric([*base, name], float(usd))
 

@@ -34,6 +34,7 @@ class Counters:
     generated: float | None = None
     cached: float | None = None
     requests: float | None = None
+    failed: float | None = None
 
     def items(self) -> Iterable[tuple[str, float | None]]:
         """By the names that accounts use."""
@@ -42,6 +43,7 @@ class Counters:
             ("generated", self.generated),
             ("cached", self.cached),
             ("requests", self.requests),
+            ("failed", self.failed),
         )
 
 
@@ -95,6 +97,8 @@ class Account:
     pod_seconds: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, _ZERO))
     tokens: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(("prompt", "generated", "cached"), _ZERO))
     requests: Decimal = _ZERO
+    failed: Decimal = _ZERO
+    """Requests that ended without a whole answer."""
     known: set[str] = field(default_factory=set)
     """Counters that some pod has had; the others are unknown rather than 0."""
     cached_ahead: Decimal = _ZERO
@@ -264,6 +268,8 @@ def _count(account: Account, known: PodRecord, pod: PodObservation) -> PodRecord
         delta = Decimal(repr(moved))
         if name == "requests":
             account.requests += delta
+        elif name == "failed":
+            account.failed += delta
         elif name == "cached":
             account.cached_ahead += delta
         else:
