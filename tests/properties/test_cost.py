@@ -53,25 +53,17 @@ def test_used_headroom_and_idle_are_the_cost_and_never_negative(
     assert min(parts.used, parts.headroom, parts.idle) >= -CENT_OF_A_CENT
 
 
-@given(
-    busy=USD,
-    idle=USD,
-    usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4),
-    rule=st.sampled_from(["proportional", "even", "owner"]),
-)
-def test_shares_of_adapters_are_the_cost(busy: Decimal, idle: Decimal, usages: dict[str, Usage], rule: str) -> None:
-    shares = attribute(busy, idle, usages, Weights(), idle=rule, owner="base")  # type: ignore[arg-type]
-    assert abs(sum(shares.values()) - busy - idle) < CENT_OF_A_CENT
+@given(usd=USD, usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4))
+def test_shares_of_adapters_are_the_cost(usd: Decimal, usages: dict[str, Usage]) -> None:
+    shares = attribute(usd, usages, Weights(), owner="base")
+    assert abs(sum(shares.values()) - usd) < CENT_OF_A_CENT
     assert min(shares.values()) >= -CENT_OF_A_CENT
 
 
-def test_idle_time_is_the_owners_everyones_or_by_work() -> None:
+def test_a_cost_is_divided_by_work_and_is_the_owners_without_any() -> None:
     usages = {"base": Usage(D(300)), "triage": Usage(D(100))}
-    weights = Weights()
-    assert attribute(D(8), D(4), usages, weights) == {"base": D(9), "triage": D(3)}
-    assert attribute(D(8), D(4), usages, weights, idle="even") == {"base": D(8), "triage": D(4)}
-    assert attribute(D(8), D(4), usages, weights, idle="owner", owner="base") == {"base": D(10), "triage": D(2)}
-    assert attribute(D(8), D(4), {}, weights, owner="base") == {"base": D(12)}
+    assert attribute(D(12), usages, Weights()) == {"base": D(9), "triage": D(3)}
+    assert attribute(D(12), {}, Weights(), owner="base") == {"base": D(12)}
 
 
 STEPS = {

@@ -31,14 +31,19 @@ class Fleet:
         *,
         clock: Callable[[], float],
         draining: Callable[[], Mapping[str, EngineSample | ScrapeError]] = dict,
+        unallocated: Callable[[], Mapping[str, Decimal]] = dict,
     ) -> None:
-        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going."""
+        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going.
+
+        `unallocated` gives what GPUs that no pod holds cost, in US dollars per hour by class.
+        """
         self._store = store
         self._scaler = scaler
         self._ledger = ledger
         self._book = book
         self._clock = clock
         self._draining = draining
+        self.unallocated = unallocated
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from flotilla.domain.cost.comparison import attribute
-from flotilla.domain.cost.tokens import Usage, Weights
+from flotilla.domain.cost.tokens import MEASURED, Usage, Weights
 from flotilla.domain.spending import Samples, Spent, spent
 
 DIRECT = "__direct__"
@@ -146,14 +146,12 @@ def _divided(samples: Samples, usages: Mapping[_Key, Mapping[str, Usage]]) -> di
     deployments, found = _deployments(samples), {}
     for key, mine in usages.items():
         weights = _weights(samples, key)
-        if weights is None:
-            continue
         whole = deployments[key].tokens if key in deployments else {}
         routed = sum(mine.values(), Usage())
         cached = max(whole.get("cached_input", _ZERO) - routed.cached, _ZERO)
         fresh = max(whole.get("input", _ZERO) - routed.uncached, _ZERO)
         rest = Usage(fresh + cached, max(whole.get("output", _ZERO) - routed.generated, _ZERO), cached)
-        found[key] = {DIRECT: _ZERO, **attribute(Decimal(1), _ZERO, {**mine, DIRECT: rest}, weights, owner=DIRECT)}
+        found[key] = {DIRECT: _ZERO, **attribute(Decimal(1), {**mine, DIRECT: rest}, weights, owner=DIRECT)}
     return found
 
 
@@ -191,9 +189,10 @@ def _deployments(samples: Samples) -> dict[_Key, Spent]:
     return {(of.namespace, of.name): of for of in spent(samples)}
 
 
-def _weights(samples: Samples, key: _Key) -> Weights | None:
+def _weights(samples: Samples, key: _Key) -> Weights:
+    """The measured ones have no series."""
     found = dict(_weighed(samples.get(_WEIGHT, ()), key))
-    return Weights(found["output"], found["cached_input"]) if {"output", "cached_input"} <= found.keys() else None
+    return Weights(found.get("output", MEASURED.output), found.get("cached_input", MEASURED.cached))
 
 
 def _weighed(rows: Iterable[tuple[Mapping[str, str], Decimal]], key: _Key) -> Iterator[tuple[str, Decimal]]:
