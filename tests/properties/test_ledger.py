@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from flotilla.domain.cost.hosted import Terms
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers
 from flotilla.telemetry import ledger_record
-from flotilla.telemetry.ledger import STATES, Account, Counters, Ledger, PodObservation, PodState
+from flotilla.telemetry.account import STATES, Account, PodState
+from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 
 D = Decimal
 TINY = D("1e-9")

@@ -14,8 +14,9 @@ from flotilla.domain.cost.tokens import MEASURED, TokenPrices, Weights
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers
 from flotilla.domain.pricing import CostBasis, Rate
 from flotilla.telemetry import ledger_record
+from flotilla.telemetry.account import Account
 from flotilla.telemetry.collector import DeploymentView, FleetCollector
-from flotilla.telemetry.ledger import Account, Counters, Ledger, PodObservation
+from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 
 D = Decimal
 Found = dict[str, list[tuple[dict[str, str], Decimal]]]

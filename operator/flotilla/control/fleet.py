@@ -14,8 +14,9 @@ from flotilla.domain import observed
 from flotilla.domain.pricing import CostBasis, Rate, pod_units
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
+from flotilla.telemetry.account import PodState
 from flotilla.telemetry.collector import DeploymentView
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation, PodState
+from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 from flotilla.telemetry.scrape import EngineSample, ScrapeError
 
 

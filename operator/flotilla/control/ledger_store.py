@@ -19,7 +19,8 @@ from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
 from flotilla.telemetry import ledger_record
-from flotilla.telemetry.ledger import Account, Ledger
+from flotilla.telemetry.account import Account
+from flotilla.telemetry.ledger import Ledger
 
 log = logging.getLogger(__name__)
 

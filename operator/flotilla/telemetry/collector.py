@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from flotilla.domain.pricing import CostBasis, Rate
+from flotilla.telemetry.account import Account
 from flotilla.telemetry.cost_metrics import BASE, CostFamilies
-from flotilla.telemetry.ledger import Account
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from flotilla.domain.cost.tokens import MEASURED, unit_costs, usd_per_million, u
 from flotilla.domain.cost.utilization import at_full_load, saturation_ratio
 from flotilla.domain.prices import Comparator
 from flotilla.domain.pricing import CostBasis, Rate
-from flotilla.telemetry.ledger import WINDOWS, Account
+from flotilla.telemetry.account import WINDOWS, Account
 from flotilla.telemetry.trail import Totals
 
 if TYPE_CHECKING:

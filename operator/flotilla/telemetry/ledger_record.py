@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from flotilla.telemetry.ledger import STATES, Account, PodRecord
+from flotilla.telemetry.account import STATES, Account, PodRecord
 
 VERSION = 1
 _SUMS = ("usd", "gpu_hours", "pod_seconds", "tokens", "hosted")
