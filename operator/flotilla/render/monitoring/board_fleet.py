@@ -8,6 +8,8 @@ NAMESPACES = Variable("namespace", "Namespace", "label_values(flotilla_desired_r
 _RATE = f"flotilla_deployment_cost_usd_per_hour{{{IN}}}"
 _STATES = f"modeldeployment_state:flotilla_deployment_cost_usd:rate5m{{{IN}}}"
 _HOUR = "modeldeployment_state:flotilla_deployment_cost_usd:increase1h"
+USE = "modeldeployment_use:flotilla_deployment_cost_usd:increase1h"
+ABOUT_USE = "US dollars of the last hour: capacity that made tokens, that was busy without, and the rest."
 _UNIT = f'flotilla_deployment_cost_usd_per_million_tokens{{{IN}, token_type="blended", window="1h"}}'
 _TOKENS = f"modeldeployment_token_type:flotilla_deployment_tokens:rate5m{{{IN}}}"
 
@@ -55,6 +57,8 @@ def _money() -> Row:
     held = f"sum by (gpu_type) (rate(flotilla_deployment_gpu_hours_total{{{IN}}}[$__rate_interval]))"
     about_states = "US dollars per hour. Startup: holding a GPU, not ready. Idle: ready, without a request."
     about_teams = "US dollars per hour by the label flotilla.dev/team of the resources."
+    free = "flotilla_unallocated_gpu_cost_usd_per_hour"
+    about_free = "US dollars per hour of the cluster's nodes, until an autoscaler takes them away."
     about_held = "Whole accelerators that pods hold, by type; a slice counts as its share."
     return row(
         "Money",
@@ -62,6 +66,8 @@ def _money() -> Row:
         dollars("Spend by what the pods do", about_states, (f"3600 * sum by (state) ({_STATES})", "{{state}}")),
         dollars("Spend by team", about_teams, ("3600 * team:flotilla_deployment_cost_usd:rate5m", "{{team}}")),
         stack("GPUs held", "short", about_held, (f"3600 * {held}", "{{gpu_type}}")),
+        dollars("Used, headroom and idle", ABOUT_USE, (f"sum by (use) ({USE}{{{IN}}})", "{{use}}")),
+        dollars("GPUs that nobody holds", about_free, (f"max by (gpu_type) ({free})", "{{gpu_type}}")),
         table(
             "Models by cost",
             DOLLARS,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flotilla.engines.profile import Profile
 from flotilla.render.monitoring import engines
-from flotilla.render.monitoring.board_fleet import NAMESPACES
+from flotilla.render.monitoring.board_fleet import ABOUT_USE, NAMESPACES, USE
 from flotilla.render.monitoring.engines import BY
 from flotilla.render.monitoring.panels import Dashboard, Panel, Row, Variable
 from flotilla.render.monitoring.shapes import DOLLARS, IN, MODEL, Line, dollars, graph, row
@@ -86,6 +86,13 @@ def _cost() -> Row:
         "Cost",
         dollars("Spend by what the pods do", "US dollars per hour.", (states, "{{state}}")),
         graph("Cost of a million tokens", DOLLARS, about_unit, unit),
+        dollars("Used, headroom and idle", ABOUT_USE, (f"sum by (use) ({USE}{{{_THIS}}})", "{{use}}")),
+        dollars(
+            "Cost by adapter",
+            "US dollars of the last hour, idle time included, by what gateways were asked for; the rest past them.",
+            (f"sum by (model) (modeldeployment_model:flotilla_deployment_cost_usd:increase1h{{{_THIS}}})", "{{model}}"),
+            (f"sum(modeldeployment:flotilla_unrouted_cost_usd:increase1h{{{_THIS}}})", "past the gateways"),
+        ),
         graph("Time with requests", "percentunit", about_active, active),
         graph("Cost of a request", DOLLARS, "US dollars over the window, idle time included.", request),
     )
