@@ -97,7 +97,7 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
     mark = stack.audit.mark()
     stack.restart_operator()
     models.wait_quiet()
-    # Other tests' namespaces are still going, and what goes in them is repaired. Accounts are kept in the operator's own.
+    # Other tests' namespaces are still going, and what goes in them is repaired.
     writes = select(stack.audit.since(mark), user=USER, writes=True)
     assert {event.resource for event in writes if event.namespace == models.namespace} == set()
     status = (models.get("ModelDeployment", "kept") or {})["status"]["cost"]
