@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from flotilla.domain.cost.comparison import (
     NEVER,
+    IdleRule,
     Routing,
     attribute,
     break_even_tasks_per_day,
     cost_ratio,
+    idle_shares,
     own_usd_per_day,
 )
 from flotilla.domain.cost.hosted import Terms, hosted_usd
@@ -64,6 +66,24 @@ def test_a_cost_is_divided_by_work_and_is_the_owners_without_any() -> None:
     usages = {"base": Usage(D(300)), "triage": Usage(D(100))}
     assert attribute(D(12), usages, Weights()) == {"base": D(9), "triage": D(3)}
     assert attribute(D(12), {}, Weights(), owner="base") == {"base": D(12)}
+
+
+SHARES = (
+    st.lists(st.integers(0, 5), min_size=1, max_size=4)
+    .filter(any)
+    .map(lambda parts: {f"t{number}": D(part) / sum(parts) for number, part in enumerate(parts)})
+)
+
+
+@given(work=SHARES, rule=st.sampled_from(IdleRule))
+def test_shares_of_idle_time_are_all_of_it_and_nobodys_who_did_not_work(
+    work: dict[str, Decimal], rule: IdleRule
+) -> None:
+    shares = idle_shares(work, rule, owner="owner")
+    assert abs(sum(shares.values()) - 1) < CENT_OF_A_CENT
+    for name, share in shares.items():
+        assert share == (1 if rule is IdleRule.OWNER else work[name]) or (rule is IdleRule.EVEN and work[name] > 0)
+    assert idle_shares({"a": D(0)}, rule, owner="owner") == {"owner": 1}
 
 
 STEPS = {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from enum import StrEnum
 
 from flotilla.domain.cost.tokens import HOURS_PER_DAY, Usage, Weights
 
@@ -102,11 +103,21 @@ class Routing:
         return _ONE - self.own_usd / self.baseline_usd if self.baseline_usd > 0 else None
 
 
+class IdleRule(StrEnum):
+    """Who of those that share a deployment carries the time in which it served nobody."""
+
+    PROPORTIONAL = "proportional"
+    """Who works it most keeps it most."""
+    EVEN = "even"
+    """All that worked it at all, alike."""
+    OWNER = "owner"
+    """Whose deployment it is."""
+
+
 def attribute(usd: Decimal, usages: Mapping[str, Usage], weights: Weights, *, owner: str = "") -> dict[str, Decimal]:
     """Divide a deployment's cost over adapters, tenants or policies by their work; the shares add up exactly.
 
-    Idle time too: who works a deployment most keeps it most. Without any work all is the owner's, who need not be among
-    `usages`.
+    Idle time too; `idle_shares` has other rules. Without any work all is the owner's, who need not be among `usages`.
     """
     work = {name: weights.work(usage) for name, usage in usages.items()}
     total = sum(work.values(), _ZERO)
@@ -116,3 +127,14 @@ def attribute(usd: Decimal, usages: Mapping[str, Usage], weights: Weights, *, ow
     largest = max(shares, key=lambda name: (shares[name], name))
     shares[largest] += usd - sum(shares.values(), _ZERO)
     return shares
+
+
+def idle_shares(work: Mapping[str, Decimal], rule: IdleRule, *, owner: str) -> dict[str, Decimal]:
+    """Who carries what a deployment cost without work, where `work` are shares that add up to 1; so do these."""
+    workers = [name for name, share in work.items() if share > 0]
+    if rule is IdleRule.OWNER or not workers:
+        return {owner: _ONE}
+    if rule is IdleRule.PROPORTIONAL:
+        return dict(work)
+    even = _ONE / len(workers)
+    return {**dict.fromkeys(workers, even), workers[0]: _ONE - even * (len(workers) - 1)}
