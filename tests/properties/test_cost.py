@@ -68,22 +68,24 @@ def test_a_cost_is_divided_by_work_and_is_the_owners_without_any() -> None:
     assert attribute(D(12), {}, Weights(), owner="base") == {"base": D(12)}
 
 
-SHARES = (
-    st.lists(st.integers(0, 5), min_size=1, max_size=4)
-    .filter(any)
-    .map(lambda parts: {f"t{number}": D(part) / sum(parts) for number, part in enumerate(parts)})
-)
+PARTS = st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any)
 
 
-@given(work=SHARES, rule=st.sampled_from(IdleRule))
-def test_shares_of_idle_time_are_all_of_it_and_nobodys_who_did_not_work(
-    work: dict[str, Decimal], rule: IdleRule
-) -> None:
+@given(parts=PARTS, rule=st.sampled_from(IdleRule))
+def test_shares_of_idle_time_are_all_of_it_and_nobodys_who_did_not_work(parts: list[int], rule: IdleRule) -> None:
+    work = {f"t{number}": D(part) / sum(parts) for number, part in enumerate(parts)}
+    workers = {name for name, share in work.items() if share > 0}
     shares = idle_shares(work, rule, owner="owner")
     assert abs(sum(shares.values()) - 1) < CENT_OF_A_CENT
-    for name, share in shares.items():
-        assert share == (1 if rule is IdleRule.OWNER else work[name]) or (rule is IdleRule.EVEN and work[name] > 0)
-    assert idle_shares({"a": D(0)}, rule, owner="owner") == {"owner": 1}
+    if rule is IdleRule.PROPORTIONAL:
+        assert shares == work
+    else:
+        assert set(shares) == ({"owner"} if rule is IdleRule.OWNER else workers)
+        assert max(shares.values()) - min(shares.values()) < CENT_OF_A_CENT
+
+
+def test_idle_time_without_any_work_is_the_owners() -> None:
+    assert all(idle_shares({"a": D(0)}, rule, owner="owner") == {"owner": 1} for rule in IdleRule)
 
 
 STEPS = {
