@@ -76,7 +76,7 @@ def test_shares_of_idle_time_are_all_of_it_and_nobodys_who_did_not_work(parts: l
     work = {f"t{number}": D(part) / sum(parts) for number, part in enumerate(parts)}
     workers = {name for name, share in work.items() if share > 0}
     shares = idle_shares(work, rule, owner="owner")
-    assert abs(sum(shares.values()) - 1) < CENT_OF_A_CENT
+    assert abs(sum(shares.values(), D(0)) - 1) < CENT_OF_A_CENT
     if rule is IdleRule.PROPORTIONAL:
         assert shares == work
     else:
