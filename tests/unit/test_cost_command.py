@@ -33,6 +33,16 @@ contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
 clusters: [{{name: c, cluster: {{server: "{url}"}}}}]
 users: [{{name: u, user: {{token: t}}}}]
 """
+FOCUS_VALUES = {
+    "BillingCurrency": {"USD"},
+    "ChargeCategory": {"Usage", "Purchase", "Tax", "Credit", "Adjustment"},
+    "ChargeClass": {"", "Correction"},
+    "ChargeFrequency": {"One-Time", "Recurring", "Usage-Based"},
+    "PricingCategory": {"Standard", "Dynamic", "Committed", "Other"},
+    "ServiceCategory": {"AI and Machine Learning"},
+    "ServiceSubcategory": {"Bots", "Generative AI", "Machine Learning", "Natural Language Processing"},
+}
+"""What FOCUS 1.2 allows (specification/columns); of its services, those of AI and machine learning."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOTALS = """\
 # TYPE flotilla_build_info gauge
@@ -166,7 +176,9 @@ def test_focus_rows_carry_the_columns_of_the_specification(prometheus: Prometheu
                     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row[name])
         assert row["BillingPeriodStart"] <= row["ChargePeriodStart"] < row["ChargePeriodEnd"] <= row["BillingPeriodEnd"]
         assert D(row["ListUnitPrice"]) * D(row["PricingQuantity"]) == pytest.approx(D(row["ListCost"]))
-        json.loads(row["Tags"])
+        assert all(row[name] in allowed for name, allowed in FOCUS_VALUES.items())
+        assert (row["ConsumedQuantity"] == "") == (row["ConsumedUnit"] == "")
+        assert all(isinstance(value, str) for value in json.loads(row["Tags"]).values())
     small = [row for row in rows if row["ResourceName"] == "small"]
     assert len(small) in (2, 3), "a row per UTC day"
     assert sum(float(row["EffectiveCost"]) for row in small) == pytest.approx(36.0, rel=0.01)
