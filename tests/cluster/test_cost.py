@@ -99,6 +99,7 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
     models.wait_quiet()
     # Other tests' namespaces are still going, and what goes in them is repaired.
     writes = select(stack.audit.since(mark), user=USER, writes=True)
+    assert "leases" in {event.resource for event in writes}, "its writes are seen"
     assert {event.resource for event in writes if event.namespace == models.namespace} == set()
     status = (models.get("ModelDeployment", "kept") or {})["status"]["cost"]
     assert (status["gpuHourlyPrice"], status["priceSource"]) == ("2", "node: annotation of the node")
