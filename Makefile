@@ -7,8 +7,10 @@ SHELL := /bin/bash
 UV ?= $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
-# Tests with simulated nodes take turns on one worker; with more than one worker for each core they would starve.
-WORKERS ?= 2
+# Images for CI often forbid it; then each of the hundreds of processes that tests start compiles all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
+# Two lanes of tests with simulated nodes, which mostly wait, and one worker for the rest.
+WORKERS ?= 3
 
 .PHONY: help
 help: ## List the targets.
@@ -27,7 +29,7 @@ demo: sync ## Local control plane, operator, three models, traffic, scaling, a c
 
 .PHONY: test
 test: lint ## Everything that CI runs. WORKERS=1 for one test at a time.
-	$(RUN) pytest -n $(WORKERS) --dist loadgroup
+	$(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: test-slow
 test-slow: sync ## A real vLLM on the CPU under the operator; installs about 6 GB into ~/.cache/flotilla once.

@@ -37,7 +37,12 @@ SPEC: dict[str, Any] = {
     "engine": {"name": "vllm"},
     # Room for more replicas than the local cluster has GPUs.
     "accelerator": {"class": "cpu-amd64"},
-    "scaling": {"maxReplicas": REPLICAS, "queueDepthPerReplica": TARGET, "scaleDownDelaySeconds": DELAY_S},
+    "scaling": {
+        "maxReplicas": REPLICAS,
+        "queueDepthPerReplica": TARGET,
+        "scaleDownDelaySeconds": DELAY_S,
+        "scaleDownPercentPerMinute": 100,
+    },
 }
 NODES = AgentConfig(simulation={"FLOTILLA_SIM_LOAD_SECONDS": "0.2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "2000"})
 

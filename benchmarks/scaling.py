@@ -1,10 +1,13 @@
 """Four autoscalers, and ours with one field changed, on the shipped traces: same engine model, target and bounds.
 
-    uv run python -m benchmarks.scaling [--traces burst ...] [--seeds 3] [--target 8] [--startup 120] [--json FILE]
+    uv run python -m benchmarks.scaling [--traces burst ...] [--seeds 6] [--target 8] [--startup 120] [--json FILE]
+    uv run python -m benchmarks.scaling --foresight 0.9 0.8 0.7 0.6 0.5 [--traces diurnal ...]
 
 For each trace: the p99 of waiting (from the arrival to a place in a batch; one who leaves after 60 s has waited 60 s),
 what was dropped, and GPU-hours, as means over the seeds. A trace is won against another policy by a lower p99 at no
 more than 1.05 times its GPU-hours, or by at least 15 % fewer GPU-hours at no worse p99.
+
+With --foresight: the same of policies that know the requests to come, at so many requests per second and replica.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.scaling_policies import HorizontalPodAutoscaler, Keda, KubeAI
+from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
 from flotilla.api import model_deployment as api
 from flotilla.domain.scaling import ScalingSpec
@@ -44,6 +47,8 @@ class Question:
     seed: int
     target: int
     startup_s: float
+    per_replica: float | None = None
+    """Requests per second and replica of a policy with foresight."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,11 @@ def _flotilla(question: Question, initial: int, **fields: int) -> Policy:
     return Flotilla(ScalingSpec.of(wanted, stale_after_s=15.0), initial=initial)
 
 
-_SLOWER_IN = "Flotilla, 50 %/min in"
-"""With scaleDownPercentPerMinute: 50."""
+_FASTER_IN = "Flotilla, 100 %/min in"
+"""With scaleDownPercentPerMinute: 100."""
 POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
     "Flotilla": _flotilla,
-    _SLOWER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=50),
+    _FASTER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=100),
     "HPA": lambda q, _: HorizontalPodAutoscaler(target=q.target, least=_LEAST, most=_MOST),
     "KEDA": lambda q, _: Keda(target=q.target, least=_LEAST, most=_MOST),
     "KubeAI": lambda q, initial: KubeAI(
@@ -89,7 +94,16 @@ def run(question: Question) -> Answer:
         drain_s=45.0,
     )
     trace = shapes.make(question.trace, seed=question.seed)
-    policy = POLICIES[question.policy](question, initial)
+    if question.per_replica is None:
+        policy = POLICIES[question.policy](question, initial)
+    else:
+        policy = Foresight(
+            [request.at_s for request in trace.requests],
+            per_replica=question.per_replica,
+            least=_LEAST,
+            most=_MOST,
+            startup_s=question.startup_s,
+        )
     found = figures(simulate(trace, policy, engine, initial=initial, patience_s=_PATIENCE_S))
     return Answer(
         wait_p99_s=found.wait_p99_s or 0.0,
@@ -143,19 +157,32 @@ def table(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Itera
             )
 
 
+def bound(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Iterator[str]:
+    """Markdown, of the policies with foresight."""
+    yield "| trace | requests/s per replica | p99 wait (s) | dropped (%) | GPU-hours |"
+    yield "|---" * 5 + "|"
+    for trace, policy in sorted(answers, key=lambda asked: traces.index(asked[0])):
+        a = answers[trace, policy]
+        yield f"| {trace} | {policy} | {a.wait_p99_s:.2f} | {_percent(a)} | {a.gpu_hours:.2f} |"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--traces", nargs="+", default=list(shapes.NAMES), choices=shapes.NAMES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--target", type=int, default=8)
     parser.add_argument("--startup", type=float, default=120.0)
+    parser.add_argument("--foresight", nargs="+", type=float, metavar="REQUESTS_PER_S")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    policies: Mapping[str, float | None] = (
+        {f"{rate:g}": rate for rate in options.foresight} if options.foresight else dict.fromkeys(POLICIES)
+    )
     questions = [
-        Question(policy, trace, seed, options.target, options.startup)
+        Question(policy, trace, seed, options.target, options.startup, per_replica)
         for trace in options.traces
-        for policy in POLICIES
+        for policy, per_replica in policies.items()
         for seed in range(options.seeds)
     ]
     with ProcessPoolExecutor() as pool:
@@ -163,9 +190,10 @@ def main() -> None:
     answers = {
         (trace, policy): mean([a for q, a in found.items() if (q.trace, q.policy) == (trace, policy)])
         for trace in options.traces
-        for policy in POLICIES
+        for policy in policies
     }
-    sys.stdout.write("\n".join(table(options.traces, answers)) + "\n")
+    lines = (bound if options.foresight else table)(options.traces, answers)
+    sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
         rows = [{**asdict(question), **asdict(answer)} for question, answer in found.items()]
         options.json.write_text(json.dumps(rows, indent=2))

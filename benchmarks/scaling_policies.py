@@ -1,11 +1,13 @@
-"""Other autoscalers as policies of the simulation, after their published formulas and defaults.
+"""Other autoscalers as policies of the simulation, after their published formulas and defaults, and a bound.
 
 Each is given the same target and sees what it would see of the same fleet. Kind in what is not published: no
 component of theirs fails, their metrics adapters answer at once, and scrapes are as fresh as their intervals allow.
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flotilla.domain.simulation.policy import Observation
@@ -127,3 +129,36 @@ class KubeAI:
             return wish
         self._votes += 1
         return wish if self._votes >= self._needed_votes else seen.wanted
+
+
+class Foresight:
+    """No autoscaler: it knows when requests will come, and has replicas in proportion to their rate when they do.
+
+    The rate is the mean over `window_s`: the highest until what is asked for now would serve.
+    """
+
+    interval_s = 15.0
+
+    def __init__(
+        self,
+        arrivals: Sequence[float],
+        *,
+        per_replica: float,
+        least: int,
+        most: int,
+        startup_s: float,
+        window_s: float = 120.0,
+    ) -> None:
+        """`arrivals` are the times in order; `per_replica` is in requests per second."""
+        self._arrivals, self._per_replica = arrivals, per_replica
+        self._least, self._most, self._startup_s, self._window_s = least, most, startup_s, window_s
+
+    def decide(self, seen: Observation) -> int:
+        """See `Policy`."""
+        looks = math.ceil(self._startup_s / self.interval_s) + 1
+        rate = max(self._rate(seen.now_s + number * self.interval_s) for number in range(looks + 1))
+        return max(self._least, min(math.ceil(rate / self._per_replica), self._most))
+
+    def _rate(self, at_s: float) -> float:
+        start, end = max(0.0, at_s - self._window_s / 2), at_s + self._window_s / 2
+        return (bisect_left(self._arrivals, end) - bisect_left(self._arrivals, start)) / (end - start)

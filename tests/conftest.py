@@ -20,22 +20,30 @@ __all__ = ["controlplane", "helm", "kubectl", "namespace", "pytest_collection_fi
 settings.register_profile("flotilla", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("flotilla")
 
-_SHARING = {"api", "chart", "cluster", "controlplane"}
-"""Folders whose modules share a control plane, or a wheel: each worker would make one for a test or two."""
-_WITH_NODES = {"cluster", "controlplane"}
-"""Folders whose tests take turns: several whole clusters at one time starve on two cores."""
-_LONGEST = "test_chaos"
+_FIRST_LANE = {"test_chaos", "test_engines", "test_monitoring", "test_scaling"}
+"""Half of the time of the tests with simulated nodes."""
+
+
+def _group(folder: str, module: str) -> str | None:
+    """The tests that one worker of several runs, one after the other; None for a test that any worker may run.
+
+    Tests with simulated nodes make two lanes, each on a cluster of its own: with more at one time two cores starve.
+    The others of a group share a control plane, or a wheel, that each worker would make for a test or two.
+    """
+    if folder == "cluster":
+        return "nodes-1" if module in _FIRST_LANE else "nodes-2"
+    if folder == "controlplane":
+        return "api" if module == "test_shared" else "nodes-2"
+    return folder if folder in {"api", "chart"} else None
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (make test): a module of these folders stays together, and the long ones start first."""
-    ranks: dict[pytest.Item, int] = {}
+    """With several workers (make test): groups stay together, and the long ones start first."""
+    ranks: dict[pytest.Item, str] = {}
     for item in items:
-        folder, module = item.path.relative_to(Path(__file__).parent).parts[0], item.path.stem
-        ranks[item] = 2
-        if folder in _SHARING:
-            group = "nodes" if folder in _WITH_NODES else f"{folder}/{module}"
+        group = _group(item.path.relative_to(Path(__file__).parent).parts[0], item.path.stem)
+        if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
-            ranks[item] = 0 if module == _LONGEST else 1
+        ranks[item] = {"nodes-1": "0", "nodes-2": "1", None: "9"}.get(group, "2")
     items.sort(key=ranks.__getitem__)

@@ -166,7 +166,12 @@ def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
     models, ns = watched.models, f'namespace="{watched.models.namespace}"'
     secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
     models.stack.plane.api.request("POST", models.path("Secret"), secret)
-    scaling = {"maxReplicas": 3, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 2}
+    scaling = {
+        "maxReplicas": 3,
+        "queueDepthPerReplica": 2,
+        "scaleDownDelaySeconds": 2,
+        "scaleDownPercentPerMinute": 100,
+    }
     cost = {"compareWith": HOSTED, "monthlyBudgetUsd": "100", "maxTokensPerSecond": 4000}
     model = {**spec["model"], "adapters": [{"name": "triage", "source": "hf://acme/triage-lora"}]}
     models.apply("seen", {**spec, "model": model, "scaling": scaling, "cost": cost})

@@ -18,7 +18,12 @@ pytestmark = pytest.mark.cluster
 
 
 def test_load_scales_out_and_its_end_scales_in(models: Models, spec: dict[str, Any]) -> None:
-    scaling = {"maxReplicas": 3, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 2}
+    scaling = {
+        "maxReplicas": 3,
+        "queueDepthPerReplica": 2,
+        "scaleDownDelaySeconds": 2,
+        "scaleDownPercentPerMinute": 100,
+    }
     models.apply("elastic", {**spec, "scaling": scaling})
     models.wait_ready("elastic")
     url = models.stack.service_url("elastic", models.namespace)

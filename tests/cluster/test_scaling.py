@@ -3,15 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from openai import AsyncOpenAI
 from tests.support.external_metrics import METRIC, external_metric
-from tests.support.gateway_pod import gateway_pod
 from tests.support.models import Models
 
+from flotilla.constants import GATEWAY, LABEL_MODEL
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.nodeagent.nodes import local_address
 from flotilla.domain.observed import DELETION_COST
@@ -21,6 +23,11 @@ pytestmark = pytest.mark.cluster
 
 CPU = {"class": "cpu-amd64"}
 """Room for more replicas than the cluster has GPUs."""
+
+
+def soon(delay_s: int) -> dict[str, int]:
+    """Scaling in after this delay, and then in one step."""
+    return {"scaleDownDelaySeconds": delay_s, "scaleDownPercentPerMinute": 100}
 
 
 def replicas(models: Models, name: str) -> int:
@@ -33,9 +40,10 @@ def ready(models: Models, name: str) -> int:
     return int((models.get("Deployment", name) or {}).get("status", {}).get("readyReplicas", 0))
 
 
-def staying(models: Models) -> list[dict[str, Any]]:
-    """Pods that nobody has told to go."""
-    return [pod for pod in models.list("Pod") if "deletionTimestamp" not in pod["metadata"]]
+def staying(models: Models, name: str) -> list[dict[str, Any]]:
+    """Pods of the model that nobody has told to go."""
+    pods = (pod for pod in models.list("Pod") if "deletionTimestamp" not in pod["metadata"])
+    return [pod for pod in pods if pod["metadata"]["labels"].get(LABEL_MODEL) == name]
 
 
 @contextmanager
@@ -55,7 +63,7 @@ def crowd(models: Models, name: str, clients: int) -> Iterator[load.Tally]:
 
 
 def test_a_burst_is_met_at_once_and_a_killed_operator_loses_none_of_it(models: Models, spec: dict[str, Any]) -> None:
-    scaling = {"maxReplicas": 10, "queueDepthPerReplica": 2, "scaleDownDelaySeconds": 5}
+    scaling = {"maxReplicas": 10, "queueDepthPerReplica": 2, **soon(5)}
     models.apply("burst", {**spec, "accelerator": CPU, "scaling": scaling})
     models.wait_ready("burst")
     with crowd(models, "burst", 20) as tally:
@@ -80,26 +88,57 @@ def test_a_burst_is_met_at_once_and_a_killed_operator_loses_none_of_it(models: M
     )
 
 
-def test_zero_needs_somebody_who_tells_of_requests_and_they_wake_it(models: Models, spec: dict[str, Any]) -> None:
-    scaling = {"minReplicas": 0, "maxReplicas": 3, "scaleDownDelaySeconds": 1, "scaleToZeroAfterSeconds": 2}
+def test_requests_that_the_gateway_holds_wake_a_model_from_zero_and_are_answered(
+    models: Models, spec: dict[str, Any]
+) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 5, **soon(1), "scaleToZeroAfterSeconds": 2}
     models.apply("sleepy", {**spec, "scaling": scaling})
     models.wait_ready("sleepy")
+    # Before there is a gateway, nobody would tell of requests.
     models.wait_condition("sleepy", "ScalingActive", "False", "NoWakeSignal")
     assert replicas(models, "sleepy") == 1
-    with gateway_pod(models, "sleepy") as gateway:
-        models.wait_condition("sleepy", "ScalingActive", "True", "ScaledToZero")
-        models.wait(lambda: not models.list("Pod")[1:], "the last replica to go")
-        assert models.condition("sleepy", "Ready")["status"] == "True"
-        assert models.metric("sleepy", "flotilla_demand_requests") == 0
-        gateway.requests = 17
+    models.apply("sleepers", policy("support", "sleepy"), kind="RoutingPolicy")
+    models.wait_condition("sleepers", "Ready", "True", kind="RoutingPolicy")
+    models.wait_condition("sleepy", "ScalingActive", "True", "ScaledToZero")
+    models.wait(lambda: not staying(models, "sleepy"), "the last replica to be told to go")
+    assert models.condition("sleepy", "Ready")["status"] == "True"
+    assert models.metric("sleepy", "flotilla_demand_requests") == 0
+    url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
+
+    async def ask() -> list[str]:
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            return await asyncio.gather(*(said(client, stream=number % 2 == 0) for number in range(17)))
+
+    # A short answer is out long before the next look: only what is held is seen.
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(lambda: asyncio.run(ask()))
         models.wait(lambda: replicas(models, "sleepy") == 3, "what 17 held requests need")
-        models.wait_condition("sleepy", "ModelLoaded", "True")
-        gateway.requests = 0
-        models.wait(lambda: replicas(models, "sleepy") == 0, "zero again")
+        assert all(asked.result())
+    models.wait(lambda: replicas(models, "sleepy") == 0, "zero again")
+
+
+async def said(client: AsyncOpenAI, *, stream: bool) -> str:
+    """The text of one answer, whole or in pieces."""
+    hello: list[Any] = [{"role": "user", "content": "Which queue is this ticket for?"}]
+    if not stream:
+        whole = await client.chat.completions.create(model="support", messages=hello, max_tokens=8)
+        return whole.choices[0].message.content or ""
+    pieces = await client.chat.completions.create(model="support", messages=hello, max_tokens=8, stream=True)
+    return "".join([choice.delta.content or "" async for piece in pieces for choice in piece.choices])
+
+
+def policy(model: str, deployment: str) -> dict[str, Any]:
+    """One name for one ModelDeployment."""
+    return {
+        "hostModels": [model],
+        "targets": [{"name": "only", "modelDeploymentRef": {"name": deployment}}],
+        "dataPolicy": {"unknownClass": "any", "classes": [{"name": "any", "allowBoundaries": ["Cluster"]}]},
+        "defaultRoute": {"split": [{"target": "only"}]},
+    }
 
 
 def test_a_replica_that_works_outlives_its_idle_siblings(models: Models, spec: dict[str, Any]) -> None:
-    three = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 1}
+    three = {"minReplicas": 3, "maxReplicas": 3, **soon(1)}
     models.apply("picky", {**spec, "scaling": three})
     models.wait(lambda: ready(models, "picky") == 3, "three replicas")
     pods = models.list("Pod")
@@ -126,8 +165,8 @@ def test_a_replica_that_works_outlives_its_idle_siblings(models: Models, spec: d
         models.wait(lambda: "flotilla_requests_running" in models.stack.operator.metrics(), "its request to be seen")
         models.apply("picky", {**spec, "scaling": {**three, "minReplicas": 1}})
         models.wait(lambda: replicas(models, "picky") == 1, "the scale-in")
-        models.wait(lambda: len(staying(models)) == 1, "two pods to go")
-        left = staying(models)
+        models.wait(lambda: len(staying(models, "picky")) == 1, "two pods to go")
+        left = staying(models, "picky")
         assert [pod["metadata"]["name"] for pod in left] == [busy["metadata"]["name"]]
         assert DELETION_COST not in (left[0]["metadata"].get("annotations") or {})
     finally:
@@ -161,7 +200,7 @@ def test_idle_replicas_make_room_for_a_more_important_model(models: Models, spec
     api.request("POST", classes, {**kind, "value": 1000, "preemptionPolicy": "Never"})
     try:
         two = {"class": "nvidia-l4", "count": 2}
-        held = {"minReplicas": 3, "maxReplicas": 3, "scaleDownDelaySeconds": 3600}
+        held = {"minReplicas": 3, "maxReplicas": 3, **soon(3600)}
         models.apply("lavish", {**spec, "accelerator": two, "scaling": held})
         models.wait(lambda: ready(models, "lavish") == 3, "three replicas")
         models.apply("lavish", {**spec, "accelerator": two, "scaling": {**held, "minReplicas": 1}})

@@ -31,13 +31,17 @@ class Script:
 REQUESTS = st.lists(
     st.builds(
         Request,
-        st.integers(0, 600).map(lambda tenths: tenths / 10),
+        st.integers(0, 300).map(lambda tenths: tenths / 10),
         st.integers(1, 40),
         st.integers(1, 60),
     ),
     min_size=1,
-    max_size=60,
+    max_size=30,
 )
+DURATION_S = 30.0
+"""Six moves of a script, and long enough for a replica to start, serve and drain."""
+LONG_S = 200.0
+"""After which nothing is under way: who was not admitted has left, the rest has its tokens."""
 ENGINES = st.builds(
     Engine,
     limits=st.builds(
@@ -53,7 +57,7 @@ ENGINES = st.builds(
     drain_s=st.sampled_from([0.0, 2.0, 30.0]),
 )
 POLICIES = st.one_of(
-    st.builds(Script, st.lists(st.integers(0, 4), min_size=1, max_size=15), interval_s=st.just(5.0)),
+    st.builds(Script, st.lists(st.integers(0, 4), min_size=1, max_size=8), interval_s=st.just(5.0)),
     st.builds(
         Flotilla,
         st.builds(
@@ -69,20 +73,19 @@ POLICIES = st.one_of(
 
 
 def run(requests: list[Request], policy: Policy, engine: Engine, *, tail_s: float, patience_s: float = 15.0) -> Run:
-    trace = from_requests("test", requests, duration_s=60.0)
+    trace = from_requests("test", requests, duration_s=DURATION_S)
     return simulate(trace, policy, engine, initial=1, patience_s=patience_s, tail_s=tail_s)
 
 
-@given(REQUESTS, POLICIES, ENGINES, st.sampled_from([0.0, 7.0, 1000.0]))
-@settings(max_examples=150)
+@given(REQUESTS, POLICIES, ENGINES, st.sampled_from([0.0, 7.0, LONG_S]))
 def test_every_request_is_served_dropped_refused_or_still_there(
     requests: list[Request], policy: Policy, engine: Engine, tail_s: float
 ) -> None:
     found = run(requests, policy, engine, tail_s=tail_s)
     f = figures(found)
-    assert f.arrived == len([r for r in requests if r.at_s <= 60.0 + tail_s])
+    assert f.arrived == len([r for r in requests if r.at_s <= DURATION_S + tail_s])
     assert f.arrived == f.served + f.dropped + f.rejected + f.in_flight
-    if tail_s == 1000.0:
+    if tail_s == LONG_S:
         assert f.in_flight == 0
     last = found.rows[-1]
     assert last.arrived >= last.served + last.dropped + last.rejected
@@ -93,7 +96,7 @@ def test_every_request_is_served_dropped_refused_or_still_there(
 @given(REQUESTS, st.lists(st.integers(0, 4), min_size=1, max_size=15), ENGINES)
 @settings(max_examples=50)
 def test_the_same_question_has_the_same_answer(requests: list[Request], wishes: list[int], engine: Engine) -> None:
-    one, other = (run(requests, Script(wishes, 5.0), engine, tail_s=100.0) for _ in range(2))
+    one, other = (run(requests, Script(wishes, 5.0), engine, tail_s=50.0) for _ in range(2))
     assert figures(one) == figures(other)
     assert one.rows == other.rows
 
@@ -103,7 +106,7 @@ def test_the_same_question_has_the_same_answer(requests: list[Request], wishes: 
 def test_replicas_are_what_was_asked_for_and_are_paid_from_creation_to_the_last_answer(
     requests: list[Request], policy: Policy, engine: Engine
 ) -> None:
-    found = run(requests, policy, engine, tail_s=100.0)
+    found = run(requests, policy, engine, tail_s=50.0)
     for replica in found.replicas:
         if replica.gone_s is not None:
             assert replica.draining_s is not None
@@ -118,7 +121,7 @@ def test_replicas_are_what_was_asked_for_and_are_paid_from_creation_to_the_last_
 def test_more_replicas_never_wait_longer_for_requests_of_equal_length(
     gap: int, prompt: int, output: int, fewer: int, more: int
 ) -> None:
-    requests = [Request(n * gap / 1000, prompt, output) for n in range(40)]
+    requests = [Request(n * gap / 1000, prompt, output) for n in range(20)]
     engine = Engine(
         limits=Limits(max_running=2, kv_blocks=100, block_size=4),
         speed=SPEED,
@@ -128,8 +131,8 @@ def test_more_replicas_never_wait_longer_for_requests_of_equal_length(
     )
 
     def worst(replicas: int) -> float:
-        trace = from_requests("test", requests, duration_s=60.0)
-        found = simulate(trace, Script([replicas], 5.0), engine, initial=replicas, patience_s=1e6, tail_s=200.0)
+        trace = from_requests("test", requests, duration_s=DURATION_S)
+        found = simulate(trace, Script([replicas], 5.0), engine, initial=replicas, patience_s=1e6, tail_s=100.0)
         wait_s = figures(found).wait_p99_s
         assert wait_s is not None
         return wait_s

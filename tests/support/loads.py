@@ -13,8 +13,17 @@ Step = tuple[float, Sample | None]
 
 STALE_S = 15
 SANE = st.integers(min_value=0, max_value=200).map(float)
-BROKEN = st.sampled_from([math.nan, math.inf, -1.0])
 DEMAND = st.one_of(st.none(), st.builds(Demand, SANE, st.booleans()))
+_ANY = SANE | st.sampled_from([math.nan, math.inf, -1.0])
+_IDLE = st.just(0.0) | SANE
+_REJECTED, _REJECTED_IDLE = st.just(0.0) | SANE, st.just(0.0) | _IDLE
+_FEW = st.integers(min_value=0, max_value=8)
+_READY = st.integers(min_value=1, max_value=8)
+_AGE = st.integers(min_value=0, max_value=40)
+_PERCENT = st.integers(min_value=0, max_value=100)
+_BLOCKED = st.sampled_from(["", "", "", "ReplicasUnschedulable"])
+_LONGEST = 25
+"""Samples of a history: with the gaps between them several times the longest delay of a spec."""
 
 
 @st.composite
@@ -22,7 +31,7 @@ def specs(draw: st.DrawFn, *, shortest_delay: int = 0, fewest: int = 0) -> Scali
     low = draw(st.integers(min_value=fewest, max_value=5))
     return ScalingSpec(
         min_replicas=low,
-        max_replicas=max(1, low + draw(st.integers(min_value=0, max_value=8))),
+        max_replicas=max(1, low + draw(_FEW)),
         queue_depth_per_replica=draw(st.integers(min_value=1, max_value=16)),
         scale_down_delay_s=draw(st.integers(min_value=shortest_delay, max_value=60)),
         stale_after_s=STALE_S,
@@ -36,46 +45,55 @@ def specs(draw: st.DrawFn, *, shortest_delay: int = 0, fewest: int = 0) -> Scali
 def histories(draw: st.DrawFn, *, complete: bool = False, longest_gap: int = 40, idle: bool = False) -> list[Step]:
     """Samples at growing times. `complete` ones are fresh, sane and from every ready replica."""
     now, steps = 0.0, []
-    for gap in draw(st.lists(st.integers(min_value=1, max_value=longest_gap), min_size=1, max_size=40)):
+    gaps = st.lists(st.integers(min_value=1, max_value=longest_gap), min_size=1, max_size=_LONGEST)
+    for gap in draw(gaps):
         now += gap
-        steps.append((now, draw(samples(now, complete=complete, idle=idle))))
+        steps.append((now, _sample(draw, now, complete=complete, idle=idle)))
     return steps
 
 
 @st.composite
 def samples(draw: st.DrawFn, now: float, *, complete: bool, idle: bool = False) -> Sample | None:
-    quantity = st.just(0.0) | SANE if idle else SANE
-    if complete:
-        ready = draw(st.integers(min_value=1, max_value=8))
+    return _sample(draw, now, complete=complete, idle=idle)
+
+
+def _sample(draw: st.DrawFn, now: float, *, complete: bool, idle: bool) -> Sample | None:
+    """Strategies are made once: to make them takes longer than to draw from them."""
+    kind = 0 if complete else draw(_KIND)
+    if kind == _NONE:
+        return None
+    if kind == _COMPLETE:
+        quantity, rejected = (_IDLE, _REJECTED_IDLE) if idle else (SANE, _REJECTED)
+        ready = draw(_READY)
         return Sample(
             now,
             ready,
             ready,
             draw(quantity),
             draw(quantity),
-            kv_full=draw(st.integers(min_value=0, max_value=100)) / 100 * ready,
-            rejected=draw(st.just(0.0) | quantity),
+            kv_full=draw(_PERCENT) / 100 * ready,
+            rejected=draw(rejected),
             served=draw(quantity),
             demand=draw(DEMAND),
-            blocked=draw(st.sampled_from(["", "", "", "ReplicasUnschedulable"])),
+            blocked=draw(_BLOCKED),
             wanted_elsewhere=draw(st.booleans()),
         )
-    if draw(st.booleans()):
-        return draw(st.one_of(st.none(), samples(now, complete=True, idle=idle)))
-    ready = draw(st.integers(min_value=0, max_value=8))
-    answered = draw(st.integers(min_value=0, max_value=ready))
-    age = draw(st.integers(min_value=0, max_value=40))
+    ready = draw(_FEW)
     return Sample(
-        now - age,
+        now - draw(_AGE),
         ready,
-        answered,
-        draw(SANE | BROKEN),
-        draw(SANE | BROKEN),
-        kv_full=draw(SANE | BROKEN),
-        rejected=draw(SANE | BROKEN),
-        served=draw(SANE | BROKEN),
+        draw(_FEW) % (ready + 1),
+        draw(_ANY),
+        draw(_ANY),
+        kv_full=draw(_ANY),
+        rejected=draw(_ANY),
+        served=draw(_ANY),
         demand=draw(DEMAND),
     )
+
+
+_COMPLETE, _NONE, _BROKEN = range(3)
+_KIND = st.sampled_from([_COMPLETE, _NONE, _BROKEN, _BROKEN])
 
 
 def run(state: State, steps: Sequence[Step], spec: ScalingSpec) -> Iterator[tuple[State, Step, Decision]]:

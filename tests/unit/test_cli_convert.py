@@ -166,6 +166,7 @@ def test_a_model_of_kubeai_keeps_its_weights_card_limits_and_name() -> None:
     assert spec["accelerator"] == {"class": "nvidia-l4", "count": 2}
     assert spec["quantization"] == {"method": "fp8"}
     assert (spec["scaling"]["queueDepthPerReplica"], spec["scaling"]["scaleDownDelaySeconds"]) == (16, 30)
+    assert spec["scaling"]["scaleDownPercentPerMinute"] == 100
 
 
 @pytest.mark.parametrize(

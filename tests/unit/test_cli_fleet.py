@@ -108,6 +108,11 @@ def test_a_description_gives_each_decision_with_its_basis() -> None:
     assert facts["Context"] == "8,192 tokens, for 7 whole requests at one time"
     assert facts["Price"] == "0.8048 $ per GPU-hour (AWS, 2026-11-09); now 3.22 $/h"
     assert facts["Scaling"] == "Internal, 1 to 4"
+    busy = {"mode": "Internal", "source": "Pods", "panicSince": "2026-11-25T09:00:00Z"}
+    told = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), busy), [], []))["Scaling"]
+    assert told == "Internal, 1 to 4, by the queues from Pods, in panic since 2026-11-25T09:00:00Z"
+    led = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), {"mode": "External"}), [], []))
+    assert led["Scaling"] == "External"
     fresh = describe.facts(describe.Model({key: MODEL[key] for key in ("metadata", "spec")}, [], []))
     assert not {"Memory", "Price", "Context", "Engine", "Endpoint"} & set(fresh)
 

@@ -10,6 +10,7 @@ from flotilla.control.draining import Draining
 from flotilla.control.fleet import Fleet
 from flotilla.control.keys import Key, owner
 from flotilla.control.price_book import NodeLister, PriceBook
+from flotilla.control.workloads import Workloads
 from flotilla.domain.pricing import CostBasis
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
@@ -65,7 +66,7 @@ class Bench:
         live = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "1"}, "spec": {}}
         self.store.put(MODEL_DEPLOYMENT, live)
         self.entry = fake(uid="u", resolved=RESOLVED, cost=CostBasis(RESOLVED.accelerator), answers={}, sample=None)
-        self.scaler = fake(tracked={KEY: self.entry})
+        self.scaler = fake(tracked={KEY: self.entry}, workloads=Workloads(self.store))
         self.book = PriceBook(lambda: None, lambda: 0.0, 600, **more)
         self.gone: dict[str, EngineSample | ScrapeError] = {}
         self.fleet = Fleet(

@@ -1,9 +1,11 @@
 """From pods to samples: sources, gateways, counters, capacity, victims, and when a resource is looked at again."""
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.store import Store
 from flotilla.telemetry import demand as demands
 from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.collector import FleetCollector
 from flotilla.telemetry.demand import WakeQuery, gateway_demand
 from flotilla.telemetry.prometheus import Series
 from flotilla.telemetry.prometheus_engines import Aged, PodSeries
@@ -298,6 +301,22 @@ def test_the_samples_for_other_autoscalers_point_at_their_model(file: str) -> No
         "kind": "ModelDeployment",
         "name": resource["metadata"]["name"],
     }
+
+
+def test_the_samples_for_other_autoscalers_ask_for_metrics_that_there_are() -> None:
+    nobody = SimpleNamespace(view=tuple, rates=tuple, unpriced={}, catalog_version="")
+    exported = {family.name for family in FleetCollector(nobody).collect()}
+    adapter = yaml.safe_load((SAMPLES / "prometheus-adapter-values.yaml").read_text())
+    pattern = re.search('__name__=~"([^"]+)"', adapter["rules"]["external"][0]["seriesQuery"])
+    assert pattern
+    hpa = list(yaml.safe_load_all((SAMPLES / "hpa.yaml").read_text()))[1]
+    asked = hpa["spec"]["metrics"][0]["external"]["metric"]["name"]
+    assert asked in exported
+    assert re.fullmatch(pattern[1], asked)
+    keda = list(yaml.safe_load_all((SAMPLES / "keda.yaml").read_text()))[1]
+    in_query = set(re.findall(r"flotilla_\w+", keda["spec"]["triggers"][0]["metadata"]["query"]))
+    assert in_query
+    assert in_query <= exported
 
 
 # --- the loop --------------------------------------------------------------------------------------------------

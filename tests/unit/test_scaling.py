@@ -24,7 +24,7 @@ from flotilla.domain.scaling.reasons import (
 )
 
 TICK_S = 2.0
-SPEC = ScalingSpec(1, 4, 8, 30.0, 15.0)
+SPEC = ScalingSpec(1, 4, 8, 30.0, 15.0, down_percent_per_minute=100)
 WIDE = replace(SPEC, max_replicas=40)
 ZERO = replace(SPEC, min_replicas=0, zero_after_s=60.0)
 
@@ -55,6 +55,7 @@ def test_a_spec_is_read_from_the_resource() -> None:
     )
     spec = ScalingSpec.of(wanted, stale_after_s=15)
     assert spec == ScalingSpec(0, 9, 3, 7.0, 15, 4, 25, 900.0)
+    assert ScalingSpec.of(ApiScalingSpec(), stale_after_s=15) == ScalingSpec(1, 1)
     sooner = wanted.model_copy(update={"scale_to_zero_after_seconds": 60})
     assert ScalingSpec.of(sooner, stale_after_s=15).zero_after_s == 60
 

@@ -1,7 +1,7 @@
 """The autoscalers of the benchmark by the formulas that their projects publish."""
 
 from benchmarks.scaling import Answer, verdict
-from benchmarks.scaling_policies import HorizontalPodAutoscaler, Keda, KubeAI
+from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
 from flotilla.domain.simulation.policy import Observation
 
@@ -92,3 +92,10 @@ def test_where_both_waits_end_with_patience_what_was_dropped_decides() -> None:
     assert verdict(answer(60, 10, 10), answer(60, 10, 50)).startswith("not met: dropped 1.0 against 5.0 %")
     assert verdict(answer(60, 8, 10), answer(60, 10, 50)).startswith("won: dropped 1.0 against 5.0 %")
     assert verdict(answer(60, 8, 50), answer(60, 10, 10)).startswith("lost: dropped 5.0 against 1.0 %")
+
+
+def test_foresight_has_the_replicas_when_the_requests_come() -> None:
+    arrivals = [600 + n / 5 for n in range(600)]
+    policy = Foresight(arrivals, per_replica=1.0, least=1, most=12, startup_s=120.0)
+    wanted = {at_s: policy.decide(seen(at_s, 1, 0)) for at_s in (0, 300, 525, 600, 660, 720, 900)}
+    assert wanted == {0: 1, 300: 1, 525: 5, 600: 5, 660: 5, 720: 3, 900: 1}

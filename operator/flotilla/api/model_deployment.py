@@ -287,11 +287,11 @@ class ScalingSpec(Model):
     """maxReplicas is the greatest number of replicas in mode Internal."""
     queue_depth_per_replica: Annotated[int, Field(ge=1, le=10_000)] = 8
     """queueDepthPerReplica is the wanted number of waiting and running requests per replica."""
-    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86_400)] = 240
     """scaleDownDelaySeconds is how long a smaller number must have been enough before replicas are removed."""
     scale_up_limit_per_minute: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 20
     """scaleUpLimitPerMinute is how many replicas may be added within a minute."""
-    scale_down_percent_per_minute: Annotated[int, Field(ge=1, le=100)] = 100
+    scale_down_percent_per_minute: Annotated[int, Field(ge=1, le=100)] = 25
     """scaleDownPercentPerMinute is the share of the replicas that may be removed within a minute; one always may."""
     scale_to_zero_after_seconds: Annotated[int, Field(ge=1, le=604_800)] | None = None
     """scaleToZeroAfterSeconds without any request remove the last replica, but not before scaleDownDelaySeconds.

@@ -101,12 +101,24 @@ def facts(found: Model) -> dict[str, str]:
         "Memory": _memory(fit),
         "Context": _context(fit),
         "Replicas": f"{values.get('ready_replicas', '?')} ready of {scaling.get('desiredReplicas', '?')} wanted",
-        "Scaling": f"{scaling.get('mode', '?')}, {spec.get('minReplicas', 1)} to {spec.get('maxReplicas', 1)}",
+        "Scaling": _scaling(scaling, spec),
         "Price": _price(cost, values.get("usd_per_hour")),
         "Held against": ", ".join(f"{c['provider']}/{c['model']}" for c in cost.get("comparators") or ()),
         "Endpoint": current.get("endpoint"),
     }
     return {name: text for name, text in told.items() if text}
+
+
+def _scaling(scaling: Object, spec: Object) -> str:
+    mode = scaling.get("mode", "?")
+    if mode != "Internal":
+        return str(mode)
+    parts = (
+        f"{mode}, {spec.get('minReplicas', 1)} to {spec.get('maxReplicas', 1)}",
+        scaling.get("source") and f"by the queues from {scaling['source']}",
+        scaling.get("panicSince") and f"in panic since {scaling['panicSince']}",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _memory(fit: Object) -> str:

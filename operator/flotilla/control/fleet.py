@@ -12,7 +12,7 @@ from flotilla.control.price_book import PriceBook
 from flotilla.control.scaler import Scaler, Tracked
 from flotilla.domain import observed
 from flotilla.domain.pricing import CostBasis, Rate, pod_units
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
+from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
 from flotilla.telemetry.account import PodState
 from flotilla.telemetry.collector import DeploymentView
@@ -60,7 +60,7 @@ class Fleet:
             self._ledger.forget(uid)
 
     def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
-        pods = [pod for obj in self._store.owned_by(POD, key) if (pod := observed.pod(obj)).scheduled]
+        pods = [pod for pod in self._scaler.workloads.of(key).pods if pod.scheduled]
         seen = [self._pod(entry, basis, pod) for pod in pods]
         listed = basis.rate(None, self._book.sources)
         self._ledger.observe(
@@ -105,7 +105,7 @@ class Fleet:
         found: set[Rate | None] = set()
         for key, entry in self._scaler.tracked.items():
             if entry.cost is not None:
-                nodes = {obj.get("spec", {}).get("nodeName", "") for obj in self._store.owned_by(POD, key)} or {""}
+                nodes = {pod.node for pod in self._scaler.workloads.of(key).pods} or {""}
                 found |= {entry.cost.rate(self._book.node(name), self._book.sources) for name in nodes}
         return {rate for rate in found if rate is not None}
 
@@ -116,7 +116,7 @@ class Fleet:
     def _deployment(self, key: Key, entry: Tracked) -> DeploymentView:
         sample = entry.sample
         live: Mapping[str, Any] = self._store.get(key.kind, key.namespace, key.name) or {"metadata": {}, "spec": {}}
-        ready = sum(observed.pod(obj).ready for obj in self._store.owned_by(POD, key))
+        ready = sum(pod.ready for pod in self._scaler.workloads.of(key).pods)
         return DeploymentView(
             namespace=key.namespace,
             name=key.name,

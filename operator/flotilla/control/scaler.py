@@ -13,6 +13,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
 from flotilla.control.keys import Key
 from flotilla.control.sampling import Sampler
+from flotilla.control.workloads import Workloads
 from flotilla.domain import capacity, observed, scaling
 from flotilla.domain.observed import Pod, Workload
 from flotilla.domain.pricing import CostBasis
@@ -78,7 +79,7 @@ class Scaler:
         self._clock = clock
         self._enqueue = enqueue
         self._sampler = Sampler()
-        self._loads: dict[Key, tuple[list[Any], Workload]] = {}
+        self.workloads = Workloads(store)
         self.tracked: dict[Key, Tracked] = {}
 
     def track(
@@ -112,7 +113,7 @@ class Scaler:
 
     def _first_sample(self, key: Key) -> Sample | None:
         """What is known without a scrape: nothing, unless no replica is ready."""
-        ready = any(pod.ready for pod in self._load(key).pods)
+        ready = any(pod.ready for pod in self.workloads.of(key).pods)
         return None if ready else self._sampler.sample((), _NOTHING, self._clock())
 
     def _restored(self, key: Key, live: Mapping[str, Any]) -> State:
@@ -141,7 +142,7 @@ class Scaler:
     def forget(self, key: Key) -> None:
         """The resource is gone."""
         self.tracked.pop(key, None)
-        self._loads.pop(key, None)
+        self.workloads.forget(key)
 
     async def run(self, *, after: Callable[[], None]) -> None:
         """Until cancelled, calling `after` at the end of each tick; one that takes too long is followed at once."""
@@ -153,7 +154,7 @@ class Scaler:
 
     async def tick(self) -> None:
         """Ask every ready pod and every gateway, then decide for every deployment."""
-        loads = {key: self._load(key) for key in self.tracked}
+        loads = {key: self.workloads.of(key) for key in self.tracked}
         engines = [_engine(key, pod, self.tracked[key].resolved) for key, load in loads.items() for pod in _asked(load)]
         answers, demand = await asyncio.gather(self._engines(engines), self._demand())
         pressing = capacity.pressing(
@@ -218,20 +219,6 @@ class Scaler:
     def _decide(self, entry: Tracked, sample: Sample | None) -> None:
         entry.decision = scaling.decide(entry.state, sample, entry.spec, self._clock())
         entry.state = entry.decision.state
-
-    def _load(self, key: Key) -> Workload:
-        """Reduced again only where an object is another one than at the tick before: most are the same."""
-        objects = [self._store.get(DEPLOYMENT, key.namespace, key.name), *self._store.owned_by(POD, key)]
-        known = self._loads.get(key)
-        if known is not None and len(known[0]) == len(objects) and all(map(_same, known[0], objects)):
-            return known[1]
-        load = observed.workload(objects[0], [obj for obj in objects[1:] if obj is not None])
-        self._loads[key] = (objects, load)
-        return load
-
-
-def _same(one: object, other: object) -> bool:
-    return one is other
 
 
 def _asked(load: Workload) -> list[Pod]:

@@ -1,16 +1,14 @@
 """Ask the pods of gateways which document they serve."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 import orjson
 
 from flotilla.domain.policy_status import Report
 from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.scrape import ScrapeError, Scraper, Target
 
-_LIMIT_BYTES = 64 * 1024
 _PROBLEM = 500
 
 
@@ -18,38 +16,28 @@ class GatewayReader:
     """One session for all gateways; `close` it."""
 
     def __init__(self, addresses: AddressMap, *, port: int, timeout_s: float = 2.0) -> None:
-        self._addresses = addresses
+        self._scraper = Scraper(addresses, timeout_s=timeout_s)
         self._port = port
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._scraper.close()
 
     async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
         """What each pod serves, by uid; without those that do not answer. Never raises.
 
         `pods` are addresses by uid.
         """
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
-        session = self._session
-        answers = await asyncio.gather(*(self._one(session, address) for address in pods.values()))
-        return {uid: answer for uid, answer in zip(pods, answers, strict=True) if answer is not None}
+        targets = [Target(uid, address, self._port, "/config", {}) for uid, address in pods.items()]
+        answers = await self._scraper.read(targets, lambda body, _: _read(body))
+        return {uid: answer for uid, answer in answers.items() if isinstance(answer, Report)}
 
-    async def _one(self, session: aiohttp.ClientSession, address: str) -> Report | None:
-        host = self._addresses.translate(address)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{self._port}/config"
-        try:
-            async with session.get(url, allow_redirects=False) as answer:
-                if answer.status != 200:
-                    return None
-                return report(orjson.loads(await answer.content.read(_LIMIT_BYTES)))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            return None
+
+def _read(body: bytes) -> Report | ScrapeError:
+    try:
+        return report(orjson.loads(body))
+    except ValueError as error:
+        return ScrapeError(f"unreadable answer: {error}")
 
 
 def report(answer: Any) -> Report:

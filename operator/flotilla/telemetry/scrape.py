@@ -4,9 +4,11 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import aiohttp
+from yarl import URL
 
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.metric_text import find
@@ -14,6 +16,7 @@ from flotilla.telemetry.metric_text import find
 Answer = TypeVar("Answer")
 _LIMIT_BYTES = 4 * 2**20
 _AT_ONCE = 64
+_URLS = 16_384
 _HIGHEST = frozenset({"kv_usage"})
 """Names that are combined over data-parallel ranks by maximum; the others add up."""
 _QUEUE = ("running", "waiting")
@@ -85,7 +88,10 @@ class Scraper:
         """The same for metrics of another kind, which `parse_` makes of a body."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0), headers=_HEADERS
+                timeout=self._timeout,
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=_HEADERS,
             )
         session, turn = self._session, asyncio.Semaphore(_AT_ONCE)
 
@@ -98,8 +104,7 @@ class Scraper:
         return {target.uid: answer for target, answer in zip(targets, answers, strict=True)}
 
     async def _body(self, session: aiohttp.ClientSession, target: Target) -> bytes | ScrapeError:
-        host = self._addresses.translate(target.address)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{target.port}{target.path}"
+        url = _url(self._addresses, target.address, target.port, target.path)
         try:
             # Redirects could lead anywhere; an engine has no reason to send one.
             async with session.get(url, allow_redirects=False) as answer:
@@ -115,6 +120,13 @@ class Scraper:
         except (aiohttp.ClientError, OSError) as error:
             return ScrapeError(str(error) or type(error).__name__)
         return bytes(body)
+
+
+@lru_cache(maxsize=_URLS)
+def _url(addresses: AddressMap, address: str, port: int, path: str) -> URL:
+    """To read one takes as long as to find the metrics in a body."""
+    host = addresses.translate(address)
+    return URL(f"http://{f'[{host}]' if ':' in host else host}:{port}{path}")
 
 
 def parse(body: bytes, names: Mapping[str, Sequence[str]]) -> EngineSample | ScrapeError:

@@ -93,3 +93,4 @@ def _scaling(draft: Draft, spec: Fields) -> None:
         return
     put_scaling(draft, least, most, queue=_TARGET_REQUESTS if queue is None else int(queue))
     draft.put("scaling.scaleDownDelaySeconds", _SCALE_DOWN_DELAY_S if delay is None else int(delay))
+    draft.put("scaling.scaleDownPercentPerMinute", 100)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[4]
 SAMPLES = ROOT / "manifests" / "samples"
 BURST_MODEL = "qwen2-5-7b"
 SCALE_DOWN_DELAY_S = 5
-"""The samples wait five minutes before they shrink; nobody watches a demo for so long."""
+"""The samples wait minutes before they shrink, and do it by and by; nobody watches a demo for so long."""
 CONCURRENCY, BACKGROUND = 40, 4
 BURST_S = 14.0
 
@@ -51,11 +51,12 @@ class Steps:
 
 
 def samples() -> list[dict[str, Any]]:
-    """The three ModelDeployments of manifests/samples, with a short scale-in delay."""
+    """The three ModelDeployments of manifests/samples, that scale in fast."""
     found = [yaml.safe_load(path.read_text()) for path in sorted(SAMPLES.glob("*.yaml"))]
     models = [manifest for manifest in found if manifest["kind"] == "ModelDeployment"]
     for model in models:
-        model["spec"].setdefault("scaling", {})["scaleDownDelaySeconds"] = SCALE_DOWN_DELAY_S
+        scaling = model["spec"].setdefault("scaling", {})
+        scaling |= {"scaleDownDelaySeconds": SCALE_DOWN_DELAY_S, "scaleDownPercentPerMinute": 100}
     return models
 
 

@@ -15,13 +15,13 @@ class ScalingSpec:
     max_replicas: int
     queue_depth_per_replica: int = 8
     """Target of waiting + running requests of one replica."""
-    scale_down_delay_s: float = 300.0
+    scale_down_delay_s: float = 240.0
     stale_after_s: float = 15.0
     """Older samples are not believed, and a longer gap starts the scale-down delay again. It must be longer than the
     sampling interval, or the delay never ends."""
     up_limit_per_minute: int = 20
     """At most so many more than the fewest of the last minute."""
-    down_percent_per_minute: int = 100
+    down_percent_per_minute: int = 25
     """At most this share fewer, but one, than the most of the last minute."""
     zero_after_s: float = 900.0
     """Idle time before the last replica goes, where `min_replicas` is 0."""
