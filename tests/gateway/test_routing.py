@@ -360,17 +360,48 @@ async def test_a_classifier_names_the_task(tmp_path: Path) -> None:
             assert "rule=default;target=medium" in headers["x-flotilla-route"]
 
 
+async def test_what_the_classifier_used_is_counted_apart_and_hosted_models_would_not_have_needed_it(
+    tmp_path: Path,
+) -> None:
+    tasks = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
+    rule = {"name": "tasks", "match": {"tasks": ["classification"]}, "route": {"split": [{"target": "small"}]}}
+    async with hosted_api() as small, hosted_api() as frontier:
+        policy = {**spec(frontier), "rules": [rule], "classifier": {"target": "small", "tasks": tasks}}
+        async with running_gateway(tmp_path, document_of(policy), engines={"qwen-small": [small]}) as gw:
+            small.script(Whole(chat("classification", usage=(100, 3))), Whole(chat("Hello", usage=(7, 2))))
+            _, _, headers = await gw.chat()
+            assert "rule=tasks;target=small;attempts=1" in headers["x-flotilla-route"]
+            assert await counted(gw, "tokens_total") == {
+                ("classifier", "small", "input"): 100,
+                ("classifier", "small", "output"): 3,
+                ("first", "small", "input"): 7,
+                ("first", "small", "output"): 2,
+            }
+            both = {("small", "other", "input"): 107, ("small", "other", "output"): 5}
+            assert await counted(gw, "team_tokens_total") == both
+            would = await counted(gw, "counterfactual_cost_usd_total")
+            assert would == {("frontier",): pytest.approx((7 * 3 + 2 * 15) / 1e6)}
+
+
+async def test_a_classifier_that_fails_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
+    tasks = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
+    policy = {**SOUND, "classifier": {"target": "small", "tasks": tasks}}
+    async with hosted_api(lambda _: fault(500)) as small, hosted_api() as medium:
+        engines = {"qwen-small": [small], "qwen-medium": [medium]}
+        async with running_gateway(tmp_path, document_of(policy), engines=engines) as gw:
+            for _ in range(8):
+                status, _, _ = await gw.chat()
+                assert status == 200
+            assert len(small.received) == 5  # what opens a target's breaker
+
+
 @pytest.mark.parametrize("asked", [False, True])
 async def test_usage_is_told_only_to_those_who_ask(tmp_path: Path, asked: bool) -> None:
     async with small_and_frontier(tmp_path) as (gw, _, _):
         options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
         _, chunks, _ = await gw.stream(**options)
         assert any(chunk.get("usage") for chunk in chunks[:-1]) == asked
-        _, metrics = await gw.admin("/metrics")
-        assert (
-            'flotilla_gateway_tokens_total{answer="first",policy="policy-0",target="small",token_type="input"}'
-            in metrics
-        )
+        assert ("first", "small", "input") in await counted(gw, "tokens_total")
 
 
 async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
@@ -383,14 +414,14 @@ async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
 
 
 async def counted(gw: Running, name: str) -> dict[tuple[str, ...], float]:
-    """Samples of one metric by the values of their labels but the policy's, in the order of their names."""
+    """What is above 0 of one metric, by the values of the labels but the policy's, in the order of their names."""
     _, text = await gw.admin("/metrics")
     families = text_string_to_metric_families(text)
     return {
         tuple(value for label, value in sorted(sample.labels.items()) if label != "policy"): sample.value
         for family in families
         for sample in family.samples
-        if sample.name == f"flotilla_gateway_{name}"
+        if sample.name == f"flotilla_gateway_{name}" and sample.value
     }
 
 

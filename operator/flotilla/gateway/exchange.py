@@ -19,7 +19,7 @@ from flotilla.gateway.dial import Place, unix_s
 from flotilla.gateway.dialect import Wanted
 from flotilla.gateway.intake import Accepted
 from flotilla.gateway.outcome import Broken, Failed, Outcome, Streamed
-from flotilla.gateway.record import Record
+from flotilla.gateway.record import ESCALATION, FIRST, Record
 from flotilla.gateway.relay import Judging, Relay
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
@@ -100,7 +100,7 @@ class Exchange:
             # A client that leaves has had, and the target has made, what came until then.
             self._record.first_byte(incoming.first_byte_s)
             usage = answered.usage(self._accepted.features.prompt_tokens)
-            self._record.count(permit.target, usage)
+            self._record.count(permit.target, usage, ESCALATION if escalated else FIRST)
             if span is not None:
                 span.attempt(
                     permit.target,

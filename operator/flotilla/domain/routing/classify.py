@@ -9,7 +9,7 @@ from flotilla.domain.routing.decide import Permit, data_class
 from flotilla.domain.routing.document import Policy
 from flotilla.domain.routing.request import Features, Operation
 
-_ANSWER_TOKENS = 16
+ANSWER_TOKENS = 16
 _INSTRUCTION = """Which task is the request of the user? Answer with one of these names and nothing else.
 {tasks}
 other: none of these"""
@@ -17,7 +17,7 @@ other: none of these"""
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call of the classifier; it is an attempt of no ledger and costs the request only time."""
+    """One call of the classifier. It takes none of the request's attempts; its tokens count as those of any target."""
 
     permit: Permit
     body: dict[str, Any]
@@ -64,7 +64,7 @@ def _body(classifier: Classifier, model: str, text: str) -> dict[str, Any]:
             {"role": "user", "content": excerpt},
         ],
         "temperature": 0,
-        "max_tokens": _ANSWER_TOKENS,
+        "max_tokens": ANSWER_TOKENS,
     }
 
 
