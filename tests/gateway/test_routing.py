@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.gateway import Running, chat_body, document_of, eventually, running_gateway, said
+from tests.support.gateway import Running, chat_body, document_of, events, eventually, running_gateway, said
 from tests.support.hosted import Hang, HostedApi, Received, Reply, Stream, Whole, fault
 from tests.support.hosted_answers import answered, chat, hosted_api, hosted_api_over_tls, openai_chunks
 from tests.support.routing import HOSTED, SOUND
@@ -262,13 +263,95 @@ async def test_those_that_waited_are_let_go_in_order_and_not_at_once(tmp_path: P
 
 
 async def test_a_client_that_leaves_waits_no_longer(tmp_path: Path) -> None:
-    async with small_and_frontier(tmp_path) as (gw, _, _):
+    async with small_and_frontier(tmp_path) as (gw, small, _):
         gw.gateway.book.replace([])
         running = asyncio.create_task(gw.chat())
         room = gw.gateway.shared.room
         await eventually(lambda: room.waiting("qwen-small") == 1)
         running.cancel()
         await eventually(lambda: room.waiting("qwen-small") == 0)
+        await eventually(lambda: gw.gateway.server.busy == 0)
+        assert set(await counted(gw, "requests_total")) == {("sovereign", "cancelled", "default", "small")}
+        # Nothing of it is left: who comes next, waits alone and is served.
+        following = asyncio.create_task(gw.chat())
+        await eventually(lambda: room.waiting("qwen-small") == 1)
+        gw.serve("qwen-small", [small])
+        assert (await following)[0] == 200
+        assert len(small.received) == 1
+
+
+@asynccontextmanager
+async def held_stream(
+    directory: Path, headers: Mapping[str, str] = {}, **route: Any
+) -> AsyncIterator[tuple[Running, HostedApi, aiohttp.ClientResponse]]:
+    """A streamed request to a model at zero, after two signs of life."""
+    async with small_and_frontier(directory, **route) as (gw, small, _):
+        gw.gateway.book.replace([])
+        gw.gateway.shared.room.heartbeat_s = 0.01
+        body = chat_body(stream=True)
+        async with gw.session.post(gw.url + "/v1/chat/completions", json=body, headers=headers) as answer:
+            assert answer.status == 200
+            for _ in range(2):
+                assert await answer.content.readuntil(b"\n\n") == b": waiting for a replica\n\n"
+            assert "target=small;attempts=1" in answer.headers["x-flotilla-route"]
+            yield gw, small, answer
+
+
+async def whole_stream(answer: aiohttp.ClientResponse) -> list[Any]:
+    return events((await answer.read()).decode())
+
+
+async def test_a_held_stream_shows_signs_of_life_and_then_the_answer(tmp_path: Path) -> None:
+    async with held_stream(tmp_path) as (gw, small, answer):
+        gw.serve("qwen-small", [small])
+        chunks = await whole_stream(answer)
+        assert (said(chunks), chunks[-1]) == ("Hello there", "[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (fault(500), "upstream_error"),
+        (Whole(b'{\n  "error": {\n    "message": "no", "code": "its_own"\n  }\n}', 400), "its_own"),
+    ],
+)
+async def test_after_a_sign_of_life_a_failure_is_told_in_the_stream(tmp_path: Path, reply: Whole, code: str) -> None:
+    async with held_stream(tmp_path) as (gw, small, answer):
+        small.script(reply)
+        gw.serve("qwen-small", [small])
+        (told,) = await whole_stream(answer)  # and no [DONE]
+        assert told["error"]["code"] == code
+
+
+async def test_a_held_stream_that_gets_no_replica_is_told_so_in_the_stream(tmp_path: Path) -> None:
+    async with held_stream(tmp_path, timeouts={"totalSeconds": 1}) as (_, _, answer):
+        (told,) = await whole_stream(answer)
+        assert told["error"]["code"] == "no_capacity"
+
+
+async def test_an_answer_after_signs_of_life_is_still_judged(tmp_path: Path) -> None:
+    async with held_stream(tmp_path, PUBLIC, **escalation()) as (gw, small, answer):
+        small.script(Stream(openai_chunks("")))
+        gw.serve("qwen-small", [small])
+        assert said(await whole_stream(answer)) == "Hello there"
+        assert ("default", "EmptyAnswer") in await counted(gw, "escalations_total")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_where_another_target_may_follow_or_nothing_is_streamed_the_status_waits_for_the_answer(
+    tmp_path: Path, stream: bool
+) -> None:
+    route: Any = {"fallback": {"targets": ["frontier"], "on": ["ServerError"]}} if stream else {}
+    async with small_and_frontier(tmp_path, **route) as (gw, small, _):
+        gw.gateway.book.replace([])
+        gw.gateway.shared.room.heartbeat_s = 0
+        running = asyncio.create_task(gw.stream(headers=PUBLIC) if stream else gw.chat())
+        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-small") == 1)
+        for _ in range(20):  # a sign of life would come in the next turn of the loop
+            await asyncio.sleep(0)
+        small.script(fault(429))
+        gw.serve("qwen-small", [small])
+        assert (await running)[0] == 429
 
 
 async def test_elsewhere_rather_than_waiting_where_the_rule_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import aiohttp
 from flotilla.domain.routing.document import GatewayDocument, compile_policy, key_file
 from flotilla.gateway.accounts import Accounts
 from flotilla.gateway.app import Gateway, Settings
-from flotilla.gateway.connection import ServerLimits
+from flotilla.gateway.reader import ServerLimits
 from tests.support.hosted import HostedApi
 from tests.support.routing import FACTS, resource
 

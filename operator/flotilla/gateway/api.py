@@ -39,7 +39,7 @@ class Api:
         """Answer one request; a defect of ours is one request's and nobody else's."""
         try:
             await self._routed(request)
-        except Exception:
+        except Exception:  # the last line: whatever the defect is, the client is told and the others are served
             log.exception("a request failed by a defect of the gateway")
             if not request.answer.started:
                 body = wire.error_body("The gateway failed.", kind="server_error", code="internal_error")
@@ -74,9 +74,11 @@ class Api:
             record.outcome = "cancelled"
             raise
         finally:
-            if lease is not None:
-                await lease.settle(record.usd, record.total_tokens)
-            record.close(self._shared)
+            try:
+                if lease is not None:
+                    await lease.settle(record.usd, record.total_tokens)
+            finally:
+                record.close(self._shared)
 
     def _id(self, request: Request) -> str:
         """The client's own, where it is one that cannot break a log; else a new one."""

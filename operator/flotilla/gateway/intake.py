@@ -29,7 +29,7 @@ from flotilla.gateway.record import CLASSIFIER, Record
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import now_ns
-from flotilla.gateway.upstream import Connection
+from flotilla.gateway.upstream_connection import Connection
 
 _PREFIX_CHARS = 1024
 _NO_SIGNALS: frozenset[Signal] = frozenset()

@@ -16,9 +16,9 @@ from flotilla.domain.routing.document import Target
 from flotilla.domain.routing.money import Usage
 from flotilla.domain.routing.request import Features, Operation
 from flotilla.errors import InvalidSpec
+from flotilla.gateway.origin import Origin
 from flotilla.gateway.outcome import Broken, Failed, Outcome
 from flotilla.gateway.request import Request
-from flotilla.gateway.upstream import Origin
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
