@@ -15,8 +15,9 @@ from tests.support.redis import running_redis
 from tests.support.routing import HOSTED, SOUND
 
 from flotilla.domain.routing.decide import Decision
+from flotilla.domain.routing.document import Policy
 from flotilla.domain.routing.request import Features
-from flotilla.gateway.accounts import Admitted
+from flotilla.gateway.accounts import Lease
 from flotilla.gateway.limits import REDIS_URL, Budget, LimitStore, Reservation, Spent, store_from
 from flotilla.gateway.local_limits import LocalLimits
 from flotilla.gateway.redis_limits import RedisLimits
@@ -182,8 +183,17 @@ class SlowStore:
         await self.answers.wait()
         self.settled = True
 
-    async def admit(self, decision: Decision, features: Features) -> Admitted:
-        return Admitted(decision, self)
+    async def admit(self, policy: Policy, features: Features) -> Lease:
+        return self
+
+    async def reserve(self, decision: Decision) -> Decision:
+        return decision
+
+    async def set_aside(self, usd: Decimal, timeout_s: float) -> bool:
+        raise NotImplementedError
+
+    async def pay(self, usd: Decimal) -> None:
+        raise NotImplementedError
 
 
 @asynccontextmanager

@@ -9,10 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from tests.support.gateway import Running, chat_body, document_of, events, eventually, running_gateway, said
-from tests.support.hosted import Hang, HostedApi, Received, Reply, Stream, Whole, fault
-from tests.support.hosted_answers import answered, chat, hosted_api, hosted_api_over_tls, openai_chunks
+from tests.support.hosted import Hang, HostedApi, Stream, Whole, fault
+from tests.support.hosted_answers import chat, hosted_api, hosted_api_over_tls, openai_chunks
 from tests.support.routing import HOSTED, SOUND
 
 PUBLIC = {"x-data-class": "public"}
@@ -271,7 +270,7 @@ async def test_a_client_that_leaves_waits_no_longer(tmp_path: Path) -> None:
         running.cancel()
         await eventually(lambda: room.waiting("qwen-small") == 0)
         await eventually(lambda: gw.gateway.server.busy == 0)
-        assert set(await counted(gw, "requests_total")) == {("sovereign", "cancelled", "default", "small")}
+        assert set(await gw.counted("requests_total")) == {("sovereign", "cancelled", "default", "small")}
         # Nothing of it is left: who comes next, waits alone and is served.
         following = asyncio.create_task(gw.chat())
         await eventually(lambda: room.waiting("qwen-small") == 1)
@@ -334,7 +333,7 @@ async def test_an_answer_after_signs_of_life_is_still_judged(tmp_path: Path) -> 
         small.script(Stream(openai_chunks("")))
         gw.serve("qwen-small", [small])
         assert said(await whole_stream(answer)) == "Hello there"
-        assert ("default", "EmptyAnswer") in await counted(gw, "escalations_total")
+        assert ("default", "EmptyAnswer") in await gw.counted("escalations_total")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -424,67 +423,13 @@ async def test_a_policy_with_clients_serves_only_them(tmp_path: Path) -> None:
                 assert (await answer.json())["id"] == "support"
 
 
-async def test_a_classifier_names_the_task(tmp_path: Path) -> None:
-    def classifying(request: Received) -> Reply:
-        asked = request.json
-        return Whole(chat("classification")) if asked.get("max_tokens") == 16 else answered(request)
-
-    tasks = [{"name": "classification", "description": "x"}, {"name": "other-task", "description": "y"}]
-    policy = {**SOUND, "classifier": {"target": "medium", "tasks": tasks}}
-    async with hosted_api() as small, hosted_api(classifying) as medium:
-        engines = {"qwen-small": [small], "qwen-medium": [medium]}
-        async with running_gateway(tmp_path, document_of(policy), engines=engines) as gw:
-            _, _, headers = await gw.chat()
-            assert "rule=classify;target=small;attempts=1" in headers["x-flotilla-route"]
-            _, _, headers = await gw.chat(headers={"x-flotilla-task": "drafting"})
-            assert "rule=default;target=medium" in headers["x-flotilla-route"]
-            medium.script(Whole(b"no json"))
-            _, _, headers = await gw.chat()
-            assert "rule=default;target=medium" in headers["x-flotilla-route"]
-
-
-async def test_what_the_classifier_used_is_counted_apart_and_hosted_models_would_not_have_needed_it(
-    tmp_path: Path,
-) -> None:
-    tasks = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
-    rule = {"name": "tasks", "match": {"tasks": ["classification"]}, "route": {"split": [{"target": "small"}]}}
-    async with hosted_api() as small, hosted_api() as frontier:
-        policy = {**spec(frontier), "rules": [rule], "classifier": {"target": "small", "tasks": tasks}}
-        async with running_gateway(tmp_path, document_of(policy), engines={"qwen-small": [small]}) as gw:
-            small.script(Whole(chat("classification", usage=(100, 3))), Whole(chat("Hello", usage=(7, 2))))
-            _, _, headers = await gw.chat()
-            assert "rule=tasks;target=small;attempts=1" in headers["x-flotilla-route"]
-            assert await counted(gw, "tokens_total") == {
-                ("classifier", "small", "input"): 100,
-                ("classifier", "small", "output"): 3,
-                ("first", "small", "input"): 7,
-                ("first", "small", "output"): 2,
-            }
-            both = {("small", "other", "input"): 107, ("small", "other", "output"): 5}
-            assert await counted(gw, "team_tokens_total") == both
-            would = await counted(gw, "counterfactual_cost_usd_total")
-            assert would == {("frontier",): pytest.approx((7 * 3 + 2 * 15) / 1e6)}
-
-
-async def test_a_classifier_that_fails_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
-    tasks = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
-    policy = {**SOUND, "classifier": {"target": "small", "tasks": tasks}}
-    async with hosted_api(lambda _: fault(500)) as small, hosted_api() as medium:
-        engines = {"qwen-small": [small], "qwen-medium": [medium]}
-        async with running_gateway(tmp_path, document_of(policy), engines=engines) as gw:
-            for _ in range(8):
-                status, _, _ = await gw.chat()
-                assert status == 200
-            assert len(small.received) == 5  # what opens a target's breaker
-
-
 @pytest.mark.parametrize("asked", [False, True])
 async def test_usage_is_told_only_to_those_who_ask(tmp_path: Path, asked: bool) -> None:
     async with small_and_frontier(tmp_path) as (gw, _, _):
         options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
         _, chunks, _ = await gw.stream(**options)
         assert any(chunk.get("usage") for chunk in chunks[:-1]) == asked
-        assert ("first", "small", "input") in await counted(gw, "tokens_total")
+        assert ("first", "small", "input") in await gw.counted("tokens_total")
 
 
 async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
@@ -496,18 +441,6 @@ async def test_embeddings_and_completions_are_served(tmp_path: Path) -> None:
         assert [received.path for received in small.received] == ["/v1/embeddings", "/v1/completions"]
 
 
-async def counted(gw: Running, name: str) -> dict[tuple[str, ...], float]:
-    """What is above 0 of one metric, by the values of the labels but the policy's, in the order of their names."""
-    _, text = await gw.admin("/metrics")
-    families = text_string_to_metric_families(text)
-    return {
-        tuple(value for label, value in sorted(sample.labels.items()) if label != "policy"): sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == f"flotilla_gateway_{name}" and sample.value
-    }
-
-
 async def test_an_answer_that_was_replaced_is_counted_as_such_and_hosted_models_would_have_given_one(
     tmp_path: Path,
 ) -> None:
@@ -515,13 +448,13 @@ async def test_an_answer_that_was_replaced_is_counted_as_such_and_hosted_models_
         small.script(Whole(chat("", usage=(1000, 0))))
         await gw.chat(headers=PUBLIC)
         await gw.chat(headers=PUBLIC)
-        tokens = await counted(gw, "tokens_total")
+        tokens = await gw.counted("tokens_total")
         assert tokens["replaced", "small", "input"] == 1000
         assert tokens["first", "small", "output"] == tokens["escalation", "frontier", "output"] == 2
         assert ("first", "frontier", "output") not in tokens
         escalated = pytest.approx((7 * 3 + 2 * 15) / 1e6)
-        assert await counted(gw, "cost_usd_total") == {("escalation", "frontier"): escalated}
-        would = await counted(gw, "counterfactual_cost_usd_total")
+        assert await gw.counted("cost_usd_total") == {("escalation", "frontier"): escalated}
+        would = await gw.counted("counterfactual_cost_usd_total")
         assert would == {("frontier",): pytest.approx(2 * (7 * 3 + 2 * 15) / 1e6)}
 
 
@@ -531,7 +464,7 @@ async def test_cached_input_is_counted_apart(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, small, _):
         small.script(Whole(answer))
         await gw.chat()
-        tokens = await counted(gw, "tokens_total")
+        tokens = await gw.counted("tokens_total")
     assert tokens == {
         ("first", "small", "input"): 200,
         ("first", "small", "cached_input"): 800,
@@ -551,8 +484,8 @@ async def test_tokens_and_dollars_are_counted_by_the_teams_that_the_policy_names
         async with running_gateway(tmp_path, document, engines={"qwen-small": [small]}) as gw:
             small.script(Whole(chat("")))
             await gw.chat(headers=PUBLIC | ({"x-flotilla-team": said} if said else {}))
-            assert {key[1] for key in await counted(gw, "team_tokens_total")} == {team}
-            assert set(await counted(gw, "team_cost_usd_total")) == {("frontier", team)}
+            assert {key[1] for key in await gw.counted("team_tokens_total")} == {team}
+            assert set(await gw.counted("team_cost_usd_total")) == {("frontier", team)}
 
 
 async def test_a_client_is_a_team_where_no_named_one_is_said(tmp_path: Path) -> None:
@@ -564,12 +497,12 @@ async def test_a_client_is_a_team_where_no_named_one_is_said(tmp_path: Path) -> 
         mine = {"authorization": "Bearer key-of-app-key"}
         await gw.chat(headers=mine | {"x-flotilla-team": "green"})
         await gw.chat(headers=mine | {"x-flotilla-team": "blue"})
-        assert {key[1] for key in await counted(gw, "team_tokens_total")} == {"app", "blue"}
+        assert {key[1] for key in await gw.counted("team_tokens_total")} == {"app", "blue"}
 
 
 async def test_targets_say_which_models_they_are(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, _, _):
-        assert set(await counted(gw, "target_info")) == {
+        assert set(await gw.counted("target_info")) == {
             ("qwen2.5-1.5b", "qwen-small", "small"),
             ("qwen2.5-7b", "qwen-medium", "medium"),
             ("big-1", "", "frontier"),

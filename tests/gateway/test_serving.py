@@ -7,7 +7,7 @@ from tests.support.gateway import document_of, running_gateway, said
 from tests.support.hosted_answers import hosted_api
 from tests.support.routing import SOUND
 
-from flotilla.gateway.accounts import Admitted
+from flotilla.gateway.accounts import Lease
 
 
 async def test_a_whole_answer_comes_from_the_model_of_the_rule(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ async def test_a_defect_of_ours_is_one_requests_and_is_told_in_openais_shape(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Defect:
-        async def admit(self, *_: object) -> Admitted:
+        async def admit(self, *_: object) -> Lease:
             raise RuntimeError("a defect")
 
     policy = {**SOUND, "limits": {"rates": [{"name": "fair", "requestsPerMinute": 9}]}}

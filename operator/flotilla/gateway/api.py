@@ -60,7 +60,6 @@ class Api:
     async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
         record = Record(request, self._id(request))
         record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
-        lease = None
         try:
             taken = await take(self._shared, setup, request, operation, record)
             if isinstance(taken, Refusal):
@@ -68,15 +67,14 @@ class Api:
                 lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
                 request.answer.whole(taken.status, wire.refusal_body(taken), lines)
                 return
-            lease = taken.lease
             await Exchange(self._shared, request, taken, record).run()
         except asyncio.CancelledError:
             record.outcome = "cancelled"
             raise
         finally:
             try:
-                if lease is not None:
-                    await lease.settle(record.usd, record.total_tokens)
+                if record.lease is not None:
+                    await record.lease.settle(record.usd, record.total_tokens)
             finally:
                 record.close(self._shared)
 

@@ -13,11 +13,11 @@ from flotilla.api.routes import Signal
 from flotilla.domain.routing import classify
 from flotilla.domain.routing.decide import Decision, decide
 from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.money import usage_of
+from flotilla.domain.routing.money import ZERO, reservation, spent, usage_of
 from flotilla.domain.routing.refusal import Refusal, invalid_api_key, model_not_found
 from flotilla.domain.routing.request import Features, Operation, features_of
 from flotilla.gateway import wire
-from flotilla.gateway.accounts import Lease, limited
+from flotilla.gateway.accounts import limited
 from flotilla.gateway.anthropic import Untranslatable
 from flotilla.gateway.attempt import Attempt
 from flotilla.gateway.body import BadBody, Body, image_problem, parse
@@ -43,7 +43,6 @@ class Accepted:
     features: Features
     decision: Decision
     dialer: Dialer
-    lease: Lease | None
     operation: Operation
     request_id: str
     signals: frozenset[Signal]
@@ -93,28 +92,31 @@ async def take(
             return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
     dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record))
     dialer.affinity = _affinity(asked, features)
+    if shared.accounts is not None and limited(policy):
+        admitted = await shared.accounts.admit(policy, features)
+        if isinstance(admitted, Refusal):
+            return admitted
+        record.lease = admitted
     if policy.classifier is not None:
         record.features = features = await _classified(shared, setup, policy, asked, features, dialer, record)
     record.dialer = dialer
     decided = decide(policy, features, record.id, shared.unavailable(policy))
     if isinstance(decided, Refusal):
         return decided
-    lease = None
-    if shared.accounts is not None and limited(policy):
-        admitted = await shared.accounts.admit(decided, features)
-        if isinstance(admitted, Refusal):
-            return admitted
-        decided, lease = admitted.decision, admitted.lease
+    if record.lease is not None:
+        decided = await record.lease.reserve(decided)
+        if isinstance(decided, Refusal):
+            return decided
     record.decision = decided
     shared.retries.earn()
     signals = setup.signals[policy.name, decided.rule] if decided.escalation is not None else _NO_SIGNALS
-    return Accepted(asked, features, decided, dialer, lease, operation, record.id, signals)
+    return Accepted(asked, features, decided, dialer, operation, record.id, signals)
 
 
 async def _classified(
     shared: Shared, setup: Setup, policy: Policy, asked: Body, features: Features, dialer: Dialer, record: Record
 ) -> Features:
-    """Ask the classifier for the task. It may fail: the request goes on without a task then."""
+    """Ask the classifier for the task. It may fail, or be too dear: the request goes on without a task then."""
     question = classify.question(policy, features, asked.fields)
     if question is None or question.permit.target.name in shared.unavailable(policy):
         return features
@@ -122,6 +124,9 @@ async def _classified(
     asking = Dialer(shared, setup, policy, body, Operation.CHAT, b"")
     place = asking.place(question.permit)
     if place is None:
+        return features
+    lease = record.lease
+    if lease is not None and not await lease.set_aside(reservation(question.features, (target,)), question.timeout_s):
         return features
     since_s, since_ns = shared.loop.time(), now_ns() if record.span is not None else 0
     incoming = Attempt(shared.loop, total_s=since_s + question.timeout_s)
@@ -140,7 +145,7 @@ async def _classified(
             record.span.attempt(
                 target,
                 place.origin,
-                Features(max_tokens=classify.ANSWER_TOKENS),
+                question.features,
                 since_ns=since_ns,
                 first_byte_s=incoming.first_byte_s - since_s,
                 outcome=outcome,
@@ -148,6 +153,8 @@ async def _classified(
                 answer=answer,
                 classifier=True,
             )
+        if lease is not None:
+            await lease.pay(ZERO if usage is None else spent(target, usage) or ZERO)
     return features.with_task(classify.task_of(answer, policy))
 
 

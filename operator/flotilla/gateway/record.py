@@ -9,6 +9,7 @@ from flotilla.domain.routing.document import Policy, Target
 from flotilla.domain.routing.money import ZERO, Usage, cost, spent
 from flotilla.domain.routing.refusal import Refusal
 from flotilla.domain.routing.request import Features
+from flotilla.gateway.accounts import Lease
 from flotilla.gateway.dial import Dialer
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.request import Request
@@ -32,6 +33,7 @@ class Record:
         "dialer",
         "features",
         "id",
+        "lease",
         "ledger",
         "outcome",
         "policy",
@@ -46,6 +48,8 @@ class Record:
         self.request, self.id = request, request_id
         self.ledger: list[Attempt] = []
         self.dialer: Dialer | None = None
+        self.lease: Lease | None = None
+        """Where the policy has limits."""
         self.span: RequestSpan | None = None
         """Where requests are traced."""
         self._counted: list[tuple[Target, Usage, str]] = []

@@ -24,7 +24,6 @@ class Problem(StrEnum):
     UNKNOWN_TASK = "UnknownTask"
     SHARED_KEY = "KeySharedBetweenHosts"
     FORBIDDEN_ADDRESS = "ForbiddenAddress"
-    HOSTED_CLASSIFIER = "HostedClassifier"
     BUDGET_WITHOUT_PRICE = "BudgetWithoutPrice"
     LIMIT_WITHOUT_CLIENTS = "LimitWithoutClients"
     BAD_CALIBRATION = "BadCalibration"
@@ -284,14 +283,6 @@ def sound(confidence: Confidence) -> bool:
 
 
 def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
-    hosted = {target.name for target in spec.targets if target.external}
-    if spec.classifier is not None and spec.classifier.target in hosted:
-        yield Finding(
-            Problem.HOSTED_CLASSIFIER,
-            "spec.classifier.target",
-            f"{spec.classifier.target!r} is a hosted model: each request without a task would cost money that no "
-            "budget counts. Choose a ModelDeployment.",
-        )
     priceless = [target.name for target in spec.targets if target.external and target.external.price is None]
     for index, budget in enumerate(spec.limits.budgets):
         if priceless:
