@@ -74,8 +74,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     once = {**spec, "hostModels": ["once"], "rules": [], "limits": {"rates": [{"name": "one", "requestsPerMinute": 1}]}}
     directory = tmp_path_factory.mktemp("gateway")
     try:
-        with gateway_process(directory, fakes, document_of(spec, once), {"qwen-medium": engine}) as url:
-            yield Stage(url, engine, hosted, claude)
+        api = fakes.slices({"qwen-medium": engine})
+        with gateway_process(directory, document_of(spec, once), api) as gateway:
+            yield Stage(gateway.url, engine, hosted, claude)
     finally:
         fakes.stop()
 
