@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Final
 
 from flotilla.api.routes import Failure, Match, Route, Signal, Streaming
 from flotilla.domain.routing.document import Policy, Target
@@ -82,6 +83,9 @@ class Escalated:
     permit: Permit | None
     reason: str
     """The signal that decided; or MaxRate, MaxAttempts, AlreadyEscalated, NotAllowed, Unavailable, NoSignal."""
+
+
+_NO_SIGNAL: Final = Escalated(None, "NoSignal")
 
 
 def data_class(policy: Policy, features: Features) -> tuple[str, frozenset[str]]:
@@ -194,9 +198,12 @@ def escalate(
 ) -> Escalated:
     """Whether to ask the better model; `escalated_percent` of the rule's recent requests did, this one not counted."""
     wanted = decision.route.escalation
-    found = [signal for signal in Signal if signal in signals and signal in wanted_signals(decision.route)]
-    if wanted is None or not found:
-        return Escalated(None, "NoSignal")
+    if wanted is None or not signals:
+        return _NO_SIGNAL
+    asked = wanted_signals(decision.route)
+    found = [signal for signal in Signal if signal in signals and signal in asked]
+    if not found:
+        return _NO_SIGNAL
     if decision.escalation is None:
         return Escalated(None, "NotAllowed")
     if any(attempt.target == decision.escalation for attempt in ledger):
