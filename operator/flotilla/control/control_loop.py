@@ -163,6 +163,7 @@ class ControlLoop:
             namespaces=config.namespaces,
             kubeconfig=config.kubeconfig,
             on_restart=self._on_watch_restart,
+            known=self.store.knows,
         )
         # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
         begin = time.time() - clock()

@@ -1,13 +1,13 @@
 """The one way to the apiserver: dictionaries in and out, a timeout on every call, errors of our own tree.
 
-Built on the transport of `kubernetes.aio` (its configuration, TLS and token refresh) and not on its typed API: those
-models refuse partial objects, which server-side apply is made of, and cost three times the CPU.
+Built on `kubernetes.aio`'s configuration, TLS and token refresh and not on its typed API: those models refuse partial
+objects, which server-side apply is made of, and cost three times the CPU.
 """
 
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.request import getproxies_environment
@@ -31,7 +31,8 @@ OnCall = Callable[[str, str, int, float], None]
 """Told of each call: verb, resource, HTTP code (0 when there was no answer), seconds."""
 
 TOKEN_AGE_S = 60.0
-_UNBOUNDED = 0
+_READ_BUFFER = 2**21
+"""A watch event may take twice as much."""
 _SILENT = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 """ValueError: an answer that is not JSON, or a watch event beyond the read buffer of 4 MiB."""
 
@@ -40,23 +41,38 @@ class Connection:
     """Where the apiserver is, and who we are there: the client and the watch layer log in by it."""
 
     def __init__(self, configuration: Configuration, kubeconfig: Path | None) -> None:
-        configuration.connection_pool_maxsize = _UNBOUNDED  # the client counts its calls itself, outside of timeouts
-        # Where the environment names no proxy, trusting it only means that aiohttp reads ~/.netrc in a thread for each
-        # request (a sixth of the operator's CPU), and fails where that names the apiserver's host.
-        self.trust_env = bool(getproxies_environment())
-        configuration.client_session_kwargs = {"trust_env": self.trust_env}
         self._configuration = configuration
         self._kubeconfig = kubeconfig
         self._read_at = time.monotonic()
         self.host: str = configuration.host.rstrip("/")
-        self.proxy: str | None = configuration.proxy
-        self.transport = RESTClientObject(configuration)
-        self.tls: ssl.SSLContext = self.transport.ssl_context
+        self.server_name: str | None = configuration.tls_server_name
+        """What the apiserver's certificate names, where that is not the host."""
+        self._tls: ssl.SSLContext = RESTClientObject(configuration).ssl_context
 
     @classmethod
     async def load(cls, kubeconfig: Path | None) -> "Connection":
         """None means the pod's ServiceAccount. Raises InvalidSpec when it cannot be read. Sends nothing."""
         return cls(await _configuration(kubeconfig), kubeconfig)
+
+    def session(
+        self,
+        *,
+        user_agent: str,
+        traces: Sequence[aiohttp.TraceConfig] = (),
+        response_class: type[aiohttp.ClientResponse] = aiohttp.ClientResponse,
+    ) -> aiohttp.ClientSession:
+        """For the running loop. The connections are as many as there are calls: callers count theirs themselves."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+            headers={"User-Agent": user_agent},
+            proxy=self._configuration.proxy,
+            # Where the environment names no proxy, trusting it only means that aiohttp reads ~/.netrc in a thread for
+            # each request (a sixth of the operator's CPU), and fails where that names the apiserver's host.
+            trust_env=bool(getproxies_environment()),
+            trace_configs=list(traces),
+            response_class=response_class,
+            read_bufsize=_READ_BUFFER,
+        )
 
     async def authorization(self) -> str | None:
         """The value of the Authorization header, if any. Tokens rotate, so they are read again every minute.
@@ -94,7 +110,7 @@ class KubeClient:
         self, connection: Connection, *, user_agent: str, timeout_s: float, pool: int, on_call: OnCall | None
     ) -> None:
         self._connection = connection
-        self._user_agent = user_agent
+        self._session = connection.session(user_agent=user_agent)
         self._timeout_s = timeout_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = asyncio.Semaphore(pool)
@@ -120,7 +136,7 @@ class KubeClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._connection.transport.close()
+        await self._session.close()
 
     async def pages(
         self,
@@ -320,18 +336,17 @@ class KubeClient:
         body: object | None = None,
         content_type: str = JSON,
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": self._user_agent}
+        headers = {"Accept": JSON, "Content-Type": content_type}
         if token := await self._connection.authorization():
             headers["Authorization"] = token
-        answer = await self._connection.transport.request(
+        return await self._session.request(
             method,
             url(self._connection.host, path, query),
             headers=headers,
-            body=body,
-            _request_timeout=timeout,
+            data=None if body is None else orjson.dumps(body),
+            timeout=timeout,
+            server_hostname=self._connection.server_name,
         )
-        response: aiohttp.ClientResponse = answer.response
-        return response
 
     def _observe(self, verb: str, kind: Kind, code: int, started: float) -> None:
         if self._on_call is not None:

@@ -5,22 +5,32 @@ missed: it reports survivors only. Its requests tell.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 import aiohttp
 from yarl import URL
 
+from flotilla.kube.aside import Aside, response_class
 from flotilla.kube.client import Connection
+from flotilla.kube.kinds import Kind
 
 
 class Traffic:
     """Outlives the sessions that it observes, so that a restart counts as listing again. Confined to one thread."""
 
     def __init__(
-        self, paths: Iterable[str], *, on_relisted: Callable[[], None], clock: Callable[[], float] = time.monotonic
+        self,
+        kinds: Mapping[str, Kind],
+        aside: Aside,
+        *,
+        on_relisted: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._paths = frozenset(paths)
+        """`kinds` by the paths that are listed and watched; their objects go by way of `aside`."""
+        self._kinds = kinds
+        self._aside = aside
+        self._paths = frozenset(kinds)
         self._on_relisted = on_relisted
         self._clock = clock
         self._listed: set[str] = set()
@@ -32,6 +42,7 @@ class Traffic:
     def begin(self) -> None:
         """A new life of the watch layer starts."""
         self._asked.clear()
+        self._aside.clear()
 
     @property
     def unasked(self) -> list[str]:
@@ -57,12 +68,9 @@ class Traffic:
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(on_start)
         trace.on_request_end.append(on_end)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=connection.tls),
-            headers={"User-Agent": user_agent},
-            proxy=connection.proxy,
-            trust_env=connection.trust_env,
-            trace_configs=[trace],
+        kinds = {base + path: kind for path, kind in self._kinds.items()}
+        return connection.session(
+            user_agent=user_agent, traces=[trace], response_class=response_class(self._aside, kinds, self.heard)
         )
 
     def heard(self) -> None:

@@ -22,6 +22,7 @@ import uvloop
 from flotilla import __version__
 from flotilla.constants import GROUP, MANAGED_BY_SELECTOR
 from flotilla.errors import InvalidSpec
+from flotilla.kube.aside import Aside, Known
 from flotilla.kube.client import Connection
 from flotilla.kube.kinds import Kind
 from flotilla.kube.traffic import Traffic
@@ -82,6 +83,7 @@ class Watch:
         namespaces: Sequence[str] = (),
         kubeconfig: Path | None = None,
         on_restart: Callable[[], None] = lambda: None,
+        known: Known = lambda *_: False,
     ) -> None:
         self._kinds = tuple(kinds)
         self._on_event = on_event
@@ -89,8 +91,9 @@ class Watch:
         self._kubeconfig = kubeconfig
         self._on_restart = on_restart
         scopes = self._namespaces or (None,)
-        paths = {kind.path(scope) for kind in self._kinds for scope in scopes}
-        self._traffic = Traffic(paths, on_relisted=self._relisted)
+        paths = {kind.path(scope): kind for kind in self._kinds for scope in scopes}
+        self._aside = Aside(known)
+        self._traffic = Traffic(paths, self._aside, on_relisted=self._relisted)
         self._arrived: deque[tuple[Kind, str | None, dict[str, Any]]] = deque()
         self._gap: asyncio.TimerHandle | None = None
         self._stop = threading.Event()
@@ -270,7 +273,7 @@ class Watch:
     def _forward(self, kind: Kind) -> Callable[..., Any]:
         async def forward(*, event: Any, **_: object) -> None:
             self._traffic.heard()
-            self._arrived.append((kind, event["type"], event["object"]))
+            self._arrived.append((kind, event["type"], self._aside.take(event["object"])))
             if len(self._arrived) == 1:
                 # The others of a burst go along: each wake-up of the other loop is a system call.
                 self._call(self._deliver)
