@@ -6,11 +6,12 @@ from enum import StrEnum
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-from flotilla.api.routes import Confidence, Match, Route
+from flotilla.api.routes import Confidence, Route
 from flotilla.api.routing_policy import RoutingPolicySpec, Scope
 from flotilla.domain.routing.address import base_url_problem
 from flotilla.domain.routing.decide import DEFAULT_RULE
 from flotilla.domain.routing.document import DeploymentFacts, allowed_targets, key_file
+from flotilla.domain.routing.match import covers
 
 
 class Problem(StrEnum):
@@ -224,32 +225,6 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
                     f"spec.classifier.tasks[{index}].name",
                     f"No rule matches the task {task.name!r}. Add it to a rule's match.tasks or remove it here.",
                 )
-
-
-def covers(wide: Match, narrow: Match) -> bool:
-    """Whether every request that `narrow` matches is matched by `wide` too."""
-    headers = {(h.name, h.value) for h in narrow.headers}
-    return (
-        _list_covers(wide.models, narrow.models)
-        and _list_covers(wide.tasks, narrow.tasks)
-        and all((h.name, h.value) in headers for h in wide.headers)
-        and _range_covers(_ends(wide.prompt_tokens), _ends(narrow.prompt_tokens))
-        and _range_covers(_ends(wide.tools), _ends(narrow.tools))
-        and wide.streaming in (None, narrow.streaming)
-    )
-
-
-def _list_covers(wide: list[str], narrow: list[str]) -> bool:
-    return not wide or (bool(narrow) and set(narrow) <= set(wide))
-
-
-def _ends(limits: object) -> tuple[float, float]:
-    low, high = getattr(limits, "min", None), getattr(limits, "max", None)
-    return (0 if low is None else low, float("inf") if high is None else high)
-
-
-def _range_covers(wide: tuple[float, float], narrow: tuple[float, float]) -> bool:
-    return wide[0] <= narrow[0] and narrow[1] <= wide[1]
 
 
 def _escalations(spec: RoutingPolicySpec) -> Iterator[Finding]:
