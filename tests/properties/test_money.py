@@ -141,7 +141,15 @@ def test_a_published_price_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "counted",
-    [None, [], {}, {"prompt_tokens": "7", "completion_tokens": 1}, {"prompt_tokens": -1, "completion_tokens": 1}],
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": "7", "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 7, "completion_tokens": -1},
+        {"prompt_tokens": 10**30, "completion_tokens": 1},
+    ],
 )
 def test_a_usage_that_makes_no_sense_is_none(counted: object) -> None:
     assert usage_of(counted) is None
