@@ -108,19 +108,19 @@ def test_the_apiserver_takes_what_helm_renders(
     helm: Helm, dry_run: DryRun, foreign_kinds: None, values: dict[str, Any]
 ) -> None:
     for obj in helm.render(values):
-        dry_run(obj)
+        assert dry_run(obj)["metadata"]["name"] == obj["metadata"]["name"]
 
 
 @pytest.mark.parametrize("folder", ["base", *(f"overlays/{name}" for name in manifests.OVERLAYS)])
 def test_the_apiserver_takes_what_kustomize_renders(dry_run: DryRun, folder: str) -> None:
     for obj in kustomized(ROOT / "manifests" / folder):
-        dry_run(obj)
+        assert dry_run(obj)["metadata"]["name"] == obj["metadata"]["name"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_apiserver_takes_every_file_of_manifests(dry_run: DryRun, foreign_kinds: None, path: Path) -> None:
     for obj in yaml.safe_load_all(path.read_text()):
-        dry_run(obj)
+        assert dry_run(obj)["metadata"]["name"] == obj["metadata"]["name"]
 
 
 def test_a_misspelt_field_would_not_pass(helm: Helm, dry_run: DryRun) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import yaml
 from hack import manifests
+from tests.chart.test_chart import MONITORS, whole
+from tests.chart.test_kustomize import kustomized
 from tests.support.helm import Helm, Object
 
+GATEWAY = manifests.ROOT / "tests/golden/gateway/two-policies.yaml"
 GOLDEN = sorted((manifests.ROOT / "tests/golden/manifests").glob("*.yaml"))
 
 
@@ -45,8 +48,20 @@ def findings(deployment: Object) -> list[str]:
     return found + [name for name, good in whole.items() if not good]
 
 
-def test_the_operator_breaks_no_rule(helm: Helm) -> None:
-    (deployment,) = deployments(helm.render())
+@pytest.mark.parametrize("values", [{}, whole(), {"monitoring": MONITORS}], ids=["defaults", "everything", "monitored"])
+def test_the_operator_breaks_no_rule(helm: Helm, values: dict[str, Any]) -> None:
+    (deployment,) = deployments(helm.render(values))
+    assert findings(deployment) == []
+
+
+@pytest.mark.parametrize("folder", ["base", *(f"overlays/{name}" for name in manifests.OVERLAYS)])
+def test_what_kustomize_renders_breaks_no_rule(folder: str) -> None:
+    (deployment,) = deployments(kustomized(manifests.ROOT / "manifests" / folder))
+    assert findings(deployment) == []
+
+
+def test_the_gateway_breaks_no_rule() -> None:
+    (deployment,) = deployments(list(yaml.load_all(GATEWAY.read_text(), Loader=yaml.CSafeLoader)))
     assert findings(deployment) == []
 
 

@@ -36,6 +36,15 @@ def test_the_verbs_show_a_fleet_and_what_is_wrong_with_it(models: Models, spec: 
     assert [pod["ready"] for pod in described["pods"]] == [True]
     assert "Serving" in {event["reason"] for event in described["events"]}
     assert "gpu-" in invoke("describe", "good", *here).stdout
+    lines = [json.loads(line) for line in invoke("logs", "good", *here, "--json").stdout.splitlines()]
+    assert {line["pod"] for line in lines} == {pod["name"] for pod in described["pods"]}
+    assert invoke("logs", "good", *here, "--tail", "1").stdout == f"{lines[-1]['pod']} | {lines[-1]['line']}\n"
+    assert invoke("logs", "good", *here, "--no-prefix", "--since", "1h").stdout.splitlines()[0] == lines[0]["line"]
+    assert invoke("logs", "good", *here, "--previous").exit_code == 1
+    assert "No ModelDeployment 'nothing'" in invoke("logs", "nothing", *here).stderr
+    rates = invoke("top", "--metrics", models.stack.operator.url, "--json", "--interval", "1", *here)
+    (now,) = [row for row in json.loads(rates.stdout) if row["name"] == "good"]
+    assert (now["ready_replicas"], now["desired_replicas"], now["usd_per_hour"]) == (1, 1, "0.8048")
     missing = invoke("describe", "nothing", *here)
     assert missing.exit_code == 1
     assert "There are bad, good." in missing.stderr

@@ -1,11 +1,9 @@
 """`flotilla devcluster` as a user runs it: a process that is started, asked, interrupted and killed."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support import toys
+from tests.support.doc_commands import blocks, reader
 
 from flotilla.devcluster import binaries, wait
 from flotilla.devcluster.api import Api
@@ -23,6 +22,7 @@ from flotilla.devcluster.registry import NamedCluster
 pytestmark = pytest.mark.controlplane
 
 ROOT = Path(__file__).parents[2]
+MARK = "the end of what the page shows"
 COMMAND = [sys.executable, "-m", "flotilla.cli.devcluster"]
 
 
@@ -145,34 +145,38 @@ def test_detached_cluster_lives_until_down(tmp_path: Path) -> None:
         cluster.stop()
 
 
-def test_with_the_operator_a_manifest_becomes_a_model_that_serves(tmp_path: Path) -> None:
-    """The two commands of docs/guides/quick-start.md, and how it looks at the result."""
-    environ = {**make_environ(tmp_path), "KUBECONFIG": ""}
+def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
+    """All but the demo, which has a test of its own, and the clone: typed one after another into one shell."""
+    page = [line.command for block in blocks(ROOT / "docs/guides/quick-start.md") for line in block]
+    typed = [command for command in page if not command.startswith(("git clone", "make demo"))]
+    assert (typed[0], typed[-1]) == (
+        "uv run flotilla devcluster up --operator --detach",
+        "uv run flotilla devcluster down",
+    )
+    home = {name: value for name, value in os.environ.items() if name not in ("KUBECONFIG", "XDG_STATE_HOME")}
+    environ = {
+        **home,
+        **reader(tmp_path, {"kubectl": binaries.find_kubectl()}),
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(binaries.cache_directory().parents[1]),
+        "COLUMNS": "200",
+    }
     cluster = NamedCluster("default", environ=environ)
+    before_end = ["flotilla devcluster status", f"echo {MARK}", typed[-1]]
+    script = "set -ex\n" + "\n".join([*typed[:-1], *before_end])
     try:
-        begun = run(environ, "up", "--operator", "--detach")
-        assert begun.returncode == 0, begun.stderr
-        environ["KUBECONFIG"] = run(environ, "kubeconfig").stdout.strip()
-        kubectl = [str(binaries.find_kubectl()), "--namespace", "default"]
-
-        def succeeds(*arguments: str) -> str:
-            done = subprocess.run(
-                [*kubectl, *arguments], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        succeeds("apply", "-f", "manifests/samples/qwen2-5-7b.yaml")
-        succeeds("wait", "--for=condition=Ready", "modeldeployment/qwen2-5-7b", "--timeout=60s")
-        address = succeeds("get", "service", "qwen2-5-7b", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}")
-        with urllib.request.urlopen(f"http://{address.replace('10.', '127.', 1)}/v1/models", timeout=10) as answer:
-            assert json.load(answer)["data"][0]["id"] == "qwen2-5-7b"
-        assert f"{cluster.state()['operator']}/console/" in begun.stdout
-        table = run(environ, "status").stdout
-        assert [row.split()[-1] for row in table.splitlines()[1:]] == ["ok"] * 6, table
-        started = pids(cluster)
-        run(environ, "down")
-        assert alive(started) == []
+        done = subprocess.run(
+            ["bash", "-c", script], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        shown, _, end = done.stdout.partition(MARK)
+        assert '"id": "qwen2-5-7b"' in shown.replace('":"', '": "')
+        assert "/console/" in shown
+        components = shown[shown.rindex("component") :].splitlines()[1:]
+        assert [row.split()[-1] for row in components if row] == ["ok"] * 6, components
+        assert "is removed" in end
+        assert cluster.supervisor() is None
+        assert not cluster.directory.exists()
     finally:
         cluster.stop()
 

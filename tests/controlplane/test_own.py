@@ -67,7 +67,7 @@ def test_children_of_a_custom_resource_are_collected_within_seconds(plane: Contr
     plane.api.request("POST", "/api/v1/namespaces/collected/configmaps", child)
     plane.api.request("DELETE", f"{path}/owner")
     child_path = "/api/v1/namespaces/collected/configmaps/child"
-    until(lambda: plane.api.get(child_path) is None, what="the child to go", timeout_s=5)
+    assert until(lambda: plane.api.get(child_path) is None, what="the child to go", timeout_s=5)
 
 
 def test_objects_survive_a_restart_of_the_apiserver(plane: ControlPlane) -> None:

@@ -72,7 +72,7 @@ def test_children_of_a_deleted_owner_are_collected(controlplane: Cluster, namesp
     }
     controlplane.api.request("POST", path, config_map("child", ownerReferences=[reference]))
     controlplane.api.request("DELETE", f"{path}/owner")
-    until(lambda: controlplane.api.get(f"{path}/child") is None, what="the child to go", timeout_s=10)
+    assert until(lambda: controlplane.api.get(f"{path}/child") is None, what="the child to go", timeout_s=10)
 
 
 def test_deployment_gets_pods_that_wait_for_a_node(controlplane: Cluster, namespace: str) -> None:
@@ -96,7 +96,7 @@ def test_deployment_gets_pods_that_wait_for_a_node(controlplane: Cluster, namesp
         reasons = [c.get("reason") for pod in pods for c in pod["status"].get("conditions", [])]
         return reasons.count("Unschedulable") == 2
 
-    until(unschedulable, what="two unschedulable pods", timeout_s=10)
+    assert until(unschedulable, what="two unschedulable pods", timeout_s=10)
 
 
 def test_audit_log_counts_requests_by_user_and_verb(controlplane: Cluster, namespace: str) -> None:

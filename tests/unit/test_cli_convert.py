@@ -189,12 +189,16 @@ def test_what_kubeai_says_and_we_do_not_is_named(part: str, why: str) -> None:
     ("path", "value", "named"),
     [
         (("spec", "engine"), "OLlama", "spec.engine: Flotilla runs no OLlama"),
+        (("spec", "engine"), None, "spec.engine: it names none"),
+        (("metadata", "name"), None, "metadata.name: it has none"),
         (("spec", "url"), "ollama://gemma2:2b", "nothing of Flotilla's reads ollama://"),
         (("spec", "resourceProfile"), "google-tpu-v5e-1x1:1", "is a TPU"),
         (("spec", "resourceProfile"), "nvidia-gpu-gh200:1", "'nvidia-gpu-gh200' is no class of Flotilla"),
     ],
 )
-def test_what_kubeai_runs_and_we_do_not_is_refused_by_name(path: tuple[str, ...], value: str, named: str) -> None:
+def test_what_has_no_counterpart_of_kubeais_is_refused_by_name(
+    path: tuple[str, ...], value: str | None, named: str
+) -> None:
     found = one(put(KUBEAI, path, value))
     assert found.manifest is None
     assert named in found.refusal
@@ -241,11 +245,26 @@ def test_only_a_vendor_is_not_enough_to_know_the_card() -> None:
     assert "--accelerator" in one(without).refusal
     assert spec_of(one(without, accelerator="nvidia-l4"))["accelerator"]["class"] == "nvidia-l4"
     assert "--accelerator" in one(without, accelerator="amd-mi300x").refusal
+    of_amd = put(without, ("spec", "predictor", "model", "resources"), {"limits": {"amd.com/gpu": 1}})
+    assert "--accelerator amd-" in one(of_amd, accelerator="nvidia-l4").refusal
 
 
 def test_other_models_of_kserve_are_refused() -> None:
     found = one(put(KSERVE, ("spec", "predictor", "model", "modelFormat", "name"), "sklearn"))
     assert "sklearn is no language model" in found.refusal
+
+
+@pytest.mark.parametrize(
+    ("predictor", "named"),
+    [
+        ({"sklearn": {"storageUri": "gs://iris"}}, "spec.predictor.sklearn: sklearn is no language model"),
+        ({"containers": [{"image": "mine"}]}, "spec.predictor.containers: "),
+        ({"workerSpec": {"size": 2}}, "spec.predictor.workerSpec: "),
+        ({"minReplicas": 1}, "spec.predictor: it names neither"),
+    ],
+)
+def test_a_predictor_without_a_format_is_refused_by_what_it_has(predictor: dict[str, Any], named: str) -> None:
+    assert one(put(KSERVE, ("spec", "predictor"), predictor)).refusal.startswith(named)
 
 
 def test_an_llminferenceservice_becomes_a_fixed_number_of_replicas() -> None:
@@ -290,6 +309,7 @@ def test_settings_of_an_engine_of_llmkubes_become_fields_and_flags() -> None:
 def test_halves_of_llmkubes_pairs_are_told() -> None:
     assert "the Model 'coder' is not among the files" in one(LLMKUBE[1]).refusal
     assert "No InferenceService" in one(LLMKUBE[0]).refusal
+    assert "spec.modelRef" in one(put(LLMKUBE[1], ("spec", "modelRef"), {"name": "coder"})).refusal
     router = {**LLMKUBE[1], "kind": "ModelRouter"}
     assert "RoutingPolicy" in one(router).refusal
 

@@ -107,8 +107,12 @@ def test_what_is_missing_is_named(changes: dict[str, Any], name: str, result: Re
     check = found(**changes)[name]
     assert check.result is result
     assert said in check.message
-    if name not in ("n/p", "Models"):
-        assert check.remedy
+    assert check.remedy
+
+
+def test_what_is_stuck_comes_with_the_command_that_says_more() -> None:
+    remedy = found(policies=[{key: value for key, value in POLICY.items() if key != "kind"}])["n/p"].remedy
+    assert remedy == "kubectl describe routingpolicy p --namespace n"
 
 
 def test_a_missing_price_is_named() -> None:

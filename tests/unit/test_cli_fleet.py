@@ -218,7 +218,7 @@ def test_watching_shows_the_fleet_until_it_is_interrupted(monkeypatch: pytest.Mo
         return status.Fleet([MODEL], [])
 
     monkeypatch.setattr(reach, "ask", ask)
-    monkeypatch.setattr("flotilla.cli.verbs.time.sleep", interrupted)
+    monkeypatch.setattr("flotilla.cli.fleet.time.sleep", interrupted)
     result = CliRunner().invoke(app, ["status", "--watch", "--kubeconfig", str(config)])
     assert result.exit_code == 0
     assert len(looks) == 3

@@ -1,6 +1,7 @@
 """`flotilla render`: manifests without a cluster, and why there are none."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.support.schema import put
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 from typer.testing import CliRunner, Result
 
+from flotilla.api import crd
 from flotilla.cli import app
 from flotilla.cli.manifests import parse
 from flotilla.constants import API_VERSION
@@ -51,7 +53,8 @@ def test_what_is_rendered_is_what_the_golden_files_say() -> None:
 def test_a_folder_is_read_whole_and_a_policy_finds_its_models_there() -> None:
     answers = json.loads(invoke(SAMPLES, "--json").stdout)
     documents = [d for path in SAMPLES.rglob("*.yaml") for d in yaml.safe_load_all(path.read_text())]
-    assert len(answers) == sum(document.get("apiVersion") == API_VERSION for document in documents)
+    ours = [answer for answer in answers if answer["kind"] != "Gateway"]
+    assert len(ours) == sum(document.get("apiVersion") == API_VERSION for document in documents)
     policies = [answer for answer in answers if answer["kind"] == "RoutingPolicy"]
     assert len(policies) > 1
     assert [policy["notes"] + policy["refusals"] for policy in policies] == [[] for _ in policies]
@@ -61,6 +64,73 @@ def test_a_model_that_is_not_among_the_files_is_a_note_only() -> None:
     result = invoke(SAMPLES / "support-routing.yaml")
     assert result.exit_code == 0
     assert "# note: spec.targets[0].modelDeploymentRef.name: There is no ModelDeployment" in result.stdout
+    assert "# Gateway default/flotilla-gateway: serves support" in result.stdout
+
+
+def test_the_policies_of_a_namespace_become_the_gateway_that_serves_them() -> None:
+    result = invoke(SAMPLES / "support-routing.yaml", "--namespace", "shop")
+    objects = [obj for obj in yaml.safe_load_all(result.stdout) if obj]
+    kinds = "ServiceAccount Role RoleBinding ConfigMap NetworkPolicy Deployment Service PodDisruptionBudget"
+    assert [obj["kind"] for obj in objects] == kinds.split()
+    assert {obj["metadata"]["namespace"] for obj in objects} == {"shop"}
+    assert not [obj for obj in objects if "ownerReferences" in obj["metadata"]]
+    text = objects[3]["data"]["document.json"]
+    (policy,) = json.loads(text)["policies"]
+    assert policy["hostModels"] == ["support"]
+    assert '\n   "hostModels": [\n' in text, "a value a line, for a diff"
+
+
+def test_two_policies_that_want_one_model_name_are_told_apart() -> None:
+    (first,) = [
+        d for d in yaml.safe_load_all((SAMPLES / "support-routing.yaml").read_text()) if d["kind"] == "RoutingPolicy"
+    ]
+    second = {**first, "metadata": {"name": "zweite"}}
+    elsewhere = {**first, "metadata": {"name": "third", "namespace": "other"}}
+    result = invoke("-", "--json", stdin=yaml.safe_dump_all([first, second, elsewhere]))
+    assert result.exit_code == 1
+    assert "RoutingPolicy default/zweite: spec.hostModels" in result.stderr
+    gateways = [answer for answer in json.loads(result.stdout) if answer["kind"] == "Gateway"]
+    assert [(answer["namespace"], answer["summary"]) for answer in gateways] == [
+        ("default", "serves support"),
+        ("other", "serves third"),
+    ]
+
+
+def lists(value: Any, schema: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the schema says that each item comes once."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from lists(part, schema.get("properties", {}).get(name, {}), (*path, name))
+    if isinstance(value, list):
+        if schema.get("x-kubernetes-list-type") in ("map", "set"):
+            yield path
+        for index, item in enumerate(value):
+            yield from lists(item, schema.get("items", {}), (*path, index))
+
+
+TWICE = [
+    (document, path)
+    for document in (MODEL_DEPLOYMENT, ROUTING_POLICY)
+    for definition in crd.DEFINITIONS
+    if definition.kind == document["kind"]
+    for path in lists(
+        document["spec"],
+        crd.crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"],
+    )
+]
+
+
+@pytest.mark.parametrize(("document", "path"), TWICE, ids=[".".join(map(str, path)) for _, path in TWICE])
+def test_an_item_that_comes_twice_is_refused_as_the_apiserver_does(
+    document: dict[str, Any], path: tuple[str | int, ...]
+) -> None:
+    items: Any = document["spec"]
+    for part in path:
+        items = items[part]
+    changed = {**document, "spec": put(document["spec"], path, [*items, items[0]])}
+    with pytest.raises(InvalidSpec, match="is there already, as spec") as refused:
+        parse(changed, namespace="default")
+    assert refused.value.field.endswith(f"[{len(items)}]")
 
 
 @pytest.mark.parametrize(

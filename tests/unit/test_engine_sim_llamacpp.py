@@ -214,6 +214,7 @@ async def test_a_client_that_leaves_frees_its_slot() -> None:
         await eventually(lambda: busy(sim, 1))
         task.cancel()
         await eventually(lambda: busy(sim, 0))
+        assert (await sim.post("/v1/completions", {"prompt": "y", "max_tokens": 1}))[0] == 200
 
 
 async def test_the_rates_are_those_since_the_last_scrape() -> None:
@@ -313,7 +314,8 @@ async def test_at_its_end_a_request_that_does_not_stream_waits_for_its_client_to
 
 async def test_at_its_end_without_requests_it_leaves_at_once() -> None:
     async with running() as sim:
-        await asyncio.wait_for(sim.engine.terminate(sim.server), 1)
+        ended, _ = await asyncio.wait({asyncio.create_task(sim.engine.terminate(sim.server))}, timeout=1)
+        assert len(ended) == 1
 
 
 async def test_as_a_process_it_answers_while_it_loads_streams_to_the_openai_client_and_cuts_it_at_sigterm() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
 CATALOG = load_catalog()
 BASE = CASES["vllm-minimal"][0]
-PARSERS = {
+PARSERS: dict[str, Callable[..., Any]] = {
     "vllm": vllm_config.configure,
     "tgi": tgi_config.configure,
     "sglang": sglang_config.configure,
@@ -57,7 +58,8 @@ def test_the_engine_starts_with_every_golden_command_line(name: str) -> None:
     arguments = [*container.get("command", ()), *container["args"]]
     values = {variable["name"]: variable.get("value", "") for variable in container["env"]}
     # As large a cache as it takes: whether it fits a real card is the memory fit's business.
-    PARSERS[spec["engine"]["name"]](arguments, {**values, "FLOTILLA_SIM_KV_TOKENS": "1000000000"})
+    config = PARSERS[spec["engine"]["name"]](arguments, {**values, "FLOTILLA_SIM_KV_TOKENS": "1000000000"})
+    assert config.port == container["ports"][0]["containerPort"]
 
 
 def test_there_are_at_least_forty_combinations() -> None:

@@ -18,7 +18,6 @@ from flotilla.domain.prices import HostedPrice, Tiers
 from flotilla.domain.pricing import PriceSources, rate
 from flotilla.errors import InvalidSpec
 
-EXIT_DECIDED, EXIT_NOTHING_ALLOWED, EXIT_INVALID = 0, 1, 2
 DEFAULT_CLASSES = ("nvidia-l4", "nvidia-h100-80gb")
 QUALITIES = {"small": Decimal(0), "mixed": Decimal("0.2"), "frontier": Decimal(1)}
 """Share of the tasks that are beyond a small model."""

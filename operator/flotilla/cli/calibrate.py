@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flotilla.cli import exits
+from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from flotilla.domain.routing.calibration import Judged
 
-EXIT_INVALID = 2
 _ABOVE_PERMILLE = (50, 100, 150, 200, 300, 500)
 
 
@@ -32,8 +33,7 @@ def calibrate(
         samples = list(_read(answers))
         points = fit(samples)
     except (InvalidSpec, OSError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_INVALID) from error
+        end(error, exits.WRONG_QUESTION)
     typer.echo("\n".join(_report(points, samples)), err=True)
     listed = [point.model_dump(mode="json", by_alias=True) for point in points]
     typer.echo(yaml.safe_dump({"calibration": listed}, sort_keys=False), nl=False)

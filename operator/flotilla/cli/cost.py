@@ -28,7 +28,6 @@ from flotilla.telemetry.spending import History
 
 By = Literal["model", "namespace", "team", "route"]
 Output = Literal["table", "json", "csv", "focus"]
-EXIT_OK, EXIT_NOTHING, EXIT_INVALID, EXIT_SOURCE = 0, 1, 2, 3
 _CENTS = Decimal("0.000001")
 
 

@@ -31,15 +31,32 @@ class Model:
 
 async def model(client: KubeClient, namespace: str, name: str) -> Model:
     """Raises NotReady with the models that there are."""
+    resource = await resource_of(client, namespace, name)
+    pods = await pods_of(client, namespace, selector_of(name))
+    events = await client.list(EVENT, namespace=namespace, field_selector=f"regarding.name={name}")
+    return Model(resource, pods, sorted(events.items, key=_time))
+
+
+async def resource_of(client: KubeClient, namespace: str, name: str) -> Object:
+    """Raises NotReady with the models that there are."""
     resource = await client.get(MODEL_DEPLOYMENT, name, namespace=namespace)
     if resource is None:
         there = [obj["metadata"]["name"] for obj in (await client.list(MODEL_DEPLOYMENT, namespace=namespace)).items]
         known = f"There are {', '.join(sorted(there))}." if there else "There is none."
         raise NotReady(f"No ModelDeployment {name!r} in namespace {namespace}. {known}")
-    selector = f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={name}"
+    return resource
+
+
+def selector_of(name: str) -> dict[str, str]:
+    """The labels of the pods of a ModelDeployment."""
+    return {LABEL_MANAGED_BY: MANAGER, LABEL_MODEL: name}
+
+
+async def pods_of(client: KubeClient, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+    """By name."""
+    selector = ",".join(f"{label}={value}" for label, value in labels.items())
     pods = [pod async for page in client.pages(POD, namespace=namespace, label_selector=selector) for pod in page.items]
-    events = await client.list(EVENT, namespace=namespace, field_selector=f"regarding.name={name}")
-    return Model(resource, sorted(pods, key=lambda pod: str(pod["metadata"]["name"])), sorted(events.items, key=_time))
+    return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
 
 
 def _time(event: Object) -> str:

@@ -279,10 +279,14 @@ def _resources(facts: Facts) -> Iterator[Check]:
         yield _hidden("Models", "ModelDeployments and RoutingPolicies")
         return
     things = [*facts.models, *facts.policies]
-    stuck = [(obj, state(obj)) for obj in things if state(obj)[0] == "Stuck"]
-    for obj, (_, reason, message) in stuck[:_SHOWN]:
+    # Items of a list do not say their kind.
+    kinds = [*("modeldeployment" for _ in facts.models), *("routingpolicy" for _ in facts.policies)]
+    judged = [(kind, obj, state(obj)) for kind, obj in zip(kinds, things, strict=True)]
+    stuck = [found for found in judged if found[2][0] == "Stuck"]
+    for kind, obj, (_, reason, message) in stuck[:_SHOWN]:
         meta = obj["metadata"]
-        yield Check(f"{meta['namespace']}/{meta['name']}", Result.FAIL, f"{reason}: {message}")
+        remedy = f"kubectl describe {kind} {meta['name']} --namespace {meta['namespace']}"
+        yield Check(f"{meta['namespace']}/{meta['name']}", Result.FAIL, f"{reason}: {message}", remedy)
     unpriced = [_name(obj) for obj in facts.models if conditions(obj).get("CostKnown", {}).get("status") == "False"]
     if unpriced:
         yield Check(
@@ -295,5 +299,8 @@ def _resources(facts: Facts) -> Iterator[Check]:
         yield Check("Prices", Result.OK, "Every model has its prices.")
     ready = sum(state(obj)[0] == "Ready" for obj in things)
     if things:
-        left = len(things) - ready
-        yield Check("Models", Result.OK if not left else Result.WARN, f"{ready} of {len(things)} resources are ready.")
+        said = f"{ready} of {len(things)} resources are ready."
+        if ready == len(things):
+            yield Check("Models", Result.OK, said)
+        else:
+            yield Check("Models", Result.WARN, said, "flotilla status --all-namespaces says what each waits for.")

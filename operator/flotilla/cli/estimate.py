@@ -11,6 +11,7 @@ from rich.table import Table
 
 from flotilla.api.model import ArchitectureSpec, Embeddings
 from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.cli import exits
 from flotilla.domain import accelerators
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.architecture import from_config
@@ -35,7 +36,6 @@ _FOR_WIDE_SCREENS = frozenset({"Engine GiB", "Cache GiB", "Longest"})
 _WIDE, _FEW = 110, 5
 _CENT = Decimal("0.01")
 _USABLE = ("Fits", "Tight", UNKNOWN)
-EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_INVALID = 0, 1, 2
 
 
 def described(config: Path, parameters: str | None) -> ArchitectureSpec:
@@ -160,7 +160,7 @@ def _figures(fit: Fit) -> dict[str, Any]:
 
 def exit_code(answers: list[dict[str, Any]]) -> int:
     """0 where a class fits or may fit, 1 where none does."""
-    return EXIT_FITS if any(answer["verdict"] in _USABLE for answer in answers) else EXIT_DOES_NOT_FIT
+    return exits.OK if any(answer["verdict"] in _USABLE for answer in answers) else exits.NO
 
 
 def show(console: Console, title: str, answers: list[dict[str, Any]]) -> None:

@@ -66,7 +66,9 @@ def parse(document: Mapping[str, Any], *, namespace: str) -> Model:
     if not meta.get("name"):
         raise InvalidSpec("The resource has no name.", field="metadata.name")
     schema = crd.crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    _refuse_unknown(document.get("spec") or {}, schema, "spec")
+    spec = document.get("spec") or {}
+    _refuse_unknown(spec, schema, "spec")
+    _refuse_twins(spec, schema, "spec")
     placed = {"namespace": namespace, "uid": "", **meta}
     try:
         return definition.resource.model_validate({**document, "metadata": placed})
@@ -91,3 +93,27 @@ def _refuse_unknown(value: Any, schema: Mapping[str, Any], path: str) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
             raise InvalidSpec(f"{name!r} is no field of it. {remedy}", field=f"{path}.{name}")
+
+
+def _refuse_twins(value: Any, schema: Mapping[str, Any], path: str) -> None:
+    """A list has each item once: by its keys where it is a map, by itself where it is a set."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _refuse_twins(part, (schema.get("properties") or {}).get(name, {}), f"{path}.{name}")
+    if not isinstance(value, list):
+        return
+    items, keys = schema.get("items") or {}, schema.get("x-kubernetes-list-map-keys")
+    seen: dict[str, int] = {}
+    for index, item in enumerate(value):
+        _refuse_twins(item, items, f"{path}[{index}]")
+        if keys and isinstance(item, dict):
+            known = items.get("properties") or {}
+            # The apiserver fills in defaults before it compares.
+            told = ", ".join(f"{key} {item.get(key, known.get(key, {}).get('default'))!r}" for key in keys)
+        elif schema.get("x-kubernetes-list-type") == "set":
+            told = repr(item)
+        else:
+            continue
+        if told in seen:
+            raise InvalidSpec(f"{told} is there already, as {path}[{seen[told]}]. Keep one.", field=f"{path}[{index}]")
+        seen[told] = index

@@ -1,25 +1,27 @@
-"""The options of `flotilla cost` and `flotilla report`."""
+"""The options of the verbs about money: `cost`, `report`, `advise`."""
 
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from flotilla.cli import exits
+from flotilla.cli.endings import end, told
+from flotilla.cli.options import Json, OperatorKubeconfig, OperatorNamespace, own_kubeconfig
+from flotilla.errors import InvalidSpec
+
+app = typer.Typer()
 Prometheus = Annotated[
     str | None, typer.Option(envvar="FLOTILLA_PROMETHEUS_URL", help="Address of a Prometheus that scrapes Flotilla.")
 ]
 CaFile = Annotated[Path | None, typer.Option(help="Certificates that the Prometheus' own is checked by.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token for the Prometheus.")]
 Metrics = Annotated[str | None, typer.Option(help="Address of the operator's /metrics, for the totals so far.")]
-Kubeconfig = Annotated[
-    Path | None, typer.Option(envvar="KUBECONFIG", help="Without an address: the cluster to ask. ~/.kube/config.")
-]
-OperatorNamespace = Annotated[str, typer.Option(help="Where the operator runs, for a look through the apiserver.")]
-_EXIT_INVALID, _EXIT_SOURCE = 2, 3
 
 
+@app.command()
 def cost(
     by: Annotated[Literal["model", "namespace", "team", "route"], typer.Option(help="One line for each.")] = "model",
     since: Annotated[
@@ -33,7 +35,7 @@ def cost(
     prometheus_ca_file: CaFile = None,
     prometheus_token_file: TokenFile = None,
     metrics: Metrics = None,
-    kubeconfig: Kubeconfig = None,
+    kubeconfig: OperatorKubeconfig = None,
     operator_namespace: OperatorNamespace = "flotilla-system",
     idle: Annotated[
         Literal["proportional", "even", "owner"] | None,
@@ -49,20 +51,22 @@ def cost(
     place = sources.Place(
         prometheus=prometheus,
         metrics=metrics,
-        kubeconfig=kubeconfig or _own_kubeconfig(),
+        kubeconfig=kubeconfig or own_kubeconfig(),
         operator_namespace=operator_namespace,
         ca_file=prometheus_ca_file,
         token_file=prometheus_token_file,
     )
     rule = None if idle is None else verb.IdleRule(idle)
     question = verb.Question(by=by, output=output, since=since, place=place, account=account, idle=rule)
-    answer = _asked(lambda: verb.ask(question, import_module("rich.console").Console()))
+    with told(not_ready=exits.UNREACHABLE):
+        answer = verb.ask(question, import_module("rich.console").Console())
     sys.stdout.write(answer.text)
     if not answer.lines:
         typer.echo(verb.nothing(question), err=True)
-        raise typer.Exit(verb.EXIT_NOTHING)
+        raise typer.Exit(exits.NO)
 
 
+@app.command()
 def report(
     file: Annotated[Path, typer.Argument(help="The HTML file to write; - prints it.")] = Path("flotilla-report.html"),
     since: Annotated[
@@ -72,7 +76,7 @@ def report(
     prometheus_ca_file: CaFile = None,
     prometheus_token_file: TokenFile = None,
     metrics: Metrics = None,
-    kubeconfig: Kubeconfig = None,
+    kubeconfig: OperatorKubeconfig = None,
     operator_namespace: OperatorNamespace = "flotilla-system",
 ) -> None:
     """Write what the fleet cost as one HTML page that needs nothing else: charts, savings, and what to change.
@@ -83,15 +87,16 @@ def report(
     place = sources.Place(
         prometheus=prometheus,
         metrics=metrics,
-        kubeconfig=kubeconfig or _own_kubeconfig(),
+        kubeconfig=kubeconfig or own_kubeconfig(),
         operator_namespace=operator_namespace,
         ca_file=prometheus_ca_file,
         token_file=prometheus_token_file,
     )
-    found = _asked(lambda: verb.ask(place, since))
+    with told(not_ready=exits.UNREACHABLE):
+        found = verb.ask(place, since)
     if not found.deployments:
         typer.echo("There is no ModelDeployment to report on in that time: try `flotilla cost` for why.", err=True)
-        raise typer.Exit(verb.EXIT_NOTHING)
+        raise typer.Exit(exits.NO)
     html = verb.html(found)
     if str(file) == "-":
         sys.stdout.write(html)
@@ -100,29 +105,11 @@ def report(
         file.write_text(html)
     except OSError as error:
         typer.echo(f"{file}: {error.strerror}", err=True)
-        raise typer.Exit(_EXIT_INVALID) from error
+        raise typer.Exit(exits.WRONG_QUESTION) from error
     typer.echo(f"Written to {file}.")
 
 
-def _own_kubeconfig() -> Path | None:
-    """As kubectl; None where there is no such file, which means the pod's ServiceAccount."""
-    path = Path.home() / ".kube" / "config"
-    return path if path.is_file() else None
-
-
-def _asked(ask: Any) -> Any:
-    """The answer, or the error's own words and its exit code."""
-    errors, plain = import_module("flotilla.errors"), import_module("flotilla.cli.terminal").plain
-    try:
-        return ask()
-    except errors.InvalidSpec as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(_EXIT_INVALID) from error
-    except errors.FlotillaError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(_EXIT_SOURCE) from error
-
-
+@app.command()
 def advise(
     tasks_per_day: Annotated[int, typer.Option("--tasks-per-day", "-n", help="Requests of an average day.")],
     input_tokens: Annotated[int, typer.Option(help="Of a mean task.")] = 1000,
@@ -154,14 +141,13 @@ def advise(
     min_replicas: Annotated[int, typer.Option(min=1)] = 1,
     max_replicas: Annotated[int, typer.Option(min=1)] = 1000,
     price_catalog: Annotated[Path | None, typer.Option(help="Your own GPU prices, as the operator's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what serves a workload for least: hosted small, self-hosted small, frontier, or a mix.
 
     Exit code 0: there is an answer; 1: nothing is allowed; 2: a wrong question.
     """
     verb = import_module("flotilla.cli.advise")
-    errors = import_module("flotilla.errors")
     try:
         work, terms, batch = verb.question(
             tasks_per_day, input_tokens, output_tokens, cached=cached, quality=quality, escalation=escalation,
@@ -173,11 +159,10 @@ def advise(
             work, terms, classes=accelerator or [], count=count, speed=speed, small=small, frontier=frontier,
             others=compare or [], batch=batch, price_catalog=price_catalog,
         )  # fmt: skip
-    except errors.InvalidSpec as error:
-        typer.echo(f"{error.field}: {error}".lstrip(": "), err=True)
-        raise typer.Exit(verb.EXIT_INVALID) from error
+    except InvalidSpec as error:
+        end(error, exits.WRONG_QUESTION)
     if as_json:
         typer.echo(verb.as_json(advice, told))
     else:
         verb.show(import_module("rich.console").Console(), work, advice, told)
-    raise typer.Exit(verb.EXIT_NOTHING_ALLOWED if advice.decision is None else verb.EXIT_DECIDED)
+    raise typer.Exit(exits.NO if advice.decision is None else exits.OK)

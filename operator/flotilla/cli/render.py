@@ -8,15 +8,18 @@ from typing import Any
 
 import yaml
 
+from flotilla import __version__
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.api.scaling import ScalingMode
 from flotilla.cli import manifests
-from flotilla.constants import ANNOTATION_HASH
+from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
 from flotilla.domain.resolve import Catalog, Resolved, resolve
-from flotilla.domain.routing.check import Problem, check
-from flotilla.domain.routing.document import DeploymentFacts, facts_of
+from flotilla.domain.routing.admission import Admission, Candidate, admit
+from flotilla.domain.routing.check import Problem
+from flotilla.domain.routing.document import DOCUMENT_FILE, DeploymentFacts, facts_of
 from flotilla.errors import InvalidSpec
+from flotilla.render import gateway
 from flotilla.render.workload import children
 
 Object = dict[str, Any]
@@ -42,13 +45,21 @@ class Outcome:
 
 
 def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -> list[Outcome]:
-    """One for each of our resources; others are passed over."""
+    """One for each of our resources, and one for the gateway of each namespace; other resources are passed over."""
     ours = [document for document in documents if manifests.is_ours(document)]
     deployments: dict[str, dict[str, DeploymentFacts]] = defaultdict(dict)
+    policies: dict[str, dict[str, RoutingPolicy]] = defaultdict(dict)
+    found = []
     for document in ours:
-        if document.get("kind") == "ModelDeployment" and (name := (document.get("metadata") or {}).get("name")):
-            deployments[_namespace(document, namespace)][str(name)] = facts_of(document)
-    return [_outcome(document, catalog, deployments, namespace) for document in ours]
+        outcome, parsed = _outcome(document, catalog, namespace)
+        found.append(outcome)
+        if outcome.kind == "ModelDeployment" and outcome.name != "?":
+            deployments[outcome.namespace][outcome.name] = facts_of(document)
+        if isinstance(parsed, RoutingPolicy):
+            policies[outcome.namespace][outcome.name] = parsed
+    for place in policies:
+        found += _gateway(place, policies[place], deployments[place], found)
+    return found
 
 
 def _namespace(document: Object, default: str) -> str:
@@ -56,19 +67,21 @@ def _namespace(document: Object, default: str) -> str:
 
 
 def _outcome(
-    document: Object, catalog: Catalog, deployments: Mapping[str, Mapping[str, DeploymentFacts]], namespace: str
-) -> Outcome:
+    document: Object, catalog: Catalog, namespace: str
+) -> tuple[Outcome, ModelDeployment | RoutingPolicy | None]:
     meta = document.get("metadata") or {}
     found = Outcome(str(document.get("kind")), _namespace(document, namespace), str(meta.get("name", "?")))
     try:
         parsed = manifests.parse(document, namespace=namespace)
         if isinstance(parsed, ModelDeployment):
             _deployment(found, parsed, catalog)
-        elif isinstance(parsed, RoutingPolicy):
-            _policy(found, parsed, deployments.get(found.namespace, {}))
+            return found, parsed
+        if isinstance(parsed, RoutingPolicy):
+            found.summary = f"{len(parsed.spec.rules)} rules, {len(parsed.spec.targets)} targets"
+            return found, parsed
     except InvalidSpec as error:
         found.refusals.append(f"{error.field}: {error}".lstrip(": "))
-    return found
+    return found, None
 
 
 def _deployment(found: Outcome, model: ModelDeployment, catalog: Catalog) -> None:
@@ -99,12 +112,43 @@ def _unowned(child: Object) -> Object:
     return {**child, "metadata": {**meta, **({"annotations": kept} if kept else {})}}
 
 
-def _policy(found: Outcome, policy: RoutingPolicy, deployments: Mapping[str, DeploymentFacts]) -> None:
-    for finding in check(policy.spec, deployments):
+def _gateway(
+    namespace: str,
+    policies: Mapping[str, RoutingPolicy],
+    deployments: Mapping[str, DeploymentFacts],
+    found: Sequence[Outcome],
+) -> list[Outcome]:
+    """What all policies of a namespace become together, with the operator's default settings; judges each of them."""
+    admitted = admit(
+        namespace, [Candidate(name, name, "", policy) for name, policy in policies.items()], deployments, None
+    )
+    for outcome in found:
+        if (outcome.kind, outcome.namespace) == ("RoutingPolicy", namespace) and outcome.name in policies:
+            _judge(outcome, admitted.admissions[outcome.name])
+    served = [policy.name for policy in admitted.document.policies]
+    if not served:
+        return []
+    settings = gateway.GatewaySettings(image=f"{IMAGE}:{__version__}")
+    objects = gateway.children(admitted.document, (), settings)
+    summary = f"serves {', '.join(served)}"
+    return [Outcome("Gateway", namespace, GATEWAY, summary, [_unowned(child) for child in objects])]
+
+
+def _judge(outcome: Outcome, admission: Admission) -> None:
+    for finding in admission.findings:
         # What is not among the files may be in the cluster.
         missing = finding.problem is Problem.MODEL_DEPLOYMENT_NOT_FOUND
-        (found.notes if missing else found.refusals).append(f"{finding.path}: {finding.message}")
-    found.summary = f"{len(policy.spec.rules)} rules, {len(policy.spec.targets)} targets"
+        (outcome.notes if missing else outcome.refusals).append(f"{finding.path}: {finding.message}")
+
+
+class _Readable(yaml.SafeDumper):
+    """Text of several lines is shown line by line, so that a diff shows the one that changed."""
+
+
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def as_yaml(found: Sequence[Outcome]) -> str:
@@ -114,8 +158,16 @@ def as_yaml(found: Sequence[Outcome]) -> str:
         lines = [f"# {outcome.title}: {outcome.summary or 'refused'}"]
         lines += [f"# refused: {text}" for text in outcome.refusals] + [f"# note: {text}" for text in outcome.notes]
         parts.append("\n".join(lines) + "\n")
-        parts += ["---\n" + yaml.safe_dump(obj, sort_keys=False, width=110) for obj in outcome.objects]
+        parts += [
+            "---\n" + yaml.dump(_spread(obj), Dumper=_Readable, sort_keys=False, width=110) for obj in outcome.objects
+        ]
     return "".join(parts)
+
+
+def _spread(obj: Object) -> Object:
+    """The gateway's document with a line for each value; in the cluster it is one line."""
+    text = (obj.get("data") or {}).get(DOCUMENT_FILE)
+    return obj if text is None else {**obj, "data": {DOCUMENT_FILE: json.dumps(json.loads(text), indent=1) + "\n"}}
 
 
 def as_json(found: Sequence[Outcome]) -> str:

@@ -12,7 +12,6 @@ from flotilla.render.report.page import Report, Step, page
 from flotilla.telemetry.prometheus import RangeSeries
 from flotilla.telemetry.spending import History
 
-EXIT_OK, EXIT_NOTHING, EXIT_INVALID, EXIT_SOURCE = 0, 1, 2, 3
 _HOUR_S, _DAY_S = 3600, 86_400
 _STEPS = ((6 * _HOUR_S, 900), (3 * _DAY_S, _HOUR_S), (14 * _DAY_S, 6 * _HOUR_S), (92 * _DAY_S, _DAY_S))
 """Up to a length of the period, a column stands for so many seconds."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flotilla.cli import exits
 from flotilla.cli.calibrate import calibrate
+from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-EXIT_MISMATCH, EXIT_INVALID = 1, 2
 
 app = typer.Typer(no_args_is_help=True, help="What a RoutingPolicy does with a request, and why.")
 app.command()(calibrate)
@@ -46,10 +46,10 @@ def explain(
         }
         answer: dict[str, Any] = cases.answer_of(loaded.policy, case, seed=seed)
     except (InvalidSpec, OSError, ValueError) as error:
-        raise _fail(error) from error
+        end(error, exits.WRONG_QUESTION)
     answer["findings"] = list(loaded.findings)
     typer.echo(json.dumps(answer, indent=2) if as_json else cases.readable(answer))
-    raise typer.Exit(EXIT_MISMATCH if "refused" in answer else 0)
+    raise typer.Exit(exits.NO if "refused" in answer else exits.OK)
 
 
 @app.command("test")
@@ -62,13 +62,13 @@ def run_table(
     try:
         loaded, results = cases.run(table)
     except (InvalidSpec, OSError, ValueError) as error:
-        raise _fail(error) from error
+        end(error, exits.WRONG_QUESTION)
     if as_json:
         typer.echo(json.dumps({"findings": list(loaded.findings), "cases": results}, indent=2))
     else:
         typer.echo("\n".join(cases.report(results, loaded.unsound)))
     failed = any(result["differences"] for result in results)
-    raise typer.Exit(EXIT_MISMATCH if failed or loaded.unsound else 0)
+    raise typer.Exit(exits.NO if failed or loaded.unsound else exits.OK)
 
 
 def _cases() -> "ModuleType":
@@ -81,8 +81,3 @@ def _header(pair: str) -> tuple[str, str]:
     if not separator or not name:
         raise InvalidSpec(f"{pair!r} is not name=value.", field="--header")
     return name, value
-
-
-def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"{getattr(error, 'field', '')}: {error}".lstrip(": "), err=True)
-    return typer.Exit(EXIT_INVALID)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flotilla.cli import exits
+from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from flotilla.domain.simulation.trace import Trace
 
 app = typer.Typer(help="Replay a load against the operator's own decisions, without a cluster.", no_args_is_help=True)
-EXIT_INVALID = 2
 _CENT = Decimal("0.01")
 
 
@@ -70,8 +71,7 @@ def scaling(
         if plot is not None:
             plot.write_text(import_module("flotilla.cli.simulation_plot").page(simulated), encoding="utf-8")
     except (InvalidSpec, OSError) as error:
-        typer.echo(f"{getattr(error, 'field', '')}: {error}".lstrip(": "), err=True)
-        raise typer.Exit(EXIT_INVALID) from error
+        end(error, exits.WRONG_QUESTION)
     if as_json:
         typer.echo(json.dumps(simulated.answer(), indent=2))
     else:

@@ -115,7 +115,7 @@ def apiserver(
         f"--proxy-client-key-file={pki / 'front-proxy-client.key'}",
         f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
         f"--kubelet-client-key={pki / 'kubelet-client.key'}",
-        "--kubelet-preferred-address-types=InternalIP",
+        "--kubelet-preferred-address-types=ExternalIP,InternalIP",
         f"--audit-policy-file={audit_policy}",
         f"--audit-log-path={audit_log}",
         # Rotation would hide events from a test that reads the file; a session writes some tens of megabytes.

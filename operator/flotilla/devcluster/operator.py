@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from flotilla.devcluster.cluster import Cluster
+from flotilla.devcluster.nodeagent.nodes import POD_ADDRESS_MAP
 from flotilla.devcluster.process import Process
 from flotilla.devcluster.wait import until
 from flotilla.render import rbac
@@ -19,8 +20,6 @@ from flotilla.render import rbac
 NAMESPACE = "flotilla-system"
 ACCOUNT = "flotilla-operator"
 USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
-POD_ADDRESS_MAP = "10.244.0.0/16=127.244.0.0/16"
-"""The node agent's pods have addresses of their own network; their processes listen on its loopback twin."""
 
 
 def install(cluster: Cluster, *, controllers: bool = True) -> None:

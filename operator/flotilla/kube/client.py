@@ -8,6 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.request import getproxies_environment
@@ -180,6 +181,35 @@ class KubeClient:
         proxied = f"{POD.path(namespace, f'{name}:{port}', 'proxy')}{path}"
         return (await self._read("proxy", "GET", POD, proxied)).decode(errors="replace")
 
+    async def pod_log(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        container: str,
+        follow: bool = False,
+        previous: bool = False,
+        since_s: int | None = None,
+        tail_lines: int | None = None,
+    ) -> AsyncIterator[str]:
+        """Lines of a container's log; with `follow` until it ends. Needs `get` on pods/log.
+
+        `previous`: of the container before its last restart. Raises InvalidSpec where there is no such log.
+        """
+        query = {
+            "container": container,
+            "follow": "true" if follow else None,
+            "previous": "true" if previous else None,
+            "sinceSeconds": None if since_s is None else str(since_s),
+            "tailLines": None if tail_lines is None else str(tail_lines),
+        }
+        # Nobody knows when a line will come; of a log as it is now the next piece comes at once.
+        idle_s = None if follow else self._timeout_s
+        path = POD.path(namespace, name, "log")
+        async with self._stream("log", POD, path, query=query, idle_timeout_s=idle_s) as lines:
+            async for line in lines:
+                yield line.decode(errors="replace").rstrip("\r\n")
+
     async def create(self, kind: Kind, obj: Mapping[str, Any]) -> Object:
         """POST; raises Conflict when the name is taken."""
         return await self._call("create", "POST", kind, kind.path(obj["metadata"].get("namespace")), body=obj)
@@ -265,20 +295,28 @@ class KubeClient:
             "fieldSelector": field_selector,
         }
         path = kind.path(namespace)
+        async with self._stream("watch", kind, path, query=query, idle_timeout_s=idle_timeout_s) as lines:
+            async for line in lines:
+                yield watch_event(f"watch {path}", line)
+        raise Transient(f"watch {path}: the apiserver closed it.")
+
+    @asynccontextmanager
+    async def _stream(
+        self, verb: str, kind: Kind, path: str, *, query: Mapping[str, str | None], idle_timeout_s: float | None
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """What comes line by line, for as long as the server likes; outside of the pool."""
         started, code = time.monotonic(), 0
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout_s, sock_read=idle_timeout_s)
         try:
             async with await self._send("GET", path, query=query, timeout=timeout) as answer:
                 code = answer.status
                 if code >= 400:
-                    raise failure(f"watch {path}", code, answer.headers, await answer.read())
-                async for line in answer.content:
-                    yield watch_event(f"watch {path}", line)
+                    raise failure(f"{verb} {path}", code, answer.headers, await answer.read())
+                yield answer.content
         except _SILENT as error:
-            raise silence(f"watch {path}", error) from error
+            raise silence(f"{verb} {path}", error) from error
         finally:
-            self._observe("watch", kind, code, started)
-        raise Transient(f"watch {path}: the apiserver closed it.")
+            self._observe(verb, kind, code, started)
 
     async def _call(
         self,

@@ -15,6 +15,7 @@ from flotilla.domain.resolve import Catalog, resolve
 from flotilla.errors import InvalidSpec
 
 Object = dict[str, Any]
+_NAMELESS = "?"
 _PEERS = ("kubeai.org", "serving.kserve.io", "inference.llmkube.dev")
 _BY_HAND = {
     "ModelRouter": "Write its rules as a RoutingPolicy.",
@@ -61,7 +62,7 @@ def _key(document: Mapping[str, Any]) -> tuple[str, str]:
     """Namespace and name."""
     meta = document.get("metadata")
     meta = meta if isinstance(meta, dict) else {}
-    return str(meta.get("namespace", "")), str(meta.get("name", "?"))
+    return str(meta.get("namespace", "")), str(meta.get("name") or _NAMELESS)
 
 
 def _origin(document: Mapping[str, Any]) -> str:
@@ -76,6 +77,9 @@ def _one(
     used: set[tuple[str, str]],
 ) -> Iterator[Conversion]:
     kind, group = document.get("kind"), _group(document)
+    if _key(document)[1] == _NAMELESS:
+        yield Conversion(_origin(document), refusal="metadata.name: it has none, so it is a part of a manifest.")
+        return
     try:
         if (kind, group) == ("Model", "kubeai.org"):
             drafts = list(kubeai.convert(document, catalog, accelerator))

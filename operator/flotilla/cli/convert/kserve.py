@@ -9,6 +9,8 @@ from flotilla.cli.convert.pods import gpus, put_accelerator, put_resources, put_
 from flotilla.domain.resolve import Catalog
 
 _FORMATS = frozenset({"huggingface", "vllm"})
+_OLD_FORMATS = ("sklearn", "xgboost", "lightgbm", "tensorflow", "pytorch", "onnx", "pmml", "paddle", "triton")
+"""Fields of the predictor that name a format, from before `model` had one."""
 _DEFAULT_MAX = 1
 _PREDICTOR = {
     "serviceAccountName": "gave access to the weights. Use spec.model.credentialsSecret.",
@@ -45,9 +47,7 @@ def _predictor(document: Mapping[str, Any], catalog: Catalog, given: str | None)
     model = predictor.inside("model")
     kind = (model.take("modelFormat") or {}).get("name")
     if kind not in _FORMATS:
-        raise NoCounterpart(
-            f"spec.predictor.model.modelFormat: {kind or 'none'} is no language model; Flotilla serves those."
-        )
+        raise NoCounterpart(_no_language_model(predictor, kind))
     arguments = model.take("args") or []
     uri = model.take("storageUri")
     if uri is None:
@@ -70,6 +70,20 @@ def _predictor(document: Mapping[str, Any], catalog: Catalog, given: str | None)
     predictor.lose_rest(draft, _PREDICTOR)
     spec.lose_rest(draft)
     return draft
+
+
+def _no_language_model(predictor: Fields, kind: str | None) -> str:
+    """KServe has three ways to say what is served: a format, a field of the format's name, containers of one's own."""
+    if kind:
+        return f"spec.predictor.model.modelFormat: {kind} is no language model; Flotilla serves those."
+    if predictor.take("containers"):
+        return "spec.predictor.containers: what is in an image of one's own cannot be told. Name its weights by hand."
+    if predictor.take("workerSpec"):
+        return "spec.predictor.workerSpec: Flotilla runs a model in one pod, not over several."
+    named = next((name for name in _OLD_FORMATS if predictor.take(name)), None)
+    if named:
+        return f"spec.predictor.{named}: {named} is no language model; Flotilla serves those."
+    return "spec.predictor: it names neither a format nor containers."
 
 
 def _language(document: Mapping[str, Any], catalog: Catalog, given: str | None) -> Draft:

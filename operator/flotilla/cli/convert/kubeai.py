@@ -36,6 +36,8 @@ def convert(document: Mapping[str, Any], catalog: Catalog, given: str | None) ->
         )
         draft.put("model.servedName", meta["name"])
     engine = spec.take("engine")
+    if engine is None:
+        raise NoCounterpart("spec.engine: it names none. KubeAI's VLLM is what can be converted.")
     if engine != "VLLM":
         raise NoCounterpart(f"spec.engine: Flotilla runs no {engine}. For chat models take vllm, or llamacpp for GGUF.")
     draft.put("engine.name", "vllm")

@@ -36,7 +36,9 @@ def convert(
     runtime = spec.take("runtime", "llamacpp")
     if runtime not in _RUNTIMES:
         raise NoCounterpart(f"spec.runtime: Flotilla has no engine {runtime}. An engine of your own is a YAML file.")
-    reference = str(spec.take("modelRef", ""))
+    reference = spec.take("modelRef")
+    if not isinstance(reference, str):
+        raise NoCounterpart("spec.modelRef: it must be the name of a Model.")
     model = models.get((meta.get("namespace", ""), reference))
     if model is None:
         raise NoCounterpart(f"spec.modelRef: the Model {reference!r} is not among the files. Give both.")

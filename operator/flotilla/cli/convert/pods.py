@@ -33,8 +33,9 @@ def put_accelerator(
     )
     chosen = by_label or (given if given and given in table and table[given].vendor == vendor else None)
     if chosen is None:
+        example = next((row.class_name for row in table.values() if row.vendor == vendor), "CLASS")
         raise NoCounterpart(
-            f"{field_}: it says {vendor} and not which card. Name one, such as --accelerator nvidia-l4."
+            f"{field_}: it says {vendor} and not which card. Name one of {vendor}'s, such as --accelerator {example}."
         )
     draft.put("accelerator.class", chosen)
     draft.put("accelerator.count", count)

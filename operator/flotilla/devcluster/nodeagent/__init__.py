@@ -1,8 +1,8 @@
 """The node agent: simulated GPU nodes, and a kubelet that runs each pod's container as a local process.
 
 A test tool. Probes, environment, logs, exit codes, back-off, preStop and grace behave as Kubernetes documents them;
-ConfigMaps and Secrets are mounted as files; there are no namespaces, other volumes or limits, and exec probes and hooks
-are taken for done.
+ConfigMaps and Secrets are mounted as files, and `kubectl logs` shows what the processes write; there are no namespaces,
+other volumes or limits, and exec probes and hooks are taken for done.
 """
 
 import sys

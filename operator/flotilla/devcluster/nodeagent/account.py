@@ -14,13 +14,11 @@ _SECONDS = 24 * 3600
 
 
 async def login(client: KubeClient, access: Access, pod: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """KUBECONFIG for a pod that says automountServiceAccountToken, nothing for others.
-
-    Pods of this cluster must say so: the default of Kubernetes, true, would start a request for each engine.
-    """
-    if pod["spec"].get("automountServiceAccountToken") is not True:
+    """KUBECONFIG for a pod that says automountServiceAccountToken, or has an account of its own and does not say no."""
+    spec = pod["spec"]
+    namespace, name = pod["metadata"]["namespace"], spec.get("serviceAccountName") or "default"
+    if not spec.get("automountServiceAccountToken", name != "default"):
         return {}
-    namespace, name = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName") or "default"
     tokens = Kind("", "v1", f"serviceaccounts/{name}/token", "TokenRequest")
     request = {
         "apiVersion": "authentication.k8s.io/v1",

@@ -10,9 +10,11 @@ import aiohttp
 
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.clock import rfc3339, rfc3339_micro
+from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla.devcluster.nodeagent.follow import follow
+from flotilla.devcluster.nodeagent.kubelet import KubeletApi
 from flotilla.devcluster.nodeagent.networks import PodNetworks
-from flotilla.devcluster.nodeagent.nodes import POD_NETWORK, AgentConfig, NodeConfig
+from flotilla.devcluster.nodeagent.nodes import POD_NETWORK, AgentConfig, NodeConfig, local_address
 from flotilla.devcluster.nodeagent.pod import PodWorker, finished
 from flotilla.devcluster.nodeagent.serviceproxy import ServiceProxy
 from flotilla.errors import Conflict, FlotillaError
@@ -52,6 +54,9 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled."""
+        kubelet = KubeletApi(self._logs, authority=self._access.authority)
+        if self._access.authority:  # of a foreign cluster it may be unknown; its apiserver could not come here anyway
+            await kubelet.start((local_address(_address(number)) for number in self._nodes.values()), self._directory)
         for node in self._config.nodes:
             await self._register(node)
         log.info("ready", extra={"nodes": list(self._nodes)})
@@ -74,6 +79,14 @@ class Agent:
             for worker, task in self._workers.values():
                 task.cancel()
                 worker.kill()
+            await kubelet.stop()
+
+    def _logs(self, namespace: str, pod: str, container: str) -> ContainerLogs | None:
+        for worker, _ in self._workers.values():
+            meta = worker.pod["metadata"]
+            if (meta["namespace"], meta["name"]) == (namespace, pod) and not worker.frozen:
+                return worker.logs(container)
+        return None
 
     async def _register(self, node: NodeConfig) -> None:
         while True:
@@ -91,8 +104,7 @@ class Agent:
                 return
 
     async def _report(self, node: NodeConfig) -> None:
-        address = f"{POD_NETWORK}.{self._nodes[node.name]}.1"
-        status = {"status": node.status(now=rfc3339(), address=address)}
+        status = {"status": node.status(now=rfc3339(), address=_address(self._nodes[node.name]))}
         await self._client.patch(NODE, node.name, status, subresource="status", patch_type="strategic")
 
     async def _renew(self, node: NodeConfig) -> None:
@@ -153,6 +165,11 @@ class Agent:
         if known is not None:
             known[1].cancel()
             known[0].kill()
+
+
+def _address(node: int) -> str:
+    """Of the node itself."""
+    return f"{POD_NETWORK}.{node}.1"
 
 
 def _addresses(node: int) -> Iterator[str]:

@@ -12,6 +12,7 @@ import aiohttp
 
 from flotilla.devcluster.nodeagent import images, probes
 from flotilla.devcluster.nodeagent.clock import rfc3339
+from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.process import Process
 
@@ -44,12 +45,12 @@ class Container:
     ) -> None:
         self.spec = spec
         self.ready = False
+        self.logs = ContainerLogs(directory)
         self._started = False
         self._restarts = 0
         self._state: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
         self._last: dict[str, Any] = {}
         self._address = address
-        self._directory = directory
         self._session = session
         self._changed = changed
         self._backoff_s = backoff_s
@@ -87,6 +88,7 @@ class Container:
         while True:
             began = time.monotonic()
             code, reason = await self._once(environment, simulate)
+            self.logs.end()
             ended = {"exitCode": code, "reason": reason, "startedAt": self._since, "finishedAt": rfc3339()}
             if code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError" and self._process:
                 ended["message"] = self._process.log_tail(_MESSAGE_LINES)[-_MESSAGE_BYTES:]
@@ -119,6 +121,7 @@ class Container:
         """SIGKILL."""
         if self._process is not None:
             self._process.kill()
+        self.logs.end()
 
     async def _pre_stop(self, hook: Mapping[str, Any], grace_s: float) -> None:
         if sleep := hook.get("sleep"):
@@ -134,10 +137,11 @@ class Container:
         command = images.program(self.spec["image"], self._address, arguments)
         if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
             self._mounts.make()
-            # All pods share the machine's network, so each listens on its own address only.
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
             command = [*real, *map(self._mounts.local, heard)]
-            environment = {name: self._mounts.local(value) for name, value in environment.items()}
+            local = {name: self._mounts.local(value) for name, value in environment.items()}
+            environment = {**images.network(self._address), **local}
+        log = self.logs.start(self._restarts)
         self._state = {"running": {"startedAt": self._since}}
         self._changed()
         if simulate:
@@ -151,13 +155,14 @@ class Container:
         process = Process.start(
             self.spec["name"],
             command,
-            log=self._directory / f"{self._restarts}.log",
+            log=log,
             env={**_inherited(), **environment},
         )
         self._process = process
         prober = asyncio.create_task(self._probe(process))
         try:
             while process.running:
+                self.logs.mark()
                 await asyncio.sleep(_POLL_S)
         finally:
             prober.cancel()

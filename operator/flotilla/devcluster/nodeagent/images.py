@@ -4,6 +4,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from flotilla.devcluster.nodeagent.nodes import POD_ADDRESS_MAP
+
 _ENGINES = (
     ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
     ("tgi", re.compile(r"(^|/)text-generation-inference(:|@|$)")),
@@ -15,14 +17,16 @@ _ENGINES = (
 _OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 
 
-def real_program(image: str, arguments: Sequence[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own gateway.
-
-    Operators of a chart are played by a timer: their settings name a port and no address, which two cannot share.
-    """
+def real_program(image: str, arguments: list[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own."""
     given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
-    gateway = _OWN.search(image) and list(arguments[:1]) == ["gateway"]
-    return given or ([sys.executable, "-m", "flotilla"] if gateway else None)
+    own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"])
+    return given or ([sys.executable, "-m", "flotilla"] if own else None)
+
+
+def network(address: str) -> dict[str, str]:
+    """What tells our own programs of the pod network: all pods share the machine's, so each has its address there."""
+    return {"FLOTILLA_LISTEN_HOST": address, "FLOTILLA_POD_ADDRESS_MAP": POD_ADDRESS_MAP}
 
 
 def program(image: str, address: str, arguments: list[str]) -> list[str] | None:

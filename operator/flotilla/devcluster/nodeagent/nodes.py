@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 POD_NETWORK = "10.244"
 SERVICE_NETWORK = "10.96"
+KUBELET_PORT = 10250
 LOOPBACK = "127"
 """All of 127/8 is loopback on Linux: a pod 10.244.1.5 listens on 127.244.1.5, and no two fight for a port."""
 
@@ -14,6 +15,10 @@ LOOPBACK = "127"
 def local_address(address: str) -> str:
     """Where this machine finds a pod's or Service's address."""
     return f"{LOOPBACK}.{address.partition('.')[2]}"
+
+
+POD_ADDRESS_MAP = f"{POD_NETWORK}.0.0/16={local_address(POD_NETWORK)}.0.0/16"
+"""The same for the operator and the gateway, as their setting wants it."""
 
 
 class _Data(BaseModel):
@@ -83,8 +88,11 @@ class NodeConfig(_Data):
             "conditions": [ready],
             "addresses": [
                 {"type": "InternalIP", "address": address},
+                # Where the apiserver, a process of this machine, finds the kubelet's API.
+                {"type": "ExternalIP", "address": local_address(address)},
                 {"type": "Hostname", "address": self.name},
             ],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
             "nodeInfo": {
                 "kubeletVersion": "v1.36.4",
                 "kubeProxyVersion": "v1.36.4",

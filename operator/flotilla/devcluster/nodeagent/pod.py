@@ -12,6 +12,7 @@ from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.account import login
 from flotilla.devcluster.nodeagent.clock import rfc3339
 from flotilla.devcluster.nodeagent.container import Container
+from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla.devcluster.nodeagent.environment import environment
 from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.nodeagent.nodes import AgentConfig, local_address
@@ -78,6 +79,10 @@ class PodWorker:
         self.pod = pod
         if "deletionTimestamp" in pod["metadata"]:
             self._deleted.set()
+
+    def logs(self, container: str) -> ContainerLogs | None:
+        """None where the pod has no container of that name."""
+        return next((one.logs for one in self._containers if one.spec["name"] == container), None)
 
     async def run(self) -> None:
         """Until the pod is gone from the apiserver."""

@@ -1,0 +1,168 @@
+"""`flotilla logs`: what the pods of a model or of a gateway write, without what looks like a token."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flotilla.cli.describe import pods_of, resource_of, selector_of
+from flotilla.cli.terminal import plain
+from flotilla.errors import FlotillaError, InvalidSpec, NotReady, Transient
+from flotilla.kube.client import KubeClient
+from flotilla.render.gateway import selector
+from flotilla.telemetry.logs import redact
+
+Object = Mapping[str, Any]
+_LOOK_S = 2.0
+"""With --follow, how often to look for pods and containers that are new."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which logs, and how much of them."""
+
+    namespace: str
+    name: str | None
+    """Of a ModelDeployment; None: the gateway of the namespace."""
+    follow: bool = False
+    previous: bool = False
+    since_s: int | None = None
+    tail_lines: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.follow and self.previous:
+            raise InvalidSpec("A container that has ended writes no more: leave --follow out.", field="--previous")
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """Where lines of a pod go, and what there is to say about it."""
+
+    line: Callable[[str, str], None]
+    note: Callable[[str], None]
+
+
+def text_of(line: str) -> str:
+    """For a terminal, which would obey what a program of others writes."""
+    return plain(redact(_COLOUR.sub("", line)).expandtabs())
+
+
+def json_of(pod: str, line: str) -> str:
+    """One object."""
+    return json.dumps({"pod": pod, "line": redact(line)}, ensure_ascii=False)
+
+
+async def show(client: KubeClient, question: Question, out: Out) -> None:
+    """Every pod's log, one after the other, or with `follow` all at one time without an end.
+
+    Raises NotReady where there is no such model, no pod, or no log in any.
+    """
+    if question.name is not None:
+        await resource_of(client, question.namespace, question.name)
+    if question.follow:
+        await _Following(client, question, out).run()
+        return
+    pods = await _pods(client, question)
+    if not pods:
+        raise NotReady(f"{_whose(question)} has no pod now. --follow waits for one.")
+    read = 0
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        try:
+            async for line in _read(client, pod, question):
+                out.line(name, line)
+            read += 1
+        except InvalidSpec as nothing:
+            out.note(f"{name}: {nothing}")
+    if not read:
+        raise NotReady(f"No pod of {_whose(question)} has such a log.")
+
+
+def _whose(question: Question) -> str:
+    what = "The gateway" if question.name is None else f"ModelDeployment {question.name!r}"
+    return f"{what} of namespace {question.namespace}"
+
+
+async def _pods(client: KubeClient, question: Question) -> list[Object]:
+    labels = selector() if question.name is None else selector_of(question.name)
+    return await pods_of(client, question.namespace, labels)
+
+
+def _read(client: KubeClient, pod: Object, question: Question) -> Any:
+    return client.pod_log(
+        question.namespace,
+        pod["metadata"]["name"],
+        # Ours comes first; what others inject comes after it.
+        container=pod["spec"]["containers"][0]["name"],
+        follow=question.follow,
+        previous=question.previous,
+        since_s=question.since_s,
+        tail_lines=question.tail_lines,
+    )
+
+
+Start = tuple[str, int]
+"""UID of a pod, and how often its container was started again."""
+
+
+class _Following:
+    """Goes on with what a scaled or restarted model starts; each start of a container is read once."""
+
+    def __init__(self, client: KubeClient, question: Question, out: Out) -> None:
+        self._client = client
+        self._question = question
+        self._out = out
+        self._reading: dict[Start, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        question = self._question
+        try:
+            while True:
+                for pod in await self._pods():
+                    start = _running(pod)
+                    if start is not None and start not in self._reading:
+                        self._reading[start] = asyncio.create_task(self._one(start, pod, question))
+                # Of what starts from now on, every line.
+                question = Question(question.namespace, question.name, follow=True)
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            for task in self._reading.values():
+                task.cancel()
+
+    async def _pods(self) -> list[Object]:
+        try:
+            return await _pods(self._client, self._question)
+        except Transient as broken:
+            self._out.note(str(broken))
+            return []
+
+    async def _one(self, start: Start, pod: Object, question: Question) -> None:
+        name = pod["metadata"]["name"]
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async for line in _read(self._client, pod, question):
+                    self._out.line(name, line)
+            except Transient as broken:
+                self._out.note(f"{name}: {broken}")
+            except FlotillaError as ended:
+                self._out.note(f"{name}: {ended}")
+                return
+            else:
+                return
+            broken_at = loop.time()
+            await asyncio.sleep(_LOOK_S)
+            since_s = math.ceil(loop.time() - broken_at)
+            question = Question(question.namespace, question.name, follow=True, since_s=since_s)
+
+
+def _running(pod: Object) -> Start | None:
+    status: Object = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
+    if "running" not in (status.get("state") or {}):
+        return None
+    return pod["metadata"]["uid"], int(status.get("restartCount") or 0)

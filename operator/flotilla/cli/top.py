@@ -1,0 +1,167 @@
+"""`flotilla top`: what the fleet does now, from the operator's own metrics."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from flotilla.cli.sources import Place, current
+from flotilla.cli.terminal import plain
+from flotilla.domain.spending import Samples
+from flotilla.errors import FlotillaError
+
+Name = tuple[str, str]
+"""Namespace and name of a ModelDeployment."""
+
+_TOKENS = "flotilla_deployment_tokens_total"
+_RATES = {"input_tokens_per_second": ("input", "cached_input"), "output_tokens_per_second": ("output",)}
+"""What a row is called, and the token types of the counter that it comes from."""
+_NUMBERS = {
+    "ready_replicas": "flotilla_ready_replicas",
+    "desired_replicas": "flotilla_desired_replicas",
+    "waiting": "flotilla_requests_waiting",
+    "running": "flotilla_requests_running",
+    "held": "flotilla_demand_requests",
+    "kv_cache_ratio": "flotilla_kv_cache_usage_ratio",
+    "usd_per_hour": "flotilla_deployment_cost_usd_per_hour",
+}
+"""What a row is called, and the metric that it shows; summed over its other labels."""
+_WINDOW_S = 10.0
+"""The operator counts tokens every few seconds: over less than this a rate would jump."""
+_LEAST_S = 1
+_TENTH = Decimal("0.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The operator's metrics at one time, in seconds of any clock that does not go back."""
+
+    at: float
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model; what is unknown is absent from `numbers`."""
+
+    name: Name
+    numbers: Mapping[str, Decimal]
+
+
+class Watched:
+    """The fleet of one operator, look by look."""
+
+    def __init__(self, place: Place, namespace: str | None) -> None:
+        """`namespace` None means every one."""
+        self._place = place
+        self._namespace = namespace
+        self._looks: list[Look] = []
+
+    def look(self) -> None:
+        """Ask the operator. Raises the errors of `sources.current`."""
+        samples = asyncio.run(current(self._place))
+        self._looks = window([*self._looks, Look(time.monotonic(), samples)])
+
+    def rows(self) -> list[Row]:
+        """Of the last look; rates over the looks before it."""
+        return rows(self._looks, self._namespace)
+
+    def view(self) -> RenderableType:
+        """A fresh table, or the last one and why there is no fresh one."""
+        try:
+            self.look()
+        except FlotillaError as error:
+            return view(self.rows(), plain(str(error)))
+        return view(self.rows())
+
+
+def window(looks: Sequence[Look]) -> list[Look]:
+    """The last looks, so many that the first of them is old enough for a rate."""
+    kept = list(looks)
+    while len(kept) > 2 and kept[-1].at - kept[1].at >= _WINDOW_S:
+        kept.pop(0)
+    return kept
+
+
+def rows(looks: Sequence[Look], namespace: str | None) -> list[Row]:
+    """Of the last look; tokens per second since the first. `namespace` None means every one."""
+    first, last = looks[0], looks[-1]
+    numbers = {key: _by_model(last.samples, metric) for key, metric in _NUMBERS.items()}
+    seconds = Decimal(str(last.at - first.at))
+    for key, types in _RATES.items() if seconds >= _LEAST_S else ():
+        before, now = (_by_model(each.samples, _TOKENS, types) for each in (first, last))
+        # A counter that went back is that of another operator, which began to count anew.
+        grown = {name: total - before[name] for name, total in now.items() if name in before}
+        numbers[key] = {name: tokens / seconds for name, tokens in grown.items() if tokens >= 0}
+    names = sorted(numbers["desired_replicas"])
+    return [
+        Row(name, {key: values[name] for key, values in numbers.items() if name in values})
+        for name in names
+        if namespace in (None, name[0])
+    ]
+
+
+def _by_model(samples: Samples, metric: str, token_types: Sequence[str] = ()) -> dict[Name, Decimal]:
+    found: dict[Name, Decimal] = {}
+    for labels, value in samples.get(metric, ()):
+        if token_types and labels.get("token_type") not in token_types:
+            continue
+        name = (labels.get("namespace", ""), labels.get("modeldeployment", ""))
+        found[name] = found.get(name, Decimal(0)) + value
+    return found
+
+
+def as_json(found: Sequence[Row]) -> str:
+    """A list of models; money is decimal text, other numbers are numbers, what is unknown is absent."""
+    return json.dumps(
+        [
+            {"namespace": row.name[0], "name": row.name[1], **{k: _plain(k, v) for k, v in row.numbers.items()}}
+            for row in found
+        ],
+        indent=2,
+    )
+
+
+def _plain(key: str, value: Decimal) -> Any:
+    if key == "usd_per_hour":
+        return f"{value:.4f}"
+    if key in _RATES:
+        return float(value.quantize(_TENTH))
+    return float(value) if value % 1 else int(value)
+
+
+def view(found: Sequence[Row], trouble: str = "") -> RenderableType:
+    """A table for a terminal, and below it what is wrong with it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("NAMESPACE", no_wrap=True)
+    table.add_column("MODEL", no_wrap=True)
+    for name in ("READY", "WAITING", "RUNNING", "HELD", "KV CACHE", "IN TOK/S", "OUT TOK/S", "$/H"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for row in found:
+        table.add_row(*(Text(plain(part)) for part in row.name), *_cells(row.numbers))
+    costs = [row.numbers["usd_per_hour"] for row in found if "usd_per_hour" in row.numbers]
+    total = f"{len(found)} models" + (f", {sum(costs):.2f} $/h" if costs else "")
+    return Group(table, Text(total, style="bold"), *([Text(trouble, style="red")] if trouble else ()))
+
+
+def _cells(numbers: Mapping[str, Decimal]) -> list[Text]:
+    def cell(key: str, places: int = 0) -> str:
+        return f"{numbers[key]:,.{places}f}" if key in numbers else "-"
+
+    waiting, cache = numbers.get("waiting"), numbers.get("kv_cache_ratio")
+    return [
+        Text(f"{cell('ready_replicas')}/{cell('desired_replicas')}"),
+        Text(cell("waiting"), style="yellow" if waiting else ""),
+        Text(cell("running")),
+        Text(cell("held")),
+        Text("-" if cache is None else f"{cache:.0%}", style="" if cache is None or cache < Decimal("0.9") else "red"),
+        *(Text(cell(key)) for key in _RATES),
+        Text(cell("usd_per_hour", 2)),
+    ]

@@ -1,0 +1,138 @@
+"""A container's logs as a kubelet keeps them: a file for each start, and when its lines were written."""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flotilla.errors import InvalidSpec, NotReady
+
+_POLL_S = 0.1
+_MARK_S = 1.0
+"""Programs write to their file themselves, so the time of a line is known to a second, as `--since` asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """The options of the kubelet's containerLogs that kubectl has too."""
+
+    follow: bool = False
+    previous: bool = False
+    timestamps: bool = False
+    since: float | None = None
+    """Unix time."""
+    tail: int | None = None
+    limit_bytes: int | None = None
+
+    @classmethod
+    def parse(cls, query: Mapping[str, str], *, now: float) -> "LogQuery":
+        """Raises InvalidSpec where a value is none of its kind."""
+        try:
+            since = datetime.fromisoformat(query["sinceTime"]).timestamp() if "sinceTime" in query else None
+            if "sinceSeconds" in query:
+                since = now - int(query["sinceSeconds"])
+            return cls(
+                follow=query.get("follow") == "true",
+                previous=query.get("previous") == "true",
+                timestamps=query.get("timestamps") == "true",
+                since=since,
+                tail=int(query["tailLines"]) if "tailLines" in query else None,
+                limit_bytes=int(query["limitBytes"]) if "limitBytes" in query else None,
+            )
+        except ValueError as error:
+            raise InvalidSpec(f"The query cannot be read: {error}.", field="query") from error
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    ended: bool = False
+    marks: list[tuple[int, float]] = field(default_factory=list)
+    """Size of the file, and when it was found to have it."""
+
+    def mark(self, now: float) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size > (self.marks[-1][0] if self.marks else 0):
+            self.marks.append((size, now))
+
+    def written(self, end: int) -> float:
+        """When the line that ends there was, at the latest."""
+        self.mark(time.time())
+        return self.marks[bisect_left(self.marks, (end, 0.0))][1]
+
+    def read(self, start: int) -> bytes:
+        """Whole lines; of a program that has ended all that there is."""
+        ended = self.ended
+        if not self.path.exists():
+            return b""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
+        return data if ended else data[: data.rfind(b"\n") + 1]
+
+
+class ContainerLogs:
+    """Told of each start and end by the container, read by whoever asks the kubelet."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: list[_File] = []
+        self._marked = 0.0
+
+    def start(self, number: int) -> Path:
+        """The file for the output of the container's start of that number."""
+        file = _File(self._directory / f"{number}.log")
+        self._files = [*self._files[-1:], file]
+        return file.path
+
+    def mark(self) -> None:
+        """Note the time of what was written since the last look; cheap when called often."""
+        now = time.time()
+        if self._files and now - self._marked >= _MARK_S:
+            self._marked = now
+            self._files[-1].mark(now)
+
+    def end(self) -> None:
+        """Nothing more is written."""
+        if self._files:
+            self._files[-1].mark(time.time())
+            self._files[-1].ended = True
+
+    async def read(self, query: LogQuery) -> AsyncIterator[bytes]:
+        """The lines, and with `follow` those to come until the container ends.
+
+        Raises NotReady where there is no such log.
+        """
+        file = self._file(query.previous)
+        data = file.read(0)
+        position, ends = 0, []
+        for line in data.splitlines(keepends=True):
+            position += len(line)
+            ends.append((line, position))
+        chosen = [(line, end) for line, end in ends if query.since is None or file.written(end) >= query.since]
+        if query.tail is not None:
+            chosen = chosen[max(0, len(chosen) - query.tail) :]
+        for line, end in chosen:
+            yield _stamped(line, file.written(end)) if query.timestamps else line
+        while query.follow:
+            last = file.ended
+            for line in file.read(position).splitlines(keepends=True):
+                position += len(line)
+                yield _stamped(line, file.written(position)) if query.timestamps else line
+            if last:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _file(self, previous: bool) -> _File:
+        """The newest, or the newest that has ended: while a container waits for its restart that is the same one."""
+        found = [file for file in self._files if file.ended or not previous]
+        if not found:
+            raise NotReady("previous terminated container not found" if previous else "is waiting to start")
+        return found[-1]
+
+
+def _stamped(line: bytes, at: float) -> bytes:
+    return f"{datetime.fromtimestamp(at, UTC).isoformat().replace('+00:00', 'Z')} ".encode() + line
