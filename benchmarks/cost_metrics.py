@@ -2,8 +2,9 @@
 
     uv run python benchmarks/cost_metrics.py [--deployments 100] [--comparators 3]
 
-Every deployment has traffic, a price, a budget and a capacity, so that each metric has a sample. The time is CPU time,
-the best and the median of twenty, of the whole text on a registry with the metrics of the operator itself.
+The operator's own scaler, store, ledger and fleet, without a cluster and without engines: every deployment has traffic,
+pods on a node, a price, a budget, a capacity and a Stalled condition, so that each metric has a sample. The time is CPU
+time, the best and the median of twenty, of the whole text on a registry with the metrics of the operator itself.
 """
 
 import argparse
@@ -11,36 +12,35 @@ import gc
 import statistics
 import time
 import tracemalloc
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import date
 from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from flotilla.domain.accelerators import load_accelerators
+from flotilla.api.model_deployment import ModelDeployment
+from flotilla.constants import API_VERSION, LABEL_MODEL, LABEL_TEAM
+from flotilla.control.fleet import Fleet
+from flotilla.control.keys import Key, owner
+from flotilla.control.price_book import PriceBook
+from flotilla.control.scaler import Scaler
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers
-from flotilla.domain.pricing import CostBasis, Rate
+from flotilla.domain.pricing import CostBasis
+from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.domain.scaling.state import Demand, Sample
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
+from flotilla.kube.store import Store
 from flotilla.telemetry import exposition, ledger_record
-from flotilla.telemetry.collector import DeploymentView, FleetCollector
-from flotilla.telemetry.ledger import Account, Counters, Ledger, PodObservation
+from flotilla.telemetry.addresses import AddressMap
+from flotilla.telemetry.collector import FleetCollector
+from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.metrics import Metrics
+from flotilla.telemetry.scrape import EngineSample, Scraper
 
 _PODS = 4
+_CATALOG = 'source: contract\nasOf: 2026-11-01\ngpus: [{class: nvidia-l4, usd: "0.62"}]\n'
+_BEGIN_S, _DAY_S = 1_795_564_800.0, 86_400.0
+"""The time at which the pods were scheduled, as in their conditions."""
 D = Decimal
-
-
-@dataclass
-class Fleet:
-    """Deployments that do not change between scrapes."""
-
-    views: list[DeploymentView]
-    unpriced: Mapping[str, int]
-    catalog_version: str = "abcd1234"
-
-    def view(self) -> Iterable[DeploymentView]:
-        return self.views
-
-    def rates(self) -> Iterable[Rate]:
-        return [Rate(D("0.62"), "catalog", "contract", date(2026, 11, 1))]
 
 
 def comparator(number: int) -> Comparator:
@@ -49,39 +49,91 @@ def comparator(number: int) -> Comparator:
     return Comparator(price)
 
 
-def view(number: int, basis: CostBasis, account: Account) -> DeploymentView:
-    """One deployment as the operator shows it."""
-    return DeploymentView(
-        namespace="models",
-        name=f"model-{number}",
-        model="hf://Qwen/Qwen2.5-7B-Instruct",
-        engine="vllm",
-        team="search",
-        gpu_type="nvidia-l4",
-        basis=basis,
-        replica_usd_per_hour=D("0.62"),
-        account=account,
-        min_replicas=1,
-        max_replicas=8,
-        desired_replicas=4,
-        ready_replicas=4,
-        waiting=1.0,
-        running=4.0,
-    )
+def _model(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelDeployment",
+        "metadata": {
+            "name": name, "namespace": "models", "uid": f"uid-{name}", "resourceVersion": "1",
+            "labels": {LABEL_TEAM: "search"},
+        },
+        "spec": {
+            "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
+            "engine": {"name": "vllm"},
+            "accelerator": {"class": "nvidia-l4"},
+            "scaling": {"minReplicas": 1, "maxReplicas": 8},
+        },
+        "status": {"conditions": [{"type": "Stalled", "status": "False"}]},
+    }  # fmt: skip
 
 
-def day(ledger: Ledger, uid: str, comparators: tuple[Comparator, ...]) -> None:
-    """A day of a busy deployment, a look each five minutes."""
-    for step in range(289):
-        work = step * 1234.0
-        pods = [
-            PodObservation(
-                f"{uid}-{number}", 0, "serving", D(1), Counters(work * 10, work, work * 2, work / 10), D("0.62"),
-                "on-demand", "catalog", scheduled_at=0.0, ready_at=60.0,
+def _pod(model: str, number: int) -> dict[str, Any]:
+    name = f"{model}-5d4f-{number}"
+    return {
+        "metadata": {
+            "name": name, "namespace": "models", "uid": f"uid-{name}", "resourceVersion": "1",
+            "labels": {LABEL_MODEL: model},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": f"{model}-5d4f", "uid": "r", "controller": True}],
+        },
+        "spec": {"nodeName": f"gpu-{number}", "containers": [{"name": "engine"}]},
+        "status": {
+            "conditions": [
+                {"type": kind, "status": "True", "lastTransitionTime": "2026-11-25T00:00:00Z"}
+                for kind in ("PodScheduled", "Ready")
+            ],
+        },
+    }  # fmt: skip
+
+
+class Bench:
+    """The operator's own parts over a made-up fleet, after a day of work."""
+
+    def __init__(self, deployments: int, comparators: tuple[Comparator, ...], prices: Path) -> None:
+        self._now_s = _BEGIN_S
+        self.store, self.ledger = Store(owner), Ledger(gap_s=1e9)
+        self.scaler = Scaler(
+            self.store, Scraper(AddressMap()), interval_s=2, clock=lambda: self._now_s, enqueue=lambda _: None
+        )
+        book = PriceBook(lambda: None, lambda: self._now_s, 600, catalog_file=prices)
+        book.reread()
+        free = {"nvidia-l4": D("4.96")}
+        self.fleet = Fleet(
+            self.store, self.scaler, self.ledger, book, clock=lambda: self._now_s, unallocated=lambda: free
+        )
+        catalog = load_catalog()
+        for number in range(deployments):
+            name = f"model-{number}"
+            live = _model(name)
+            self.store.put(MODEL_DEPLOYMENT, live)
+            for replica in range(_PODS):
+                self.store.put(POD, _pod(name, replica))
+            model = ModelDeployment.model_validate(live)
+            resolved = resolve(name, model.spec, catalog)
+            basis = CostBasis(
+                resolved.accelerator, comparators=comparators, tokens_per_second=D(2400), budget_usd_per_month=D(4000)
             )
-            for number in range(_PODS)
-        ]  # fmt: skip
-        ledger.observe(uid, pods, now=step * 300.0, comparators=comparators)
+            self.scaler.track(Key(MODEL_DEPLOYMENT, "models", name), live, model, resolved, basis)
+
+    def day(self) -> None:
+        """A day of a busy fleet, a look each five minutes."""
+        for step in range(289):
+            self.look(_BEGIN_S + step * 300.0, step * 1234.0)
+
+    def look(self, now_s: float, work: float) -> None:
+        """Every engine answers, and every pod is charged."""
+        self._now_s = now_s
+        for entry in self.scaler.tracked.values():
+            name = entry.uid.removeprefix("uid-")
+            answer = EngineSample(
+                running=4.0, waiting=1.0, kv_usage=0.5, prompt_tokens=work * 10, generation_tokens=work,
+                cached_tokens=work * 2, requests_success=work / 10, requests_failed=work / 1000, rejected=0.0,
+            )  # fmt: skip
+            entry.answers = {f"uid-{name}-5d4f-{number}": answer for number in range(_PODS)}
+            entry.sample = Sample(
+                at=now_s, ready=_PODS, answered=_PODS, waiting=4.0, running=16.0, kv_full=0.0, rejected=0.0, served=0.0,
+                demand=Demand(20.0), source="pods",
+            )  # fmt: skip
+        self.fleet.account()
 
 
 def main() -> None:
@@ -91,33 +143,28 @@ def main() -> None:
     parser.add_argument("--comparators", type=int, default=3)
     arguments = parser.parse_args()
     comparators = tuple(map(comparator, range(arguments.comparators)))
-    l4 = load_accelerators()["nvidia-l4"]
-    basis = CostBasis(l4, comparators=comparators, tokens_per_second=D(2400), budget_usd_per_month=D(4000))
-    ledger = Ledger(gap_s=1e9)
+    with TemporaryDirectory() as folder:
+        prices = Path(folder) / "prices.yaml"
+        prices.write_text(_CATALOG)
+        bench = Bench(arguments.deployments, comparators, prices)
     tracemalloc.start()
-    for number in range(arguments.deployments):
-        day(ledger, f"uid-{number}", comparators)
+    bench.day()
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    views = [view(number, basis, ledger.accounts[f"uid-{number}"]) for number in range(arguments.deployments)]
     gc.set_threshold(10_000, 20, 50)  # as the operator does
     metrics = Metrics(version="bench")
-    metrics.registry.register(FleetCollector(Fleet(views, {})))
+    metrics.registry.register(FleetCollector(bench.fleet))
     times = []
     for _ in range(20):
         started = time.process_time()
         text = exposition.text(metrics.registry)
         times.append((time.process_time() - started) * 1000)
     series = sum(not line.startswith(b"#") for line in text.splitlines())
-    uid = "uid-0"
     started = time.process_time()
-    for step in range(100):
-        pods = [
-            PodObservation(f"{uid}-{n}", 0, "serving", D(1), Counters(5e6 + step, 5e6), D("0.62")) for n in range(_PODS)
-        ]
-        ledger.observe(uid, pods, now=86_400.0 + 2 * step, comparators=comparators)
-    look_us = (time.process_time() - started) * 1e4
-    record = ledger_record.dump(ledger.accounts[uid])
+    for step in range(20):
+        bench.look(_BEGIN_S + _DAY_S + 2 * step, 289 * 1234.0 + step)
+    look_us = (time.process_time() - started) * 1e6 / 20 / arguments.deployments
+    record = ledger_record.dump(bench.ledger.accounts["uid-model-0"])
     print(f"{arguments.deployments} deployments, {arguments.comparators} comparators, {_PODS} pods each")
     print(f"  series                   {series:>10,}")
     print(f"  scrape, best / median ms {min(times):>10.1f} / {statistics.median(times):.1f}")

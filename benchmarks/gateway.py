@@ -185,10 +185,10 @@ async def streams(bench: Bench, count: int) -> str:
 
 
 async def soak(bench: Bench, seconds: float) -> str:
-    """Requests at a fixed rate, whole and streamed; the slope of the memory after the first tenth."""
+    """Requests at a fixed rate, whole and streamed, and how the memory goes with them."""
     whole = message(request_body(MODEL, stream=False), HEADERS)
     streamed = message(request_body(MODEL, stream=True, chunks=20, gap_ms=5), HEADERS)
-    samples: list[tuple[float, float]] = []
+    samples: list[tuple[int, float]] = []
     count = failures = 0
     async with bench.flotilla() as (running, port):
         loop = asyncio.get_running_loop()
@@ -198,15 +198,29 @@ async def soak(bench: Bench, seconds: float) -> str:
                 found = await Load(data, stream=stream, requests=SOAK_RATE, limit_s=10).run(port, 10)
                 count += len(found.latencies)
                 failures += found.failures
-            if now > seconds / 10:
-                samples.append((now, running.memory_mib()))
+            samples.append((count, running.rss_kib()))
             await asyncio.sleep(max(0.0, 2 - (loop.time() - started - now)))
-    slope = statistics.linear_regression([at for at, _ in samples], [mib for _, mib in samples]).slope
+    first, second = growth(samples)
     return (
-        f"Soak of {seconds:.0f} s: {count} requests, {failures} failed, PSS {samples[0][1]:.1f} MiB then "
-        f"{samples[-1][1]:.1f} MiB, slope {slope * 3600:+.2f} MiB an hour, {slope * seconds / count * 1e6:+.2f} MiB "
-        "a million requests."
+        f"Soak of {seconds:.0f} s: {count} requests, {failures} failed, RSS {samples[0][1] / 1024:.1f} MiB then "
+        f"{samples[-1][1] / 1024:.1f} MiB, slope {first:+.1f} KiB per 1000 requests in the first half, "
+        f"{second:+.1f} in the second."
     )
+
+
+def growth(samples: list[tuple[int, float]]) -> tuple[float, float]:
+    """KiB per 1000 requests in the first and the second half of samples (requests so far, KiB).
+
+    Warming up shows in the first alone; what grows without end shows in both. NaN where a half has less than two.
+    """
+    middle = len(samples) // 2
+    return _slope(samples[:middle]), _slope(samples[middle:])
+
+
+def _slope(samples: list[tuple[int, float]]) -> float:
+    if len(samples) < 2:
+        return float("nan")
+    return 1000 * statistics.linear_regression([at for at, _ in samples], [kib for _, kib in samples]).slope
 
 
 async def main(args: argparse.Namespace) -> None:

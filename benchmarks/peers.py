@@ -162,6 +162,11 @@ class Running:
         total: float = sum(process.memory_full_info().pss for process in self._all())
         return total / 2**20
 
+    def rss_kib(self) -> float:
+        """Resident set size of all of it, in KiB."""
+        total: float = sum(process.memory_info().rss for process in self._all())
+        return total / 1024
+
     def ready(self, url: str, *, timeout_s: float = 90) -> float:
         """Wait until the URL answers with 200; returns the seconds since the start."""
         while time.perf_counter() - self.started < timeout_s:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
-from flotilla.api import model_deployment as api
+from flotilla.api import scaling as api
 from flotilla.domain.scaling import ScalingSpec
 from flotilla.domain.simulation import shapes
 from flotilla.domain.simulation.deployment import L4_SPEED

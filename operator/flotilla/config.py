@@ -35,7 +35,11 @@ class LeaderElection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = True
-    namespace: Name = "flotilla-system"
+    namespace: Name = Field(
+        "flotilla-system",
+        description="Where the operator itself lives: its Lease, and what deployments have cost, which is kept there "
+        "without leader election too.",
+    )
     name: Name = "flotilla-operator"
     duration_s: float = Field(60, gt=0, description="Others may take the Lease this long after the last renewal.")
     renew_deadline_s: float = Field(45, gt=0, description="The leader ends itself when it could not renew for so long.")

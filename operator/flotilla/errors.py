@@ -7,6 +7,7 @@ FlotillaError
 │   └── Incomplete  an answer that lacks a part of the data
 ├── Conflict        the object changed meanwhile, or its name is taken: look again, then retry
 │   └── NameTaken   an object of that name belongs to somebody else
+├── Ending          its namespace is being terminated: nothing can be made there
 └── NotReady        something that this depends on is not there yet
 """
 
@@ -52,6 +53,10 @@ class Conflict(FlotillaError):
 
 class NameTaken(Conflict):
     """The object was looked at and belongs to somebody else: only its owner, or a new name, helps."""
+
+
+class Ending(FlotillaError):
+    """The namespace is being terminated: what is in it goes without us, and retrying is useless."""
 
 
 class NotReady(FlotillaError):

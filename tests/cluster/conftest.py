@@ -1,11 +1,15 @@
 """One whole cluster for the session: control plane, simulated GPU nodes, the operator under its own role."""
 
+import asyncio
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.hosted import HostedApi, Received, Whole
 from tests.support.models import Models
 
 from flotilla.devcluster.nodeagent.nodes import AgentConfig
@@ -56,3 +60,41 @@ def spec() -> dict[str, Any]:
         "engine": {"name": "vllm"},
         "accelerator": {"class": "nvidia-l4"},
     }
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[HostedApi]:
+    """A hosted API that says who it is."""
+
+    def answer(request: Received) -> Whole:
+        message = {"role": "assistant", "content": "from the hosted model"}
+        return Whole(
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": request.json["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+            }
+        )
+
+    with in_thread() as run:
+        api = HostedApi(answer)
+        run(api.start)
+        yield api
+        run(api.stop)
+
+
+@contextmanager
+def in_thread() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """An event loop of its own, for what is asynchronous in tests that are not."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield lambda start: asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

@@ -16,6 +16,7 @@ from tests.cluster.conftest import FAST, NODES
 from tests.support.helm import Helm
 
 from flotilla.constants import API_VERSION
+from flotilla.control.ledger_store import record_name
 from flotilla.devcluster.audit import AuditLog, select
 from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.devcluster.nodeagent import NodeAgent
@@ -111,10 +112,12 @@ def test_from_install_to_uninstall(site: Site, spec: dict[str, Any], tmp_path: P
     until(passed_over, what="the new release to pass over the model", timeout_s=60)
     assert site.running() == before
     user = f"system:serviceaccount:{NAMESPACE}:flotilla-operator"
-    assert {event.resource for event in select(audit.since(mark), user=user, writes=True)} <= {
-        "configmaps",  # what the model has cost, at an orderly end
-        "leases",
-        "selfsubjectaccessreviews",
+    writes = {
+        (event.resource, event.namespace, event.name) for event in select(audit.since(mark), user=user, writes=True)
+    }
+    assert writes - {("selfsubjectaccessreviews", "", "")} <= {
+        ("configmaps", NAMESPACE, record_name("default", "m")),  # what the model has cost, at an orderly end
+        ("leases", NAMESPACE, "flotilla-operator"),
     }
     assert not [event for event in select(audit.since(0), user=user) if event.code in (401, 403)]
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
+from flotilla.control.ledger_store import record_name
 from flotilla.devcluster.audit import select
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.demo.report import samples, value
-from flotilla.devcluster.operator import USER
+from flotilla.devcluster.operator import NAMESPACE, USER
 from flotilla.devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster
@@ -62,7 +63,11 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
         return figures(models, "kept")["deployment_requests_total"] == tally.requests
 
     models.wait(counted, "every request to be counted")
-    models.wait(lambda: models.get("ConfigMap", "kept-flotilla-ledger"), "the account's record")
+    records = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+    kept = f"{records}/{record_name(models.namespace, 'kept')}"
+    models.wait(lambda: stack.plane.api.get(kept), "the account's record")
+    theirs = {found["metadata"]["name"] for found in models.list("ConfigMap")}
+    assert theirs <= {"kube-root-ca.crt"}, "nothing of ours is in the tenant's namespace"
     before = figures(models, "kept")
     catalog.write_text(CATALOG % "0.5")
     stack.restart_operator(kill=True)
@@ -93,8 +98,9 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
     stack.restart_operator()
     models.wait_quiet()
     # Other tests' namespaces are still going, and what goes in them is repaired.
-    writes = [e for e in select(stack.audit.since(mark), user=USER, writes=True) if e.namespace == models.namespace]
-    assert {event.resource for event in writes} <= {"configmaps"}
+    writes = select(stack.audit.since(mark), user=USER, writes=True)
+    assert "leases" in {event.resource for event in writes}, "its writes are seen"
+    assert {event.resource for event in writes if event.namespace == models.namespace} == set()
     status = (models.get("ModelDeployment", "kept") or {})["status"]["cost"]
     assert (status["gpuHourlyPrice"], status["priceSource"]) == ("2", "node: annotation of the node")
     labels = {"modeldeployment": "kept", "capacity_type": "on-demand", "price_source": "node"}
@@ -103,5 +109,14 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
         return value(samples(stack.operator.metrics()), "flotilla_deployment_cost_usd_per_hour", **labels)
 
     models.wait(lambda: rate() == 2, "the rate by the node's price")
+    own = Models(stack, NAMESPACE)
+    stranger = {"metadata": {"name": "mine"}, "data": {"account.json": "{}"}}
+    stack.plane.api.request("POST", records, stranger)
+    stack.operator.stop()
     models.delete("ModelDeployment", "kept")
-    models.wait(lambda: models.get("ConfigMap", "kept-flotilla-ledger") is None, "the record to go with its resource")
+    models.wait(lambda: models.get("ModelDeployment", "kept") is None, "the resource to go")
+    assert stack.plane.api.get(kept), "nobody was there to delete it"
+    stack.start_operator()
+    models.wait(lambda: stack.plane.api.get(kept) is None, "the record to follow its resource")
+    assert own.get("ConfigMap", "mine")
+    own.delete("ConfigMap", "mine")

@@ -1,17 +1,14 @@
 """RoutingPolicies on a whole cluster: their gateway comes, serves, follows them, and goes with the last of them."""
 
-import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from openai import APIStatusError, OpenAI
-from tests.support.hosted import HostedApi, Received, Whole
+from tests.support.hosted import HostedApi
 from tests.support.models import Models
 
 from flotilla.constants import GATEWAY
@@ -25,44 +22,6 @@ OWNED = (
     "PodDisruptionBudget",
 )  # fmt: skip
 HELLO: list[Any] = [{"role": "user", "content": "Which queue is this ticket for?"}]
-
-
-@pytest.fixture(scope="module")
-def hosted() -> Iterator[HostedApi]:
-    """A hosted API that says who it is."""
-
-    def answer(request: Received) -> Whole:
-        message = {"role": "assistant", "content": "from the hosted model"}
-        return Whole(
-            {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 1,
-                "model": request.json["model"],
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
-            }
-        )
-
-    with in_thread() as run:
-        api = HostedApi(answer)
-        run(api.start)
-        yield api
-        run(api.stop)
-
-
-@contextmanager
-def in_thread() -> Iterator[Callable[[Callable[[], Any]], Any]]:
-    """An event loop of its own, for what is asynchronous in tests that are not."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    try:
-        yield lambda start: asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
 
 
 def policy(*models: str, hosted_url: str = "https://api.example.com", default: str = "small") -> dict[str, Any]:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from hack import monitoring
+from openai import APIStatusError, OpenAI
+from tests.support.hosted import HostedApi
 from tests.support.models import Models
 from tests.support.prometheus import Prometheus, running_prometheus, serving
 from tests.support.scraping import Discovery, of_pods, of_process, point
 from tests.unit.test_monitoring import BOARDS, filled
 
+from flotilla.constants import GATEWAY
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.demo.report import samples, value
 from flotilla.render.monitoring import monitors
@@ -22,7 +25,7 @@ from flotilla.render.monitoring.rules import plain
 pytestmark = pytest.mark.cluster
 
 SCRAPE_S = 0.5
-BURST_S = 8.0
+BURST_S = 5.0
 HOSTED = [{"provider": "openai", "model": "gpt-5-mini"}, {"provider": "anthropic", "model": "claude-haiku-4-5"}]
 
 
@@ -64,9 +67,9 @@ class Watched:
 
 @pytest.fixture
 def watched(models: Models, tmp_path: Path) -> Iterator[Watched]:
-    engines, _, operator = monitors.manifests()
+    engines, gateways, operator = monitors.manifests()
     pods, process = tmp_path / "pods.json", tmp_path / "operator.json"
-    jobs = [of_pods(engines, pods), of_process(operator, process)]
+    jobs = [of_pods(engines, pods), of_pods(gateways, pods), of_process(operator, process)]
     with serving() as state:
         jobs.append({"job_name": "pods", "honor_labels": True, "static_configs": [{"targets": [state.address]}]})
         discovery = Discovery(pods, lambda: models.list("Pod"), state=state)
@@ -79,12 +82,71 @@ def watched(models: Models, tmp_path: Path) -> Iterator[Watched]:
             discovery.stop()
 
 
+def policy(hosted_url: str) -> dict[str, Any]:
+    """A model, its adapter, and a hosted one for what is too long for them, or as much as asked for."""
+    own = {"modelDeploymentRef": {"name": "seen"}}
+    price = {"inputPerMTok": "3", "outputPerMTok": "15"}
+    key = {"name": "provider", "key": "api-key"}
+    hosted = {"baseURL": f"{hosted_url}/v1", "model": "big-1", "secretRef": key, "price": price}
+    return {
+        "hostModels": ["support"],
+        "teams": ["support"],
+        "targets": [
+            {"name": "small", **own},
+            {"name": "triage", "modelDeploymentRef": {"name": "seen", "adapter": "triage"}},
+            {"name": "frontier", "external": hosted},
+        ],
+        "dataPolicy": {
+            "unknownClass": "sovereign",
+            "classes": [
+                {"name": "sovereign", "allowBoundaries": ["Cluster"]},
+                {"name": "public", "allowBoundaries": ["Cluster", "External"]},
+            ],
+        },
+        "rules": [
+            {"name": "hard", "match": {"tasks": ["hard"]}, "route": {"split": [{"target": "frontier"}]}},
+            {
+                "name": "short",
+                "match": {"tasks": ["short"]},
+                "route": {
+                    "split": [{"target": "small"}],
+                    "escalation": {"target": "frontier", "signals": ["FinishReasonLength"], "maxRatePercent": 100},
+                },
+            },
+        ],
+        "defaultRoute": {"split": [{"target": "small", "weight": 3}, {"target": "triage"}]},
+    }
+
+
+def asked(models: Models, tally: load.Tally) -> None:
+    """Requests of every kind that the dashboard of routes tells apart: streamed, escalated, hosted and refused."""
+    url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
+    client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
+    _, tokens = load.stream(url, "support", lambda _: None)
+    tally.output_tokens += tokens
+
+    def ask(task: str, data_class: str) -> str:
+        headers = {"x-flotilla-task": task, "x-data-class": data_class, "x-flotilla-team": "support"}
+        answer = client.chat.completions.create(
+            model="support", messages=[{"role": "user", "content": "Hello"}], max_tokens=2, extra_headers=headers
+        )
+        return answer.choices[0].message.content or ""
+
+    assert ask("hard", "public") == "from the hosted model"
+    assert ask("short", "public") == "from the hosted model"
+    tally.output_tokens += 2  # of the answer that was escalated
+    with pytest.raises(APIStatusError):
+        ask("hard", "sovereign")
+
+
 def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int) -> None:
-    """Clients for some seconds, until so many replicas are ready and the operator that runs has seen tokens."""
+    """Clients of the model and of its route for some seconds, until so many replicas are ready and the operator that
+    runs has seen tokens."""
     models = watched.models
     seen = f'flotilla_savings_usd{{namespace="{models.namespace}", window="24h"}}'
-    url = models.stack.service_url(name, models.namespace)
+    url, routes = (models.stack.service_url(service, models.namespace) for service in (name, GATEWAY))
     assert url is not None
+    assert routes is not None
     least, latest, ready = time.monotonic() + BURST_S, time.monotonic() + 60, 0
 
     def enough() -> bool:
@@ -94,11 +156,16 @@ def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int)
             return False
         return (ready >= until_replicas and watched.ask(seen) is not None) or time.monotonic() > latest
 
-    asyncio.run(load.burst([load.Crowd(url, name, 12)], until=enough, tally=tally))
+    crowds = [load.Crowd(url, name, 6), load.Crowd(routes, "support", 6)]
+    asyncio.run(load.burst(crowds, until=enough, tally=tally))
 
 
-def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(watched: Watched, spec: dict[str, Any]) -> None:
+def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
+    watched: Watched, spec: dict[str, Any], hosted: HostedApi
+) -> None:
     models, ns = watched.models, f'namespace="{watched.models.namespace}"'
+    secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
+    models.stack.plane.api.request("POST", models.path("Secret"), secret)
     scaling = {
         "maxReplicas": 3,
         "queueDepthPerReplica": 2,
@@ -106,17 +173,22 @@ def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(watched: Wat
         "scaleDownPercentPerMinute": 100,
     }
     cost = {"compareWith": HOSTED, "monthlyBudgetUsd": "100", "maxTokensPerSecond": 4000}
-    models.apply("seen", {**spec, "scaling": scaling, "cost": cost})
+    model = {**spec["model"], "adapters": [{"name": "triage", "source": "hf://acme/triage-lora"}]}
+    models.apply("seen", {**spec, "model": model, "scaling": scaling, "cost": cost})
+    models.apply("routes", policy(hosted.url), kind="RoutingPolicy")
     models.patch("ModelDeployment", "seen", {"metadata": {"labels": {"flotilla.dev/team": "support"}}})
     models.wait_ready("seen")
+    models.wait_condition("routes", "Ready", "True", kind="RoutingPolicy")
     watched.wait(f'vllm:generation_tokens_total{{{ns}, modeldeployment="seen"}}')
     price = watched.wait(f"sum(flotilla_deployment_cost_usd_per_hour{{{ns}}})")
     tally = load.Tally()
+    asked(models, tally)
     busy(watched, "seen", tally, until_replicas=3)
     models.stack.restart_operator(kill=True)
     watched.follow()
     busy(watched, "seen", tally, until_replicas=3)
     _assert_panels_have_data(watched)
+    models.delete("RoutingPolicy", "routes")
     models.wait(lambda: (models.get("Deployment", "seen") or {})["spec"]["replicas"] == 1, "the scale-in")
     models.wait(lambda: watched.ask(f"count(up{{{ns}}} == 1)") == 1, "the pods to be gone from discovery")
     _assert_tokens_agree(watched, tally, ns)
@@ -132,7 +204,7 @@ def _assert_dollars_agree(watched: Watched, ns: str, price: float) -> None:
     models.patch("ModelDeployment", "seen", {"spec": {"scaling": {"mode": "None"}, "replicas": 0}})
     models.wait(lambda: not models.list("Pod"), "the last pod to be gone")
     models.wait(lambda: watched.ask(f"count(up{{{ns}}} == 1)") is None, "Prometheus to see no pod")
-    begun = f"kube_pod_status_scheduled_time{{{ns}}}"
+    begun = f'kube_pod_status_scheduled_time{{{ns}, pod=~"seen-.+"}}'
     seen = f"max_over_time(timestamp({begun})[10m:{round(1000 * SCRAPE_S / 5)}ms])"
     lived_s = watched.wait(f"sum({seen} - max_over_time({begun}[10m]))")
     spent = watched.wait(f"sum(flotilla_deployment_cost_usd_total{{{ns}}})")
@@ -154,11 +226,9 @@ def _assert_tokens_agree(watched: Watched, tally: load.Tally, ns: str) -> None:
 
 
 def _assert_panels_have_data(watched: Watched) -> None:
-    """All but the routing page, which needs a gateway."""
     queries = {
         f"{board.title}, {panel.title}: {query.legend}": filled(query.expr)
         for board in BOARDS
-        if board.uid != "flotilla-routing"
         for panel in board.panels()
         for query in panel.queries
     }

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
+from flotilla.control.ledger_store import record_name
 from flotilla.devcluster.audit import select
 from flotilla.devcluster.demo import load
 from flotilla.devcluster.demo.report import samples, value
@@ -196,6 +197,10 @@ def test_what_is_granted_is_used_and_what_is_used_is_granted(models: Models, spe
     models.wait(lambda: models.get("PodDisruptionBudget", "used") is None, "the budget to be pruned")
     for kind in ("Deployment", "Service"):
         _make_stale(models, kind, uid)
+    record = f"/api/v1/namespaces/{NAMESPACE}/configmaps/{record_name(models.namespace, 'used')}"
+    models.wait(lambda: models.stack.plane.api.get(record), "what it has cost to be written down")
+    models.delete("ModelDeployment", "used")
+    models.wait(lambda: models.stack.plane.api.get(record) is None, "that to go with the resource", timeout_s=10)
     models.stack.restart_operator()  # a watch is in the log once it has ended
     events = [
         event

@@ -139,8 +139,7 @@ def test_a_second_pass_over_an_unchanged_fleet_makes_no_write(models: Models, sp
     ours = [
         event
         for event in select(stack.audit.since(mark), user=USER, writes=True)
-        # What each deployment has cost is written down when the operator ends.
-        if event.namespace == models.namespace and event.resource != "configmaps"
+        if event.namespace == models.namespace
     ]
     assert ours == []
 

@@ -1,5 +1,6 @@
-"""The session's control plane behaves as a cluster: permissions, garbage collection, audit, kubectl."""
+"""The session's control plane behaves as a cluster: rights, garbage collection, audit, kubectl, ends of namespaces."""
 
+import uuid
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from flotilla.devcluster.audit import AuditLog, select
 from flotilla.devcluster.cluster import Cluster
 from flotilla.devcluster.kubeconfig import load
 from flotilla.devcluster.wait import until
-from flotilla.errors import Forbidden
+from flotilla.errors import Ending, Forbidden
+from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import CONFIG_MAP
 
 pytestmark = pytest.mark.controlplane
 
@@ -131,3 +134,21 @@ def test_flotilla_kinds_are_served(controlplane: Cluster, namespace: str) -> Non
     answer = controlplane.api.get(path)
     assert answer is not None
     assert answer["items"] == []
+
+
+async def test_in_a_namespace_that_is_being_terminated_nothing_is_made(controlplane: Cluster) -> None:
+    name = f"ending-{uuid.uuid4().hex[:8]}"
+    api, path = controlplane.api, f"/api/v1/namespaces/{name}"
+    controlplane.create_namespace(name)
+    held = {"metadata": {"name": "held", "finalizers": ["tests.flotilla.dev/held"]}}
+    api.request("POST", f"{path}/configmaps", held)
+    api.request("DELETE", path)
+    client = await KubeClient.connect(kubeconfig=controlplane.kubeconfig, user_agent="test")
+    child = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "child", "namespace": name}}
+    try:
+        with pytest.raises(Ending, match="because it is being terminated"):
+            await client.apply(CONFIG_MAP, child, manager="test")
+    finally:
+        await client.close()
+        merge = "application/merge-patch+json"
+        api.request("PATCH", f"{path}/configmaps/held", {"metadata": {"finalizers": None}}, content_type=merge)

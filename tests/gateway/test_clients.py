@@ -74,8 +74,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     once = {**spec, "hostModels": ["once"], "rules": [], "limits": {"rates": [{"name": "one", "requestsPerMinute": 1}]}}
     directory = tmp_path_factory.mktemp("gateway")
     try:
-        with gateway_process(directory, fakes, document_of(spec, once), {"qwen-medium": engine}) as url:
-            yield Stage(url, engine, hosted, claude)
+        api = fakes.slices({"qwen-medium": engine})
+        with gateway_process(directory, document_of(spec, once), api) as gateway:
+            yield Stage(gateway.url, engine, hosted, claude)
     finally:
         fakes.stop()
 
@@ -337,6 +338,43 @@ def test_langchain_embeds(stage: Stage) -> None:
     assert embeddings.embed_documents(["a", "b"]) == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
 
 
+# LangChain writes an event of openai's out whose type does not fit its own declaration.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+def test_langchain_streams_tools_and_structured_output(stage: Stage) -> None:
+    arguments = '{"city":"Rome"}'
+    stage.engine.script(
+        Stream(
+            [
+                openai_chunk({"tool_calls": [{"index": 0, **tool_call("weather", "")}]}),
+                openai_chunk({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]}),
+                *openai_chunks("", finish_reason="tool_calls")[-2:],
+            ]
+        ),
+        Stream(openai_chunks('{"label": "x"}')),
+    )
+    pieces = list(stage.langchain().bind_tools([weather]).stream("Hi"))
+    whole: Any = pieces[0]
+    for piece in pieces[1:]:
+        whole = whole + piece
+    parsed = list(stage.langchain().with_structured_output(Label, method="json_schema").stream("Hi"))
+
+    assert [(call["name"], call["args"]) for call in whole.tool_calls] == [("weather", {"city": "Rome"})]
+    assert parsed[-1] == Label(label="x")
+
+
+def test_langchain_reads_the_gateways_errors(stage: Stage) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        stage.langchain("nobody").invoke("Hi")
+    with pytest.raises(openai.AuthenticationError) as stranger:
+        stage.langchain(api_key="wrong").invoke("Hi")
+    stage.engine.script(Stream(openai_chunks("one two three"), reset_after=3, gap_s=0.01))
+    with pytest.raises(openai.APIError) as cut:
+        list(stage.langchain().stream("Hi"))
+
+    assert (missing.value.code, stranger.value.code) == ("model_not_found", "invalid_api_key")
+    assert cut.value.code == "upstream_stream_interrupted"
+
+
 # curl
 
 
@@ -365,6 +403,26 @@ def test_curl_whole_streamed_and_refused(stage: Stage) -> None:
     assert refused.splitlines()[-1] == "401"
     assert json.loads(refused.splitlines()[0])["error"]["code"] == "invalid_api_key"
     assert models["data"][0]["id"] == "support"
+
+
+def test_curl_calls_tools_asks_for_a_schema_and_embeds(stage: Stage) -> None:
+    calls = [tool_call("weather", '{"city":"Rome"}')]
+    stage.engine.script(Whole(chat(None, finish_reason="tool_calls", tool_calls=calls)), Whole(chat('{"label":"x"}')))
+    schema = {"type": "json_schema", "json_schema": {"name": "label", "schema": Label.model_json_schema()}}
+
+    def ask(path: str, **fields: Any) -> Any:
+        key = ("--header", "Authorization: Bearer key-of-clients-ann", "--header", "Content-Type: application/json")
+        return json.loads(curl(stage, *key, "--data", json.dumps({"model": "support", **fields}), path=path))
+
+    called = ask("/v1/chat/completions", messages=HI, tools=[WEATHER])
+    parsed = ask("/v1/chat/completions", messages=HI, response_format=schema)
+    vectors = ask("/v1/embeddings", input=["a", "b"])
+
+    assert called["choices"][0]["message"]["tool_calls"] == calls
+    assert parsed["choices"][0]["message"]["content"] == '{"label":"x"}'
+    assert [vector["embedding"] for vector in vectors["data"]] == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
+    assert stage.engine.received[0].json["tools"] == [WEATHER]
+    assert stage.engine.received[1].json["response_format"] == schema
 
 
 def test_curl_asks_before_it_sends_a_large_body(stage: Stage, tmp_path: Path) -> None:

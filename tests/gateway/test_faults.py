@@ -148,6 +148,17 @@ async def test_a_stream_that_dies_says_so_and_has_no_done(tmp_path: Path, field:
         assert not small.received
 
 
+async def test_a_stream_that_turns_into_garbage_says_so_and_passes_none_of_it_on(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with two(tmp_path, routed()) as (gw, medium, small):
+        medium.script(Garbage(b"%b%x\r\n%b\r\n\x00\x16garbage\r\n" % (head, len(CHUNKS[0]), CHUNKS[0])))
+        status, chunks, _ = await gw.stream()
+        assert status == 200
+        assert [chunk.get("error", {}).get("code") for chunk in chunks] == [None, "upstream_stream_interrupted"]
+        assert "garbage" not in str(chunks[0])
+        assert not small.received
+
+
 async def test_a_stream_that_ends_without_done_is_no_whole_answer(tmp_path: Path) -> None:
     async with two(tmp_path, routed()) as (gw, medium, _):
         medium.script(Stream(CHUNKS[:2]))

@@ -1,18 +1,24 @@
 """Rates and budgets of requests through a running gateway."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.support.gateway import Running, document_of, eventually, running_gateway
 from tests.support.hosted import HostedApi, Reset, Stream, Whole
 from tests.support.hosted_answers import chat, hosted_api, openai_chunks
 from tests.support.redis import running_redis
 from tests.support.routing import HOSTED, SOUND
 
-from flotilla.gateway.limits import REDIS_URL, LimitStore, store_from
+from flotilla.domain.routing.decide import Decision
+from flotilla.domain.routing.document import Policy
+from flotilla.domain.routing.request import Features
+from flotilla.gateway.accounts import Lease
+from flotilla.gateway.limits import REDIS_URL, Budget, LimitStore, Reservation, Spent, store_from
 from flotilla.gateway.local_limits import LocalLimits
 from flotilla.gateway.redis_limits import RedisLimits
 from flotilla.gateway.store_accounts import StoreAccounts
@@ -162,3 +168,83 @@ async def test_two_replicas_share_a_budget_through_redis(tmp_path: Path) -> None
             assert statuses == [200, 200, 429, 429]
         for store in stores:
             await store.close()
+
+
+class SlowStore:
+    """Stands for accounts whose settlement waits for `answers`."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Event()
+        self.settling: asyncio.Task[Any] | None = None
+        self.settled = False
+
+    async def settle(self, usd: Decimal, tokens: int) -> None:
+        self.settling = asyncio.current_task()
+        await self.answers.wait()
+        self.settled = True
+
+    async def admit(self, policy: Policy, features: Features) -> Lease:
+        return self
+
+    async def reserve(self, decision: Decision) -> Decision:
+        return decision
+
+    async def set_aside(self, usd: Decimal, timeout_s: float) -> bool:
+        raise NotImplementedError
+
+    async def pay(self, usd: Decimal) -> None:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def held_back(directory: Path, store: SlowStore, **settings: Any) -> AsyncIterator[Running]:
+    """A gateway with one request in flight, which has a lease."""
+    document = document_of(spec("http://127.0.0.1:1", budget("1"), to="medium"))
+    async with running_gateway(directory, document, accounts=store, **settings) as gw:
+        asking = asyncio.create_task(gw.chat(headers=PUBLIC))
+        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-medium") == 1)
+        yield gw
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_a_request_whose_settlement_is_cancelled_too_is_counted_all_the_same(tmp_path: Path) -> None:
+    store = SlowStore()
+    async with held_back(tmp_path, store) as gw:
+        for connection in list(gw.gateway.server.connections):
+            connection.abort()  # the client leaves
+        await eventually(lambda: store.settling is not None)
+        assert store.settling is not None
+        store.settling.cancel()  # and the process ends
+        await eventually(lambda: gw.gateway.server.busy == 0)
+        counted = gw.gateway.shared.metrics.requests.values
+        assert counted["policy-0", "default", "medium", "public", "cancelled"] == 1
+
+
+async def test_requests_that_are_cut_off_at_the_end_settle_their_accounts_first(tmp_path: Path) -> None:
+    store = SlowStore()
+    async with held_back(tmp_path, store, grace_s=0) as gw:
+        stopping = asyncio.create_task(gw.gateway.server.drain(0))
+        await eventually(lambda: store.settling is not None)
+        assert not stopping.done()
+        store.answers.set()
+        assert await stopping == 1
+        assert store.settled
+
+
+async def test_a_settlement_that_is_cancelled_is_made_up_for_before_the_store_is_closed() -> None:
+    with running_redis() as server:
+        store, other = (RedisLimits(server.url, timeout_s=30) for _ in range(2))
+        month = Budget("uid", "month", "", Decimal(1), 3600)
+        held = await store.reserve([month], Decimal("0.6"), 60)
+        assert isinstance(held, Reservation)
+        with server.hanging():
+            settling = asyncio.create_task(store.settle(held, Decimal("0.5")))
+            await asyncio.sleep(0)
+            settling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await settling
+        await store.close()
+        assert isinstance(await other.reserve([month], Decimal("0.51"), 60), Spent)
+        assert isinstance(await other.reserve([month], Decimal("0.5"), 60), Reservation)
+        await other.close()

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from tests.support.gateway import document_of, running_gateway, said
 from tests.support.hosted_answers import hosted_api
 from tests.support.routing import SOUND
+
+from flotilla.gateway.accounts import Lease
 
 
 async def test_a_whole_answer_comes_from_the_model_of_the_rule(tmp_path: Path) -> None:
@@ -45,3 +48,23 @@ async def test_a_stream_is_passed_on_and_ends_with_done(tmp_path: Path) -> None:
             'flotilla_gateway_tokens_total{answer="first",policy="policy-0",target="medium",token_type="output"} 2.0'
             in metrics
         )
+
+
+async def test_a_defect_of_ours_is_one_requests_and_is_told_in_openais_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defect:
+        async def admit(self, *_: object) -> Lease:
+            raise RuntimeError("a defect")
+
+    policy = {**SOUND, "limits": {"rates": [{"name": "fair", "requestsPerMinute": 9}]}}
+    async with (
+        hosted_api() as engine,
+        running_gateway(tmp_path, document_of(policy), engines={"qwen-medium": [engine]}, accounts=Defect()) as gw,
+    ):
+        status, body, _ = await gw.chat(text="a secret prompt")
+        assert (status, body["error"]["code"], body["error"]["type"]) == (500, "internal_error", "server_error")
+        assert "RuntimeError: a defect" in caplog.text
+        assert "secret" not in caplog.text
+        gw.gateway.shared.accounts = None
+        assert (await gw.chat())[0] == 200

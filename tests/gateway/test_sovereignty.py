@@ -23,7 +23,7 @@ from flotilla.domain.routing.document import key_file
 from flotilla.domain.routing.request import Features
 from flotilla.gateway.attempt import Attempt
 from flotilla.gateway.breaker import Breaker
-from flotilla.gateway.upstream import Origin
+from flotilla.gateway.origin import Origin
 
 TARGETS = 5
 REPLIES = st.sampled_from(

@@ -12,7 +12,7 @@ from tests.support.hosted import HostedApi, Stream
 from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import SOUND
 
-from flotilla.gateway.connection import ServerLimits
+from flotilla.gateway.reader import ServerLimits
 
 LIMITS = ServerLimits(
     head_bytes=4096,

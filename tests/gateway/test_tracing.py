@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.support.gateway import Running, document_of, running_gateway
 from tests.support.hosted import HostedApi, Received, Reply, Whole, fault
-from tests.support.hosted_answers import hosted_api, message
+from tests.support.hosted_answers import chat, hosted_api, message
 from tests.support.routing import HOSTED, SOUND
 
 from flotilla.errors import InvalidSpec
@@ -21,18 +21,27 @@ from flotilla.gateway.tracing import ENDPOINT, tracing_from
 PUBLIC = {"x-data-class": "public"}
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
+PLAIN: Mapping[str, Any] = {"rules": []}
+TASKS = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
+CLASSIFIED: Mapping[str, Any] = {
+    "rules": [{"name": "tasks", "match": {"tasks": ["classification"]}, "route": {"split": [{"target": "medium"}]}}],
+    "classifier": {"target": "medium", "tasks": TASKS},
+}
+
 
 def accepted(request: Received) -> Reply:
     return Whole(b"", headers={"content-type": "application/x-protobuf"})
 
 
 @asynccontextmanager
-async def traced(directory: Path, **external: str) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, list[Span]]]:
+async def traced(
+    directory: Path, *, policy: Mapping[str, Any] = PLAIN, **external: str
+) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, list[Span]]]:
     """A gateway before a model of the cluster with a hosted one to fall back to; the spans are there at its end."""
     spans: list[Span] = []
     async with hosted_api(accepted) as collector, hosted_api() as hosted, hosted_api() as engine:
         frontier = {"name": "frontier", "external": {**HOSTED, "baseURL": f"{hosted.url}/v1", **external}}
-        document = document_of({**SOUND, "targets": [*SOUND["targets"][:2], frontier], "rules": []})
+        document = document_of({**SOUND, "targets": [*SOUND["targets"][:2], frontier], **policy})
         tracing = tracing_from({ENDPOINT: collector.url})
         assert tracing is not None
         async with running_gateway(directory, document, engines={"qwen-medium": [engine]}) as gw:
@@ -133,6 +142,20 @@ async def test_a_stream_tells_its_first_chunk_and_a_failure_its_code(tmp_path: P
     assert (attributes(last)["error.type"], last.status.code) == ("upstream_error", Status.STATUS_CODE_ERROR)
     assert attributes(refused)["error.type"] == "model_not_found"
     assert refused.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_the_classifiers_call_has_a_span_below_the_requests_own(tmp_path: Path) -> None:
+    async with traced(tmp_path, policy=CLASSIFIED) as (gw, engine, _, spans):
+        engine.script(Whole(chat("classification", usage=(100, 3))))
+        assert (await gw.chat(text="a secret prompt", max_tokens=9))[0] == 200
+
+    classifier, attempt, request = spans
+    assert classifier.parent_span_id == attempt.parent_span_id == request.span_id
+    told = attributes(classifier)
+    assert (told["flotilla.target"], told["flotilla.attempt.classifier"]) == ("medium", True)
+    assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == (100, 3)
+    assert told["gen_ai.request.max_tokens"] == 16
+    assert "flotilla.attempt.classifier" not in attributes(attempt)
 
 
 def test_without_an_endpoint_nothing_is_traced_and_nothing_is_loaded() -> None:

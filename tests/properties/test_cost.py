@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from flotilla.domain.cost.comparison import (
     NEVER,
+    IdleRule,
     Routing,
     attribute,
     break_even_tasks_per_day,
     cost_ratio,
+    idle_shares,
     own_usd_per_day,
 )
 from flotilla.domain.cost.hosted import Terms, hosted_usd
@@ -53,25 +55,37 @@ def test_used_headroom_and_idle_are_the_cost_and_never_negative(
     assert min(parts.used, parts.headroom, parts.idle) >= -CENT_OF_A_CENT
 
 
-@given(
-    busy=USD,
-    idle=USD,
-    usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4),
-    rule=st.sampled_from(["proportional", "even", "owner"]),
-)
-def test_shares_of_adapters_are_the_cost(busy: Decimal, idle: Decimal, usages: dict[str, Usage], rule: str) -> None:
-    shares = attribute(busy, idle, usages, Weights(), idle=rule, owner="base")  # type: ignore[arg-type]
-    assert abs(sum(shares.values()) - busy - idle) < CENT_OF_A_CENT
+@given(usd=USD, usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4))
+def test_shares_of_adapters_are_the_cost(usd: Decimal, usages: dict[str, Usage]) -> None:
+    shares = attribute(usd, usages, Weights(), owner="base")
+    assert abs(sum(shares.values()) - usd) < CENT_OF_A_CENT
     assert min(shares.values()) >= -CENT_OF_A_CENT
 
 
-def test_idle_time_is_the_owners_everyones_or_by_work() -> None:
+def test_a_cost_is_divided_by_work_and_is_the_owners_without_any() -> None:
     usages = {"base": Usage(D(300)), "triage": Usage(D(100))}
-    weights = Weights()
-    assert attribute(D(8), D(4), usages, weights) == {"base": D(9), "triage": D(3)}
-    assert attribute(D(8), D(4), usages, weights, idle="even") == {"base": D(8), "triage": D(4)}
-    assert attribute(D(8), D(4), usages, weights, idle="owner", owner="base") == {"base": D(10), "triage": D(2)}
-    assert attribute(D(8), D(4), {}, weights, owner="base") == {"base": D(12)}
+    assert attribute(D(12), usages, Weights()) == {"base": D(9), "triage": D(3)}
+    assert attribute(D(12), {}, Weights(), owner="base") == {"base": D(12)}
+
+
+PARTS = st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any)
+
+
+@given(parts=PARTS, rule=st.sampled_from(IdleRule))
+def test_shares_of_idle_time_are_all_of_it_and_nobodys_who_did_not_work(parts: list[int], rule: IdleRule) -> None:
+    work = {f"t{number}": D(part) / sum(parts) for number, part in enumerate(parts)}
+    workers = {name for name, share in work.items() if share > 0}
+    shares = idle_shares(work, rule, owner="owner")
+    assert abs(sum(shares.values(), D(0)) - 1) < CENT_OF_A_CENT
+    if rule is IdleRule.PROPORTIONAL:
+        assert shares == work
+    else:
+        assert set(shares) == ({"owner"} if rule is IdleRule.OWNER else workers)
+        assert max(shares.values()) - min(shares.values()) < CENT_OF_A_CENT
+
+
+def test_idle_time_without_any_work_is_the_owners() -> None:
+    assert all(idle_shares({"a": D(0)}, rule, owner="owner") == {"owner": 1} for rule in IdleRule)
 
 
 STEPS = {

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from flotilla.engines.metric_name import metric_name
 from flotilla.telemetry.metric_text import find
 
 NAMES = ("a", "a_total", "a:b", "ab", "b")
@@ -37,7 +38,7 @@ VALUES = st.one_of(
     st.sampled_from(["NaN", "+Inf", "-Inf", "1e3", "0x1", "1_0", "", "x", "\u0661", "5 .", "- 1"]),
 )
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=8)
-LABEL_VALUES = TEXTS.map(lambda text: text.replace("\\", "\\\\").replace('"', '\\"'))
+LABEL_VALUES = (TEXTS | st.sampled_from(["0", "1"])).map(lambda text: text.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 @st.composite
@@ -80,6 +81,18 @@ def test_random_texts_are_read_as_the_full_parser_reads_them(body: bytes) -> Non
 def test_garbage_is_an_error_or_nothing_and_never_a_crash(junk: bytes, before: bytes) -> None:
     with contextlib.suppress(ValueError):
         find(before + junk, {"a": ("a",), "b": ("b",)})
+
+
+@given(texts(), st.sampled_from(LABEL_NAMES), st.sampled_from(["=~", "!~"]))
+def test_the_samples_of_a_label_are_those_that_the_full_parser_finds(body: bytes, label: str, operator: str) -> None:
+    asked = f'a{{{label}{operator}"0|1"}}'
+    try:
+        samples = [sample for family in text_string_to_metric_families(body.decode()) for sample in family.samples]
+    except ValueError:
+        return
+    meant = metric_name(asked)
+    wanted = [each.value for each in samples if each.name == "a" and meant.accepts(each.labels)]
+    assert same(find(body, {"field": (asked,)}), {"field": wanted} if wanted else {})
 
 
 @given(texts(), st.permutations(NAMES))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.api.targets import Capabilities, Price
 from flotilla.domain.routing.document import ClusterEndpoint, HostedEndpoint, Target
 from flotilla.domain.routing.money import (
@@ -141,7 +141,15 @@ def test_a_published_price_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "counted",
-    [None, [], {}, {"prompt_tokens": "7", "completion_tokens": 1}, {"prompt_tokens": -1, "completion_tokens": 1}],
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": "7", "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 7, "completion_tokens": -1},
+        {"prompt_tokens": 10**30, "completion_tokens": 1},
+    ],
 )
 def test_a_usage_that_makes_no_sense_is_none(counted: object) -> None:
     assert usage_of(counted) is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.routing import CLASSES, FAILURES, FEATURES, SIGNALS, SOUND, compiled, policies, resource
 
 from flotilla.api.routes import Match, Signal
-from flotilla.domain.routing.check import check, covers
+from flotilla.domain.routing.check import check
 from flotilla.domain.routing.classify import question
 from flotilla.domain.routing.decide import (
     Attempt,
@@ -21,11 +21,11 @@ from flotilla.domain.routing.decide import (
     decide,
     decision_header,
     escalate,
-    matches,
     next_step,
     restrict,
 )
 from flotilla.domain.routing.document import GatewayDocument, compile_document, load_document
+from flotilla.domain.routing.match import covers, matches
 from flotilla.domain.routing.request import Features
 
 BODY = {"messages": [{"role": "user", "content": "Which one?"}]}

@@ -95,11 +95,15 @@ def test_nothing_is_added_to_replicas_that_find_no_place(spec: ScalingSpec, step
 
 
 @given(specs(), histories(complete=True, longest_gap=STALE_S, idle=True), STARTS)
-def test_within_a_minute_no_more_than_the_share_goes(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
+def test_within_a_minute_no_more_than_the_share_goes_unless_a_more_important_model_waits(
+    spec: ScalingSpec, steps: list[Step], desired: int
+) -> None:
     wanted = [(-math.inf, spec.clamp(desired))]
-    for _, (now, _), decision in run(State.initial(desired), steps, spec):
+    for _, (now, sample), decision in run(State.initial(desired), steps, spec):
         most = max(n for n, _ in _levels(wanted, now))
-        assert decision.desired >= min(wanted[-1][1], most - max(1, most * spec.down_percent_per_minute // 100))
+        given_up = sample is not None and sample.wanted_elsewhere
+        share = most if given_up else max(1, most * spec.down_percent_per_minute // 100)
+        assert decision.desired >= min(wanted[-1][1], most - share)
         wanted.append((now, decision.desired))
 
 

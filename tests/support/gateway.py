@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from flotilla.domain.routing.document import GatewayDocument, compile_policy, key_file
 from flotilla.gateway.accounts import Accounts
 from flotilla.gateway.app import Gateway, Settings
-from flotilla.gateway.connection import ServerLimits
+from flotilla.gateway.reader import ServerLimits
 from tests.support.hosted import HostedApi
 from tests.support.routing import FACTS, resource
 
@@ -77,6 +78,16 @@ class Running:
         """Status and text of the admin port."""
         async with self.session.get(f"http://127.0.0.1:{self.gateway.admin_port}{path}") as answer:
             return answer.status, await answer.text()
+
+    async def counted(self, name: str) -> dict[tuple[str, ...], float]:
+        """What is above 0 of one metric, by the values of the labels but the policy's, in the order of their names."""
+        _, text = await self.admin("/metrics")
+        return {
+            tuple(value for label, value in sorted(sample.labels.items()) if label != "policy"): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"flotilla_gateway_{name}" and sample.value
+        }
 
     def serves(self, model: str) -> bool:
         """Whether the document in use has the model."""

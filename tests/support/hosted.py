@@ -258,6 +258,8 @@ class _Answering:
         finally:
             gone.cancel()
             opened.cancel()
+            # Only one may read at a time, and the next request is read at once.
+            await asyncio.gather(gone, opened, return_exceptions=True)
 
     async def _gone(self) -> None:
         """Raises ConnectionResetError when the other side has closed; what it sends meanwhile is lost."""

@@ -73,6 +73,11 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get(f"/api/v1/query?{query}")["result"]
         return result
 
+    def kind(self, promql: str) -> str:
+        """What an instant query's result is, such as vector."""
+        found: str = self.get(f"/api/v1/query?{urllib.parse.urlencode({'query': promql})}")["resultType"]
+        return found
+
     def get(self, path: str) -> dict[str, Any]:
         """The data of an answer of the HTTP API."""
         try:

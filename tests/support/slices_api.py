@@ -26,6 +26,27 @@ class SlicesApi:
     gone: bool = False
     """Watches are answered with 410, as after a compaction."""
     watchers: set[asyncio.Queue[Any]] = field(default_factory=set)
+    _runner: web.AppRunner | None = None
+
+    @classmethod
+    def of(cls, items: Iterable[dict[str, Any]]) -> SlicesApi:
+        """That lists these."""
+        return cls(items={item["metadata"]["name"]: item for item in items})
+
+    async def start(self) -> None:
+        """Serve, at a free port."""
+        app = web.Application()
+        app.router.add_get(PATH, self.handle)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """End all watches too."""
+        self.end_watches()
+        if self._runner is not None:
+            await self._runner.cleanup()
 
     def put(self, item: dict[str, Any]) -> None:
         """Add or change a slice."""
@@ -91,16 +112,9 @@ class SlicesApi:
 @asynccontextmanager
 async def slices_api(items: Iterable[dict[str, Any]] = ()) -> AsyncIterator[SlicesApi]:
     """Serve until the end of the block."""
-    api = SlicesApi(items={item["metadata"]["name"]: item for item in items})
-    app = web.Application()
-    app.router.add_get(PATH, api.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    api.port = runner.addresses[0][1]
+    api = SlicesApi.of(items)
+    await api.start()
     try:
         yield api
     finally:
-        api.end_watches()
-        await runner.cleanup()
+        await api.stop()

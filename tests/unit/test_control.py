@@ -10,7 +10,7 @@ from flotilla.control.queue import Queue
 from flotilla.control.status import StatusWriter
 from flotilla.control.workers import Workers
 from flotilla.devcluster.demo.report import samples, value
-from flotilla.errors import Conflict, FlotillaError, InvalidSpec, NotReady, Transient
+from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.lease import Lease
@@ -275,6 +275,43 @@ def test_only_another_managers_field_is_told_from_a_lost_race() -> None:
     cause = b'{"message": "x", "details": {"causes": [{"reason": "FieldManagerConflict", "field": ".spec.ports"}]}}'
     assert isinstance(failure("patch /x", 409, {}, cause), FieldConflict)
     assert not isinstance(failure("patch /x", 409, {}, b'{"message": "the object has been modified"}'), FieldConflict)
+
+
+ENDING = b'{"message": "x", "details": {"causes": [{"reason": "NamespaceTerminating"}]}}'
+
+
+def test_a_namespace_that_goes_is_told_from_a_right_that_lacks() -> None:
+    assert isinstance(failure("post /x", 403, {}, ENDING), Ending)
+    assert isinstance(failure("post /x", 403, {}, b'{"message": "exceeded quota"}'), Forbidden)
+
+
+async def test_what_ends_with_its_namespace_is_left_alone_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    queue: Queue[Key] = Queue(clock=asyncio.get_running_loop().time, base_s=0.001, cap_s=0.002)
+    other, passes, done = Key(MODEL_DEPLOYMENT, "ns", "b"), [0], asyncio.Event()
+
+    class Reconciler:
+        async def reconcile(self, key: Key) -> float | None:
+            if key == other:
+                done.set()
+                return None
+            passes[0] += 1
+            queue.add_after(other, 0.05)
+            raise Ending("x")
+
+    client = Remembering()
+    recorder = EventRecorder(client, instance="host")  # type: ignore[arg-type]
+    clock = asyncio.get_running_loop().time
+    workers = Workers(queue, {MODEL_DEPLOYMENT: Reconciler()}, Metrics(version="1"), count=1, clock=clock)
+    client.fails = Ending("x")
+    recorder.record(MODEL_DEPLOYMENT, live(), topic="Ready", reason="A", note="n")
+    queue.add(KEY)
+    with caplog.at_level("INFO"):
+        running = [asyncio.create_task(one.run()) for one in (workers, recorder)]
+        await asyncio.wait_for(done.wait(), 10)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert (passes, caplog.messages) == ([1], [])
 
 
 def test_a_watch_error_asks_for_a_new_list() -> None:

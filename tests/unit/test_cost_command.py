@@ -33,6 +33,16 @@ contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
 clusters: [{{name: c, cluster: {{server: "{url}"}}}}]
 users: [{{name: u, user: {{token: t}}}}]
 """
+FOCUS_VALUES = {
+    "BillingCurrency": {"USD"},
+    "ChargeCategory": {"Usage", "Purchase", "Tax", "Credit", "Adjustment"},
+    "ChargeClass": {"", "Correction"},
+    "ChargeFrequency": {"One-Time", "Recurring", "Usage-Based"},
+    "PricingCategory": {"Standard", "Dynamic", "Committed", "Other"},
+    "ServiceCategory": {"AI and Machine Learning"},
+    "ServiceSubcategory": {"Bots", "Generative AI", "Machine Learning", "Natural Language Processing"},
+}
+"""What FOCUS 1.2 allows (specification/columns); of its services, those of AI and machine learning."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOTALS = """\
 # TYPE flotilla_build_info gauge
@@ -117,6 +127,24 @@ def test_by_team_deployments_are_divided_and_hosted_charges_added(prometheus: Pr
     assert items["sales"]["requests"] is None
 
 
+@pytest.mark.parametrize(
+    ("rule", "sales", "support", "small", "direct", "wasted"),
+    [("proportional", 0.3, 0.9, 0.9, 0.3, 0.3), ("even", 0.375, 0.825, 0.825, 0.375, 0.275),
+     ("owner", 0.225, 0.975, 0.675, 0.525, 0.225)],
+)  # fmt: skip
+def test_idle_time_is_carried_by_work_by_all_alike_or_by_the_owner(
+    prometheus: Prometheus, rule: str, sales: float, support: float, small: float, direct: float, wasted: float
+) -> None:
+    at = ("--prometheus", prometheus.url, "--idle", rule, "--output", "json", "--by")
+    teams = {item["name"]: float(item["usd"]) for item in json.loads(run(*at, "team").stdout)["items"]}
+    assert teams["sales"] - 24 * 0.25 == pytest.approx(24 * sales, rel=0.01), "beside what its hosted target charged"
+    assert teams["support"] == pytest.approx(24 * support, rel=0.01)
+    routes = {(item["policy"], item["target"]): item for item in json.loads(run(*at, "route").stdout)["items"]}
+    assert float(routes["support", "small"]["usd"]) == pytest.approx(24 * small, rel=0.01)
+    assert float(routes["support", "small"]["wastedUsd"]) == pytest.approx(24 * wasted, rel=0.01)
+    assert float(routes["__direct__", "small"]["usd"]) == pytest.approx(24 * direct, rel=0.01)
+
+
 def test_the_table_has_a_total_and_the_cheapest_hosted_model(prometheus: Prometheus) -> None:
     lines = run("--prometheus", prometheus.url, "--since", "12h").stdout.splitlines()
     assert "the last 12h" in lines[0]
@@ -148,7 +176,9 @@ def test_focus_rows_carry_the_columns_of_the_specification(prometheus: Prometheu
                     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row[name])
         assert row["BillingPeriodStart"] <= row["ChargePeriodStart"] < row["ChargePeriodEnd"] <= row["BillingPeriodEnd"]
         assert D(row["ListUnitPrice"]) * D(row["PricingQuantity"]) == pytest.approx(D(row["ListCost"]))
-        json.loads(row["Tags"])
+        assert all(row[name] in allowed for name, allowed in FOCUS_VALUES.items())
+        assert (row["ConsumedQuantity"] == "") == (row["ConsumedUnit"] == "")
+        assert all(isinstance(value, str) for value in json.loads(row["Tags"]).values())
     small = [row for row in rows if row["ResourceName"] == "small"]
     assert len(small) in (2, 3), "a row per UTC day"
     assert sum(float(row["EffectiveCost"]) for row in small) == pytest.approx(36.0, rel=0.01)
@@ -201,6 +231,7 @@ def test_a_name_cannot_command_the_terminal(operator: Page) -> None:
         (["--since", "7d"], 2, "--since needs a history: name a Prometheus with --prometheus"),
         (["--by", "route"], 2, "--prometheus"),
         (["--output", "focus"], 2, "--prometheus"),
+        (["--idle", "even"], 2, "use it with --by team or route, not model"),
         (["--metrics", "http://127.0.0.1:1"], 3, "does not answer"),
         (["--prometheus", "ftp://x"], 2, "--prometheus 'ftp://x' is not usable"),
         (["--prometheus", "http://127.0.0.1:1"], 3, "Prometheus does not answer"),

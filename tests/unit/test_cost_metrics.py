@@ -10,11 +10,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from flotilla.devcluster.demo.report import samples, value
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.cost.hosted import Terms
-from flotilla.domain.cost.tokens import TokenPrices
+from flotilla.domain.cost.tokens import MEASURED, TokenPrices, Weights
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers
 from flotilla.domain.pricing import CostBasis, Rate
+from flotilla.telemetry import ledger_record
+from flotilla.telemetry.account import Account
 from flotilla.telemetry.collector import DeploymentView, FleetCollector
-from flotilla.telemetry.ledger import Account, Counters, Ledger, PodObservation
+from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 
 D = Decimal
 Found = dict[str, list[tuple[dict[str, str], Decimal]]]
@@ -28,12 +30,16 @@ class Fleet:
     prices: Iterable[Rate] = ()
     unpriced: Mapping[str, int] = field(default_factory=dict)
     catalog_version: str = ""
+    free: Mapping[str, Decimal] = field(default_factory=dict)
 
     def view(self) -> Iterable[DeploymentView]:
         return self.views
 
     def rates(self) -> Iterable[Rate]:
         return self.prices
+
+    def unallocated(self) -> Mapping[str, Decimal]:
+        return self.free
 
 
 def view(**changes: object) -> DeploymentView:
@@ -80,9 +86,17 @@ def test_what_is_unknown_has_no_series() -> None:
     found = exposed(view())
     assert set(found) == {
         "flotilla_desired_replicas", "flotilla_ready_replicas", "flotilla_min_replicas", "flotilla_max_replicas",
-        "flotilla_deployment_info", "flotilla_unpriced_total", "flotilla_deployment_token_weight_ratio",
+        "flotilla_deployment_info", "flotilla_unpriced_total",
     }  # fmt: skip
     assert set(exposed()) == {"flotilla_unpriced_total"}
+
+
+def test_gpus_that_no_pod_holds_have_a_price_by_class() -> None:
+    found = exposed(free={"nvidia-l4": D("1.6"), "nvidia-h100": D(0)})
+    rates = [
+        value(found, "flotilla_unallocated_gpu_cost_usd_per_hour", gpu_type=t) for t in ("nvidia-l4", "nvidia-h100")
+    ]
+    assert rates == [D("1.6"), 0]
 
 
 def test_a_resource_that_waits_for_its_owner_says_so() -> None:
@@ -112,15 +126,31 @@ def test_without_a_price_there_are_tokens_and_gpu_hours_and_no_dollars() -> None
     assert "flotilla_savings_usd" not in found
 
 
+def test_errors_are_counted_where_the_engine_counts_them() -> None:
+    ledger = Ledger()
+    for now, failed in ((0.0, 0.0), (10.0, 3.0), (20.0, 1.0)):
+        pod = PodObservation("u", 0, "serving", D(1), Counters(requests=5, failed=failed), D(1))
+        ledger.observe("k", [pod], now=now)
+    account = ledger_record.load(ledger_record.dump(ledger.accounts["k"]))
+    found = exposed(view(account=account))
+    assert value(found, "flotilla_deployment_requests_total", outcome="error") == 4, "the engine began again at 1"
+    restarted = value(found, "flotilla_deployment_requests_total", outcome="success")
+    assert restarted == 10
+
+
 def test_an_hour_of_work_in_dollars() -> None:
     found = exposed(view(account=hour(requests=1000)), prices=())
     assert value(found, "flotilla_deployment_cost_usd_per_hour", capacity_type="spot", price_source="catalog") == 2
     assert value(found, "flotilla_deployment_tokens_total", token_type="cached_input") == 200_000
     assert value(found, "flotilla_deployment_tokens_total", token_type="input") == 800_000
     assert value(found, "flotilla_deployment_requests_total", outcome="success") == 1000
+    assert value(found, "flotilla_deployment_requests_total", outcome="error") is None, "this engine counts none"
     assert value(found, "flotilla_deployment_cost_usd_per_request", window="1h") == D("0.002")
-    weights = [value(found, "flotilla_deployment_token_weight_ratio", token_type=t) for t in ("cached_input", "output")]
-    assert weights == [D("0.05"), D("2.8")]
+    assert "flotilla_deployment_token_weight_ratio" not in found, "the measured ones are in the rules"
+    basis = CostBasis(L4, weights=Weights(D(4), D("0.1")))
+    told = exposed(view(basis=basis))
+    weights = [value(told, "flotilla_deployment_token_weight_ratio", token_type=t) for t in MEASURED.by_token_type]
+    assert weights == [1, D("0.1"), 4]
     blended = value(found, "flotilla_deployment_cost_usd_per_million_tokens", token_type="blended", window="24h")
     assert blended is not None
     assert round(blended, 6) == round(D(2) / D("1.1"), 6)
@@ -199,11 +229,13 @@ def test_a_hundred_deployments_with_three_comparators_stay_under_six_thousand_se
     basis = CostBasis(L4, comparators=comparators, tokens_per_second=D(1000), budget_usd_per_month=D(1))
     ledger = Ledger(gap_s=1e9)
     for now in (0.0, 3600.0):
-        pod = PodObservation("u", 0, "serving", D(1), Counters(now, now, now, now), D(1), "spot", "catalog")
+        pod = PodObservation("u", 0, "serving", D(1), Counters(now, now, now, now, now), D(1), "spot", "catalog")
         ledger.observe("k", [pod], now=now, comparators=comparators)
+    more = {"kv_usage": 0.5, "demand": 1.0, "stalled": False}
     views = [
-        view(name=f"m{i}", basis=basis, account=ledger.accounts["k"], waiting=0.0, running=1.0) for i in range(100)
+        view(name=f"m{i}", basis=basis, account=ledger.accounts["k"], waiting=0.0, running=1.0, **more)
+        for i in range(100)
     ]
-    found = exposed(*views, prices=[Rate(D(1), "catalog", "contract", date(2026, 11, 1))])
-    assert len(found) == 29, "every family of the reference, and the limits of scaling"
+    found = exposed(*views, prices=[Rate(D(1), "catalog", "contract", date(2026, 11, 1))], free={"nvidia-l4": D(1)})
+    assert len(found) == 32, "every family of the reference but weights, and those of scaling"
     assert sum(map(len, found.values())) < 6000

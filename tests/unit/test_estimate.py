@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flotilla.api.model_deployment import ArchitectureSpec
+from flotilla.api.model import ArchitectureSpec
 from flotilla.cli import app
 from flotilla.domain.models import load_models
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.constants import GATEWAY
 from flotilla.control.executor import Executor, Object
 from flotilla.control.gateway import GatewayReconciler
@@ -16,7 +16,19 @@ from flotilla.control.status import StatusWriter
 from flotilla.domain.policy_status import Report
 from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.errors import NotReady
-from flotilla.kube.kinds import CONFIG_MAP, DEPLOYMENT, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, SERVICE, Kind
+from flotilla.kube.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    POD,
+    ROLE,
+    ROLE_BINDING,
+    ROUTING_POLICY,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+)
+from flotilla.kube.protocol import NotFound
 from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, selector
 
@@ -31,14 +43,19 @@ class Api:
         self.objects: dict[tuple[str, str], Object] = {}
         self.writes: list[str] = []
         self.version = 100
+        self.unseen: set[str] = set()
+        """Kinds whose next write is answered 404, as by an apiserver that does not see yet what it was just told."""
 
     async def get(self, kind: Kind, name: str, *, namespace: str) -> Object | None:
         return self.objects.get((kind.kind, name))
 
     async def apply(self, kind: Kind, obj: Mapping[str, Any], **_: object) -> Object:
         self.version += 1
-        self.writes.append(kind.kind)
         name = obj["metadata"]["name"]
+        if kind.kind in self.unseen or (kind == ROLE_BINDING and (ROLE.kind, name) not in self.objects):
+            self.unseen.discard(kind.kind)
+            raise NotFound(f'{kind.plural} "{name}" not found (HTTP 404)')
+        self.writes.append(kind.kind)
         meta = {"uid": f"{kind.kind}-{name}", **obj["metadata"], "resourceVersion": str(self.version)}
         self.objects[kind.kind, name] = {**obj, "metadata": meta}
         return self.objects[kind.kind, name]
@@ -208,6 +225,41 @@ async def test_a_restarted_operator_writes_nothing_and_keeps_what_was_accepted()
     assert world.condition("a", "Accepted") == ("False", "UnknownTarget")
     assert world.condition("a", "Programmed") == ("False", "OlderGenerationServed")
     assert world.events.told == [("Normal", "Ready"), ("Warning", "UnknownTarget")]
+
+
+async def test_a_binding_answered_404_in_the_pass_that_makes_its_role_is_tried_again_at_once_and_no_error_is_told() -> (
+    None
+):
+    world = World()
+    world.policy("a", SOUND)
+    world.api.unseen.add(ROLE_BINDING.kind)
+    assert await world.reconciler.reconcile(KEY) is None
+    assert [kind for kind in world.api.writes if kind in ("Role", "RoleBinding")] == ["Role", "RoleBinding"]
+    assert world.condition("a", "Programmed") == ("False", "GatewayStarting")
+
+
+async def test_a_role_that_went_unseen_is_made_again_when_its_binding_is_answered_404() -> None:
+    world = await served()
+    binding = world.store.get(ROLE_BINDING, "team", GATEWAY)
+    assert binding is not None
+    world.store.drop(ROLE_BINDING, binding)
+    for kind in (ROLE, ROLE_BINDING):  # both deleted, of which only the listing of bindings told
+        del world.api.objects[kind.kind, GATEWAY]
+    world.api.writes.clear()
+    assert await world.reconciler.reconcile(KEY) is None
+    assert world.api.writes == ["Role", "RoleBinding"]
+    assert world.condition("a", "Programmed") == ("True", "Programmed")
+
+
+async def test_a_404_that_stays_is_waited_out_by_the_queue_and_told() -> None:
+    world = World()
+    world.policy("a", SOUND)
+    world.api.unseen.add(SERVICE_ACCOUNT.kind)  # of a namespace that is new, say
+    with pytest.raises(NotReady):
+        await world.reconciler.reconcile(KEY)
+    assert world.condition("a", "Programmed") == ("False", "GatewayWaiting")
+    assert await world.reconciler.reconcile(KEY) is None
+    assert world.condition("a", "Programmed") == ("False", "GatewayStarting")
 
 
 async def test_a_container_that_started_again_is_asked_again() -> None:

@@ -1,4 +1,4 @@
-"""Prices that change while the operator runs, and the accounts that it keeps."""
+"""Prices that change while the operator runs."""
 
 import os
 from collections.abc import Mapping
@@ -12,17 +12,13 @@ from tests.support.prometheus import running_prometheus, serving
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
-from flotilla.control.keys import owner
-from flotilla.control.ledger_store import KEY, LABEL_LEDGER, LedgerStore
 from flotilla.control.price_book import NodeLister, PriceBook
 from flotilla.control.pricing import Pricing
 from flotilla.domain.pricing import NodeFacts
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, Kind
+from flotilla.kube.kinds import Kind
 from flotilla.kube.protocol import ObjectList
-from flotilla.kube.store import Store
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 from flotilla.telemetry.opencost import gpu_prices
 from flotilla.telemetry.price_desk import PriceDesk
 from flotilla.telemetry.prometheus import PrometheusClient
@@ -246,111 +242,3 @@ async def test_an_unknown_comparator_is_named_and_the_others_are_used(tmp_path: 
     assert found.basis.unknown_comparators == 1
     assert (verdict.status, verdict.reason) == ("False", "UnknownHostedModel")
     assert verdict.message.startswith("spec.cost.compareWith[0].model: ")
-
-
-class Records:
-    """Stands for KubeClient: remembers ConfigMaps."""
-
-    def __init__(self) -> None:
-        self.maps: dict[str, dict[str, Any]] = {}
-        self.writes = 0
-        self.fails: FlotillaError | None = None
-
-    async def pages(self, kind: Kind, *, namespace: str | None, label_selector: str) -> Any:
-        assert label_selector == LABEL_LEDGER
-        yield ObjectList([obj for obj in self.maps.values() if LABEL_LEDGER in obj["metadata"].get("labels", {})], "1")
-
-    async def get(self, kind: Kind, name: str, *, namespace: str) -> dict[str, Any] | None:
-        return self.maps.get(name)
-
-    async def apply(self, kind: Kind, obj: dict[str, Any], *, manager: str) -> dict[str, Any]:
-        if self.fails is not None:
-            raise self.fails
-        assert manager == "flotilla-ledger"
-        self.writes += 1
-        self.maps[obj["metadata"]["name"]] = obj
-        return obj
-
-
-def fleet(client: Records, now: list[float], uid: str = "u") -> tuple[Ledger, LedgerStore]:
-    store, ledger = Store(owner), Ledger()
-    store.put(MODEL_DEPLOYMENT, {"metadata": {"name": "m", "namespace": "ns", "uid": uid, "resourceVersion": "1"}})
-    kept = LedgerStore(client, store, ledger, namespaces=(), interval_s=300, clock=lambda: now[0])  # type: ignore[arg-type]
-    return ledger, kept
-
-
-def observe(ledger: Ledger, now: float, *uids: str) -> None:
-    pods = [PodObservation(uid, 0, "serving", D(1), Counters(prompt=now), D(1)) for uid in uids]
-    ledger.observe("u", pods, now=now)
-
-
-async def test_a_record_is_written_when_the_pods_change_and_at_a_slow_cadence_and_not_without_pods() -> None:
-    client, now = Records(), [0.0]
-    ledger, kept = fleet(client, now)
-    writes = []
-    for at, uids in (
-        (0, ""),
-        (10, "a"),
-        (20, "a"),
-        (30, "ab"),
-        (40, "ab"),
-        (330, "ab"),
-        (340, "ab"),
-        (350, ""),
-        (9000, ""),
-    ):
-        now[0] = float(at)
-        observe(ledger, now[0], *uids)
-        await kept.write_due()
-        writes.append(client.writes)
-    assert writes == [0, 1, 1, 2, 2, 3, 3, 4, 4]
-
-
-async def test_a_successor_goes_on_where_the_operator_ended() -> None:
-    client, now = Records(), [10.0]
-    ledger, kept = fleet(client, now)
-    observe(ledger, 10.0, "a")
-    observe(ledger, 20.0, "a")
-    await kept.save()
-    assert client.maps["m-flotilla-ledger"]["metadata"]["ownerReferences"][0]["uid"] == "u"
-    again, taken_up = fleet(client, now)
-    await taken_up.load()
-    observe(again, 30.0, "a")
-    assert round(again.accounts["u"].total_usd * 3600, 6) == 20
-    assert again.accounts["u"].usage.prompt == 30
-    await taken_up.write_due()
-    assert client.writes == 1, "nothing changed but time, and the interval is not over"
-
-
-async def test_a_record_of_a_namesake_or_one_that_is_broken_is_not_taken_up() -> None:
-    client, now = Records(), [0.0]
-    ledger, kept = fleet(client, now)
-    observe(ledger, 10.0, "a")
-    await kept.save()
-    namesake, other = fleet(client, now, uid="later")
-    await other.load()
-    assert namesake.accounts == {}
-    client.maps["m-flotilla-ledger"]["data"][KEY] = "{"
-    again, broken = fleet(client, now)
-    await broken.load()
-    assert again.accounts == {}
-
-
-async def test_a_strangers_configmap_is_left_alone() -> None:
-    client, now = Records(), [0.0]
-    client.maps["m-flotilla-ledger"] = {"metadata": {"name": "m-flotilla-ledger"}, "data": {"mine": "x"}}
-    ledger, kept = fleet(client, now)
-    observe(ledger, 10.0, "a")
-    await kept.save()
-    assert (client.writes, client.maps["m-flotilla-ledger"]["data"]) == (0, {"mine": "x"})
-
-
-async def test_a_write_that_failed_is_tried_again() -> None:
-    client, now = Records(), [0.0]
-    client.fails = Transient("later")
-    ledger, kept = fleet(client, now)
-    observe(ledger, 10.0, "a")
-    await kept.write_due()
-    client.fails = None
-    await kept.write_due()
-    assert client.writes == 1

@@ -43,6 +43,9 @@ def engine(running: float | str, waiting: float, kv: float = 0.25, rejected: int
         f'vllm:num_requests_waiting{{engine="0"}} {waiting}\n'
         f'vllm:kv_cache_usage_perc{{engine="0"}} {kv}\n'
         f'vllm:admission_rejections_total{{engine="0"}} {rejected}\n'
+        'vllm:request_success_total{engine="0",finished_reason="stop"} 5\n'
+        'vllm:request_success_total{engine="0",finished_reason="error"} 1\n'
+        'vllm:request_success_total{engine="0",finished_reason="abort"} 2\n'
     )
 
 
@@ -152,7 +155,9 @@ async def test_engines_are_read_by_pod_and_what_is_not_there_is_unknown(server: 
         )
     first, third = found["1"], found["3"]
     assert isinstance(first, Aged)
-    assert first.sample == EngineSample(running=3, waiting=2, kv_usage=0.25, rejected=4)
+    assert first.sample == EngineSample(
+        running=3, waiting=2, kv_usage=0.25, rejected=4, requests_success=5, requests_failed=3
+    )
     assert abs(time.time() - first.at) < 60
     assert isinstance(third, Aged)
     assert third.sample.waiting == 9

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flotilla.api.model_deployment import ModelDeploymentSpec, QuantizationMethod
+from flotilla.api.engine import QuantizationMethod
+from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.domain.resolve import Resolved, load_catalog, resolve
 from flotilla.errors import InvalidSpec
 

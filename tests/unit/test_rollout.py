@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.model_deployment import RolloutStrategy
+from flotilla.api.pods import RolloutStrategy
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.rollout import decide, free_units
 

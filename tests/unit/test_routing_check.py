@@ -6,7 +6,7 @@ import pytest
 from tests.support.routing import FACTS, HOSTED, SOUND, resource
 from tests.support.schema import put
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.domain.policy_status import GatewayView, judge
 from flotilla.domain.routing.address import address_problem, base_url_problem
 from flotilla.domain.routing.admission import Admission
@@ -56,7 +56,6 @@ def test_a_sound_policy_has_no_findings() -> None:
         ),
         (("classifier",), {"target": "no", "tasks": TASKS}, Problem.UNKNOWN_TARGET, "spec.classifier.target"),
         (("classifier",), {"target": "small", "tasks": TASKS}, Problem.UNKNOWN_TASK, "spec.classifier.tasks[1].name"),
-        (("classifier",), {"target": "frontier", "tasks": TASKS}, Problem.HOSTED_CLASSIFIER, "spec.classifier.target"),
         (("rules", 0, "match", "models"), ["stranger"], Problem.UNKNOWN_HOST_MODEL, "spec.rules[0].match.models"),
         (("rules", 0, "name"), "default", Problem.RESERVED_NAME, "spec.rules[0].name"),
         (

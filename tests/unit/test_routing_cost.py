@@ -59,7 +59,7 @@ def shares(scenario: dict[str, object]) -> dict[str, Decimal]:
         given(scenario, "flotilla_deployment_cost_usd_total", '"small"', f'state="{state}"')
         for state in ("serving", "idle", "startup")
     ]
-    return attribute(states[0], states[1] + states[2], {**routed, DIRECT: direct}, WEIGHTS)
+    return attribute(sum(states, Decimal(0)), {**routed, DIRECT: direct}, WEIGHTS)
 
 
 def test_shares_of_routes_and_of_the_rest_are_those_of_attribute(scenario: dict[str, object]) -> None:

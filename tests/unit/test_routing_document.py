@@ -8,7 +8,7 @@ from tests.support.routing import FACTS, SOUND, resource
 from tests.support.schema import REMOVED, Path, put
 from tests.support.whole import ROUTING_POLICY
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.domain.routing.document import compile_document, facts_of, key_file, load_document
 from flotilla.errors import InvalidSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support.loads import World
 
-from flotilla.api.model_deployment import ScalingSpec as ApiScalingSpec
+from flotilla.api.scaling import ScalingSpec as ApiScalingSpec
 from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State, decide
 from flotilla.domain.scaling.reasons import (
     AT_MAXIMUM,
@@ -288,7 +288,7 @@ def test_replicas_that_find_no_place_keep_the_number_and_give_the_reason(reason:
 
 
 def test_idle_replicas_make_room_for_something_more_important_before_their_delay() -> None:
-    patient = replace(WIDE, scale_down_delay_s=600.0)
+    patient = replace(WIDE, scale_down_delay_s=600.0, down_percent_per_minute=25)
     waits = [{"running": 9.0, "wanted_elsewhere": True}] * 9
     decisions = follow(State.initial(6), patient, waits)
     assert [d.desired for d in decisions] == [6] * 8 + [2]

@@ -2,14 +2,19 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.engine_sim import running_any, running_tgi, running_vllm
 
+from flotilla.engines.metric_name import MetricName, metric_name
 from flotilla.engines.profile import load_profiles
+from flotilla.engines.profile import parse as parse_profile
+from flotilla.errors import InvalidSpec
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.metric_text import find
 from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target, parse
@@ -60,17 +65,38 @@ def test_what_cannot_be_believed_is_an_error_with_a_reason(text: str, reason: st
 def test_every_metric_of_vllms_profile_is_one_that_vllm_exports() -> None:
     known = (GOLDEN / "vllm-0.33-metric-families.txt").read_text()
     for candidates in VLLM.values():
-        assert any(name.removesuffix("_total") in known for name in candidates), candidates
+        assert any(metric_name(name).family.removesuffix("_total") in known for name in candidates), candidates
 
 
 def fully(text: str, names: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
     """By the parser of prometheus_client, which reads every line."""
-    every: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            every.setdefault(sample.name, []).append(sample.value)
-    firsts = {field: next((every[name] for name in names[field] if name in every), None) for field in names}
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def meant(name: MetricName) -> list[float]:
+        return [each.value for each in samples if each.name == name.family and name.accepts(each.labels)]
+
+    firsts = {field: next(filter(None, map(meant, map(metric_name, names[field]))), None) for field in names}
     return {field: values for field, values in firsts.items() if values is not None}
+
+
+def test_what_failed_is_told_from_what_succeeded_by_a_label() -> None:
+    ends = "".join(
+        f'vllm:request_success_total{{engine="0",finished_reason="{reason}"}} {count}\n'
+        for reason, count in (("stop", 4), ("length", 2), ("abort", 1), ("error", 8))
+    )
+    queue = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"
+    assert parse((queue + ends).encode(), VLLM) == EngineSample(0, 0, requests_success=6, requests_failed=9)
+    assert parse((queue + "vllm:request_success_total 5\n").encode(), VLLM) == EngineSample(0, 0, requests_success=5)
+
+
+@pytest.mark.parametrize("name", ["", "a b", 'a{b="c"}', 'a{b=~"c",d=~"e"}', 'a{b=~".*"}', 'a{b=~""}'])
+def test_a_profile_with_another_form_of_metric_is_refused(name: str) -> None:
+    raw = yaml.safe_load((files("flotilla.engines") / "vllm.yaml").read_text())
+    raw["metrics"]["names"]["requests_success"] = [name]
+    with pytest.raises(
+        InvalidSpec, match=r"mine\.yaml: metrics\.names\.requests_success\.0: .*is neither a metric nor"
+    ):
+        parse_profile("mine.yaml", yaml.safe_dump(raw))
 
 
 def test_a_real_vllm_under_load_is_read_as_the_full_parser_reads_it() -> None:
@@ -86,6 +112,7 @@ def test_a_real_vllm_under_load_is_read_as_the_full_parser_reads_it() -> None:
         generation_tokens=751,
         cached_tokens=0,
         requests_success=0,
+        requests_failed=0,
         rejected=0,
     )
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from flotilla.api.meta import Condition, ObjectMeta
-from flotilla.api.model_deployment import SecretKeyRef
 from flotilla.api.routes import WEIGHTS, HeaderName, Route, Rule, TaskName
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.api.targets import ONE_PLACE, Boundary, ModelName, Region, Target
 from flotilla.api.types import Cel, DnsLabel, ListMap, ListSet, Model, Usd
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from flotilla.api.model_deployment import SecretKeyRef
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.api.types import Cel, DnsLabel, Model, Usd
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._:/A-Za-z0-9]*$", min_length=1, max_length=200)]

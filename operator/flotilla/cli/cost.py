@@ -19,6 +19,7 @@ from flotilla.cli import periods
 from flotilla.cli.sources import Place, client_of, current
 from flotilla.cli.terminal import plain
 from flotilla.domain import route_spending, spending
+from flotilla.domain.cost.comparison import IdleRule
 from flotilla.domain.route_spending import Route
 from flotilla.domain.spending import Group
 from flotilla.errors import InvalidSpec
@@ -39,6 +40,8 @@ class Question:
     since: str | None
     place: Place
     account: str
+    idle: IdleRule | None = None
+    """None: in proportion to the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ def ask(question: Question, console: Console) -> Answer:
 
 async def _ask(question: Question, console: Console) -> Answer:
     place = question.place
+    if question.idle is not None and question.by not in ("team", "route"):
+        raise InvalidSpec(
+            f"--idle divides deployments: use it with --by team or route, not {question.by}.", field="--idle"
+        )
+    idle = question.idle or IdleRule.PROPORTIONAL
     if place.prometheus is None:
         return await _now(question, console)
     end = time.time()
@@ -68,10 +76,10 @@ async def _ask(question: Question, console: Console) -> Answer:
             return await _focus(history, end - seconds, end, question.account)
         label = f"the last {question.since or '24h'}"
         if question.by == "route":
-            found = route_spending.routes(await history.routes(end - seconds, end))
+            found = route_spending.routes(await history.routes(end - seconds, end), idle)
             return Answer(_routes(found, question.output, label, console), len(found), label)
         if question.by == "team":
-            deployments = route_spending.teams(await history.teams(end - seconds, end))
+            deployments = route_spending.teams(await history.teams(end - seconds, end), idle)
         else:
             deployments = spending.spent(await history.period(end - seconds, end))
         return _groups(spending.grouped(deployments, question.by), question, label, console)

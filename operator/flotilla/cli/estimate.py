@@ -9,7 +9,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
+from flotilla.api.model import ArchitectureSpec, Embeddings
+from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.cli import exits
 from flotilla.domain import accelerators
 from flotilla.domain.accelerators import Accelerator

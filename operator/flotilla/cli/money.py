@@ -37,6 +37,10 @@ def cost(
     metrics: Metrics = None,
     kubeconfig: OperatorKubeconfig = None,
     operator_namespace: OperatorNamespace = "flotilla-system",
+    idle: Annotated[
+        Literal["proportional", "even", "owner"] | None,
+        typer.Option(help="Who carries idle time, by team or route: by work (default), all alike, or the owner."),
+    ] = None,
     account: Annotated[str, typer.Option(help="In FOCUS: who owns the accelerators.")] = "self-hosted",
 ) -> None:
     """Print what models cost and served, against hosted ones.
@@ -52,7 +56,8 @@ def cost(
         ca_file=prometheus_ca_file,
         token_file=prometheus_token_file,
     )
-    question = verb.Question(by=by, output=output, since=since, place=place, account=account)
+    rule = None if idle is None else verb.IdleRule(idle)
+    question = verb.Question(by=by, output=output, since=since, place=place, account=account, idle=rule)
     with told(not_ready=exits.UNREACHABLE):
         answer = verb.ask(question, import_module("rich.console").Console())
     sys.stdout.write(answer.text)

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from flotilla import __version__
-from flotilla.api.model_deployment import ModelDeployment, ScalingMode
+from flotilla.api.model_deployment import ModelDeployment
 from flotilla.api.routing_policy import RoutingPolicy
+from flotilla.api.scaling import ScalingMode
 from flotilla.cli import manifests
 from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
 from flotilla.domain.resolve import Catalog, Resolved, resolve

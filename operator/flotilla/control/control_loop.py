@@ -25,6 +25,7 @@ from flotilla.control.resync import Resync
 from flotilla.control.rollout import Rollouts
 from flotilla.control.scaler import Scaler
 from flotilla.control.status import StatusWriter
+from flotilla.control.unallocated import Unallocated
 from flotilla.control.victims import Victims
 from flotilla.control.workers import Workers
 from flotilla.domain import observed
@@ -172,11 +173,24 @@ class ControlLoop:
             client,
             self.store,
             ledger,
-            namespaces=config.namespaces,
+            namespace=config.leader_election.namespace,
+            watched=config.namespaces,
             interval_s=config.ledger_interval_s,
             clock=clock,
         )
         self._draining = Draining(self.store, self._scaler, self._scraper, interval_s=config.scaling_interval_s)
+        # The role of an operator of a few namespaces shows it neither nodes nor the pods of others.
+        self._unallocated = (
+            None
+            if config.namespaces
+            else Unallocated(
+                client,
+                self.store,
+                tuple(catalog.accelerators.values()),
+                lambda: self._prices.sources,
+                interval_s=config.resync_interval_s,
+            )
+        )
         self._fleet = Fleet(
             self.store,
             self._scaler,
@@ -184,6 +198,7 @@ class ControlLoop:
             self._prices,
             clock=lambda: begin + clock(),
             draining=lambda: self._draining.answers,
+            unallocated=dict if self._unallocated is None else self._unallocated.usd_per_hour,
         )
         self._collector = FleetCollector(self._fleet)
         metrics.registry.register(self._collector)
@@ -219,6 +234,8 @@ class ControlLoop:
             group.create_task(self._draining.run(), name="draining")
             group.create_task(self._prices.run(), name="prices")
             group.create_task(self._ledger_store.run(), name="ledger")
+            if self._unallocated is not None:
+                group.create_task(self._unallocated.run(), name="unallocated")
             self.synced.set()
 
     async def stop(self, *, leading: bool) -> None:
@@ -259,6 +276,8 @@ class ControlLoop:
         if key is not None:
             self.queue.add(key)
         if kind == MODEL_DEPLOYMENT:
+            if type_ == "DELETED":
+                self._ledger_store.soon()
             gateway = gateway_key(obj["metadata"]["namespace"])
             if self.store.owned_by(ROUTING_POLICY, gateway):
                 self.queue.add(gateway)

@@ -20,7 +20,7 @@ from flotilla.kube.kinds import (
     SERVICE_ACCOUNT,
     Kind,
 )
-from flotilla.kube.protocol import FieldConflict
+from flotilla.kube.protocol import FieldConflict, NotFound
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.render.diff import needs_apply
 
@@ -68,9 +68,22 @@ class Executor:
         if self._settled.get(key) == (goal, self._parts(key)):
             return 0
         self._settled.pop(key, None)
+        children = plan()
+        try:
+            writes, seen = await self._write(key, uids, children, replicas)
+        except NotFound:
+            # Such as a binding whose Role was deleted: of what nobody watches, the store knows what was.
+            if not self._drop_unwatched(key):
+                raise
+            writes, seen = await self._write(key, uids, children, replicas)
+        self._settled[key] = (goal, seen)
+        return writes
+
+    async def _write(
+        self, key: Key, uids: Collection[str], children: Sequence[Object], replicas: int | None
+    ) -> tuple[int, dict[tuple[Kind, str], Part | None]]:
         writes = 0
         seen: dict[tuple[Kind, str], Part | None] = {}
-        children = plan()
         for child in children:
             kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
             live = await self._live(kind, child, uids)
@@ -89,15 +102,19 @@ class Executor:
             self._store.drop(kind, stale)
             log.info("child pruned", extra={"key": str(key), "child": f"{kind.kind}/{stale['metadata']['name']}"})
             writes += 1
-        self._settled[key] = (goal, seen)
-        return writes
+        return writes, seen
 
     def forget(self, key: Key) -> None:
         """The resource is gone. Of the children that nobody watches no event will tell."""
         self._settled.pop(key, None)
-        for kind in LISTED_KINDS:
-            for live in self._store.owned_by(kind, key):
-                self._store.drop(kind, live)
+        self._drop_unwatched(key)
+
+    def _drop_unwatched(self, key: Key) -> bool:
+        """Whether there was anything to drop."""
+        known = [(kind, live) for kind in LISTED_KINDS for live in self._store.owned_by(kind, key)]
+        for kind, live in known:
+            self._store.drop(kind, live)
+        return bool(known)
 
     def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
         return {

@@ -14,8 +14,9 @@ from flotilla.domain import observed
 from flotilla.domain.pricing import CostBasis, Rate, pod_units
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
+from flotilla.telemetry.account import PodState
 from flotilla.telemetry.collector import DeploymentView
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation, PodState
+from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 from flotilla.telemetry.scrape import EngineSample, ScrapeError
 
 
@@ -31,14 +32,19 @@ class Fleet:
         *,
         clock: Callable[[], float],
         draining: Callable[[], Mapping[str, EngineSample | ScrapeError]] = dict,
+        unallocated: Callable[[], Mapping[str, Decimal]] = dict,
     ) -> None:
-        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going."""
+        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going.
+
+        `unallocated` gives what GPUs that no pod holds cost, in US dollars per hour by class.
+        """
         self._store = store
         self._scaler = scaler
         self._ledger = ledger
         self._book = book
         self._clock = clock
         self._draining = draining
+        self.unallocated = unallocated
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 
@@ -168,9 +174,11 @@ def _state(pod: observed.Pod, answer: EngineSample | ScrapeError | None) -> PodS
 
 
 def _counters(sample: EngineSample) -> Counters:
+    failed = [count for count in (sample.requests_failed, sample.rejected) if count is not None]
     return Counters(
         prompt=sample.prompt_tokens,
         generated=sample.generation_tokens,
         cached=sample.cached_tokens,
         requests=sample.requests_success,
+        failed=sum(failed) if failed else None,
     )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flotilla.api.model_deployment import RolloutStrategy
+from flotilla.api.pods import RolloutStrategy
 from flotilla.constants import ANNOTATION_TEMPLATE_HASH
 from flotilla.control.keys import Key
 from flotilla.domain import rollout

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from flotilla.control.keys import Key
 from flotilla.control.queue import Queue
-from flotilla.errors import Conflict, FlotillaError, NotReady, Transient
+from flotilla.errors import Conflict, Ending, FlotillaError, NotReady, Transient
 from flotilla.kube.kinds import Kind
 from flotilla.telemetry.metrics import Metrics
 
@@ -61,6 +61,10 @@ class Workers:
             self._queue.succeeded(key)
             if again_s is not None:
                 self._queue.add_after(key, again_s)
+        except Ending as ending:
+            outcome = "ending"
+            self._queue.succeeded(key)
+            log.debug("reconcile ends with its namespace", extra={"key": str(key), "cause": str(ending)})
         except NotReady as waiting:
             outcome = "waiting"
             self._queue.retry(key)

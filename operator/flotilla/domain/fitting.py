@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
+from flotilla.api.model import ArchitectureSpec, Embeddings
+from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.domain import sizing
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.architecture import Architecture

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
+from flotilla.api.model import Adapter
+from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.domain import accelerators, price_catalog, quantization, sources
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.fitting import fitted, settings, startup_seconds

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from flotilla.api.model_deployment import RolloutStrategy
+from flotilla.api.pods import RolloutStrategy
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.quantity import amount
 

@@ -4,15 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from flotilla.domain.cost.comparison import attribute
-from flotilla.domain.cost.tokens import Usage, Weights
+from flotilla.domain.cost.comparison import IdleRule, attribute, idle_shares
+from flotilla.domain.cost.tokens import MEASURED, Usage, Weights
 from flotilla.domain.spending import Samples, Spent, spent
 
 DIRECT = "__direct__"
 """Stands for a policy where requests came past the gateways."""
 OTHER = "other"
 """The gateway's word for a request of no team that its policy names."""
-_ZERO = Decimal(0)
+_ZERO, _ONE = Decimal(0), Decimal(1)
+_SERVING = "serving"
+"""The state that is no idle time; start-up and draining count as that."""
 _INFO = "flotilla_gateway_target_info"
 _WEIGHT = "flotilla_deployment_token_weight_ratio"
 
@@ -54,26 +56,23 @@ class Route:
     """Of it, for answers that a better one replaced."""
 
 
-def routes(samples: Samples) -> tuple[Route, ...]:
-    """One value per target of a policy, and one for the rest of each deployment that has a target."""
+def routes(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[Route, ...]:
+    """One value per target of a policy, and one for the rest of each deployment that has a target, its owner."""
     places = sorted({_place(labels) for name in ROUTES for labels, _ in samples.get(name, ())})
     usages = _usages(samples, "flotilla_gateway_tokens_total", "answer")
     charged = _charges(samples, "flotilla_gateway_cost_usd_total", "answer")
     found, deployments = [], _deployments(samples)
     for key, shares in _divided(samples, usages).items():
-        of, part = deployments.get(key), shares.pop(DIRECT)
-        usd = of.usd if of is not None else None
-        if usd is not None:
-            charged |= {name: usd * share for name, share in shares.items()}
-        if part > 0:
-            rest = None if usd is None else usd * part
+        of = deployments.get(key)
+        mine = _charged(of, shares, idle) if of is not None and of.usd is not None else {}
+        rest = mine.pop(DIRECT, None)
+        charged |= mine
+        if shares[DIRECT] > 0 or rest:
             found.append(Route(key[0], DIRECT, key[1], requests=None, tokens=None, usd=rest))
     requests = _sums(samples, "flotilla_gateway_requests_total")
     tokens = _sums(samples, "flotilla_gateway_tokens_total")
     for place in places:
-        mine = {
-            name.rpartition("\n")[2]: usd for name, usd in charged.items() if name.startswith("\n".join((*place, "")))
-        }
+        mine = {name.rpartition("\n")[2]: usd for name, usd in charged.items() if _route(name) == "\n".join(place)}
         found.append(
             Route(
                 *place,
@@ -87,7 +86,26 @@ def routes(samples: Samples) -> tuple[Route, ...]:
     return tuple(sorted(found, key=lambda route: (-(route.usd or _ZERO), route.namespace, route.policy, route.target)))
 
 
-def teams(samples: Samples) -> tuple[Spent, ...]:
+def _charged(of: Spent, shares: Mapping[str, Decimal], rule: IdleRule) -> dict[str, Decimal]:
+    """Dollars by name; the answers of one route are one when idle time is divided."""
+    work: dict[str, Decimal] = {}
+    for name, share in shares.items():
+        work[_route(name)] = work.get(_route(name), _ZERO) + share
+    idle = idle_shares(work, rule, owner=DIRECT)
+    busy_usd = of.usd_by_state.get(_SERVING, _ZERO)
+    idle_usd = (of.usd or _ZERO) - busy_usd
+    return {
+        name: busy_usd * share
+        + idle_usd * idle.get(_route(name), _ZERO) * (share / work[_route(name)] if work[_route(name)] else _ONE)
+        for name, share in shares.items()
+    }
+
+
+def _route(name: str) -> str:
+    return name.rpartition("\n")[0] or name
+
+
+def teams(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[Spent, ...]:
     """Deployments divided over the teams that gateways saw, the rest being that of the resource's own team; and what
     hosted targets charged for each."""
     usages = _usages(samples, "flotilla_gateway_team_tokens_total", "team")
@@ -104,7 +122,9 @@ def teams(samples: Samples) -> tuple[Spent, ...]:
         if set(shares) <= {of.team}:
             found.append(of)
         else:
-            found += [_part(of, team, share, served) for team, share in shares.items() if share > 0]
+            spare = idle_shares(shares, idle, owner=of.team)
+            parts = {team: (shares.get(team, _ZERO), spare.get(team, _ZERO)) for team in {**shares, **spare}}
+            found += [_part(of, team, *part, served) for team, part in parts.items() if any(part)]
     for name, usd in _charges(samples, "flotilla_gateway_team_cost_usd_total", "team").items():
         namespace, policy, target, team = name.split("\n")
         found.append(Spent(namespace, f"{policy}/{target}", team=team, usd_by_state={"hosted": usd}, external=True))
@@ -115,11 +135,13 @@ def _team(name: str, owner: str) -> str:
     return owner if name in (DIRECT, OTHER) else name
 
 
-def _part(of: Spent, team: str, share: Decimal, served: Mapping[str, Usage]) -> Spent:
+def _part(of: Spent, team: str, share: Decimal, idle_share: Decimal, served: Mapping[str, Usage]) -> Spent:
     """What is counted by tokens is exact, what is held for all is shared; requests are not counted by team."""
+    usd = {state: usd * (share if state == _SERVING else idle_share) for state, usd in of.usd_by_state.items()}
+    held = sum(usd.values(), _ZERO) / of.usd if of.usd else share
 
     def some(value: Decimal | None) -> Decimal | None:
-        return None if value is None else value * share
+        return None if value is None else value * held
 
     if team == of.team:
         others = sum(served.values(), Usage())
@@ -131,7 +153,7 @@ def _part(of: Spent, team: str, share: Decimal, served: Mapping[str, Usage]) -> 
     return replace(
         of,
         team=team,
-        usd_by_state={state: usd * share for state, usd in of.usd_by_state.items()},
+        usd_by_state=usd,
         estimated_usd=some(of.estimated_usd),
         gpu_hours=some(of.gpu_hours),
         tokens=tokens,
@@ -146,14 +168,12 @@ def _divided(samples: Samples, usages: Mapping[_Key, Mapping[str, Usage]]) -> di
     deployments, found = _deployments(samples), {}
     for key, mine in usages.items():
         weights = _weights(samples, key)
-        if weights is None:
-            continue
         whole = deployments[key].tokens if key in deployments else {}
         routed = sum(mine.values(), Usage())
         cached = max(whole.get("cached_input", _ZERO) - routed.cached, _ZERO)
         fresh = max(whole.get("input", _ZERO) - routed.uncached, _ZERO)
         rest = Usage(fresh + cached, max(whole.get("output", _ZERO) - routed.generated, _ZERO), cached)
-        found[key] = {DIRECT: _ZERO, **attribute(Decimal(1), _ZERO, {**mine, DIRECT: rest}, weights, owner=DIRECT)}
+        found[key] = {DIRECT: _ZERO, **attribute(Decimal(1), {**mine, DIRECT: rest}, weights, owner=DIRECT)}
     return found
 
 
@@ -191,9 +211,10 @@ def _deployments(samples: Samples) -> dict[_Key, Spent]:
     return {(of.namespace, of.name): of for of in spent(samples)}
 
 
-def _weights(samples: Samples, key: _Key) -> Weights | None:
+def _weights(samples: Samples, key: _Key) -> Weights:
+    """The measured ones have no series."""
     found = dict(_weighed(samples.get(_WEIGHT, ()), key))
-    return Weights(found["output"], found["cached_input"]) if {"output", "cached_input"} <= found.keys() else None
+    return Weights(found.get("output", MEASURED.output), found.get("cached_input", MEASURED.cached))
 
 
 def _weighed(rows: Iterable[tuple[Mapping[str, str], Decimal]], key: _Key) -> Iterator[tuple[str, Decimal]]:

@@ -17,7 +17,7 @@ COUNTERS: Mapping[str, tuple[str, ...]] = {
     "flotilla_deployment_estimated_cost_usd_total": (),
     "flotilla_deployment_gpu_hours_total": (),
     "flotilla_deployment_tokens_total": ("token_type",),
-    "flotilla_deployment_requests_total": (),
+    "flotilla_deployment_requests_total": ("outcome",),
     "flotilla_hosted_equivalent_cost_usd_total": ("comparator",),
 }
 """What is read for `spent`, with the labels that matter beside namespace and modeldeployment."""
@@ -189,7 +189,7 @@ def _spent(namespace: str, name: str, of: "_Of") -> Spent:
         estimated_usd=of.one("flotilla_deployment_estimated_cost_usd_total"),
         gpu_hours=of.one("flotilla_deployment_gpu_hours_total"),
         tokens=of.by("flotilla_deployment_tokens_total", "token_type"),
-        requests=of.one("flotilla_deployment_requests_total"),
+        requests=of.by("flotilla_deployment_requests_total", "outcome").get("success"),
         hosted_usd=of.by("flotilla_hosted_equivalent_cost_usd_total", "comparator"),
         usd_per_hour=of.one("flotilla_deployment_cost_usd_per_hour"),
         budget_usd_per_month=of.one("flotilla_deployment_budget_usd_per_month"),

@@ -13,6 +13,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from flotilla.engines.metric_name import metric_name
 from flotilla.engines.version import at_least, numbers
 from flotilla.errors import InvalidSpec
 
@@ -26,6 +27,11 @@ COMMON_REFUSED_ENV = frozenset(
 
 def _checked_version(value: str) -> str:
     numbers(value)
+    return value
+
+
+def _checked_metric(value: str) -> str:
+    metric_name(value)
     return value
 
 
@@ -75,7 +81,7 @@ class MetricsProfile(_Data):
     """Where the engine's metrics are; each uniform name has candidates, the newest first."""
 
     path: str
-    names: dict[str, tuple[str, ...]]
+    names: dict[str, tuple[Annotated[str, AfterValidator(_checked_metric)], ...]]
 
 
 class CardDefaults(_Data):

@@ -1,6 +1,5 @@
 """What a request may cost, and what it did: the seam between an exchange and the stores of limits."""
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
@@ -11,25 +10,26 @@ from flotilla.domain.routing.request import Features
 
 
 class Lease(Protocol):
-    """What was set aside for one request."""
+    """What one request is counted as, and what is set aside for it."""
+
+    async def set_aside(self, usd: Decimal, timeout_s: float) -> bool:
+        """For one call of the classifier; False where a budget has no room for it, or nobody knows."""
+
+    async def pay(self, usd: Decimal) -> None:
+        """Exchange what was set aside for the call for what it cost."""
+
+    async def reserve(self, decision: Decision) -> Decision | Refusal:
+        """Set aside the most that the answer can cost; the decision may become narrower."""
 
     async def settle(self, usd: Decimal, tokens: int) -> None:
-        """Exchange what was set aside for what it was; once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request within its limits; the decision may have become narrower."""
-
-    decision: Decision
-    lease: Lease | None
+        """The request has ended, and was all this, its classifier's call included; once."""
 
 
 class Accounts(Protocol):
     """Rates and budgets."""
 
-    async def admit(self, decision: Decision, features: Features) -> Admitted | Refusal:
-        """Count the request and set aside what it may cost."""
+    async def admit(self, policy: Policy, features: Features) -> Lease | Refusal:
+        """Count the request in its rates, before anything is sent for it."""
 
 
 def limited(policy: Policy) -> bool:

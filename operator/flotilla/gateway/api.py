@@ -39,7 +39,7 @@ class Api:
         """Answer one request; a defect of ours is one request's and nobody else's."""
         try:
             await self._routed(request)
-        except Exception:
+        except Exception:  # the last line: whatever the defect is, the client is told and the others are served
             log.exception("a request failed by a defect of the gateway")
             if not request.answer.started:
                 body = wire.error_body("The gateway failed.", kind="server_error", code="internal_error")
@@ -60,7 +60,6 @@ class Api:
     async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
         record = Record(request, self._id(request))
         record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
-        lease = None
         try:
             taken = await take(self._shared, setup, request, operation, record)
             if isinstance(taken, Refusal):
@@ -68,15 +67,16 @@ class Api:
                 lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
                 request.answer.whole(taken.status, wire.refusal_body(taken), lines)
                 return
-            lease = taken.lease
             await Exchange(self._shared, request, taken, record).run()
         except asyncio.CancelledError:
             record.outcome = "cancelled"
             raise
         finally:
-            if lease is not None:
-                await lease.settle(record.usd, record.total_tokens)
-            record.close(self._shared)
+            try:
+                if record.lease is not None:
+                    await record.lease.settle(record.usd, record.total_tokens)
+            finally:
+                record.close(self._shared)
 
     def _id(self, request: Request) -> str:
         """The client's own, where it is one that cannot break a log; else a new one."""

@@ -24,12 +24,13 @@ from flotilla.gateway.admin import AdminServer, Probes
 from flotilla.gateway.api import Api
 from flotilla.gateway.attempt import Clocks
 from flotilla.gateway.config import Config, Setup
-from flotilla.gateway.connection import ServerLimits
 from flotilla.gateway.discovery import Discovery
 from flotilla.gateway.endpoints import EndpointBook
 from flotilla.gateway.hold import WaitingRoom
 from flotilla.gateway.limits import store_from
 from flotilla.gateway.metrics import Metrics
+from flotilla.gateway.reader import ServerLimits
+from flotilla.gateway.series import declare
 from flotilla.gateway.server import Server
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.store_accounts import StoreAccounts
@@ -143,6 +144,7 @@ class Gateway:
         live = {(policy.uid, target.name) for policy in setup.document.policies for target in policy.targets}
         for key in [key for key in self.shared.breakers if key not in live]:
             del self.shared.breakers[key]
+        declare(self.shared.metrics, setup.document.policies)
 
     async def _beat(self) -> None:
         while True:

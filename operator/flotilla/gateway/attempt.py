@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flotilla.api.routes import Failure
 from flotilla.gateway.outcome import Broken, Failed, HeldBack, Outcome, Streamed, Whole
 from flotilla.gateway.relay import Relay
-from flotilla.gateway.upstream import Connection
+from flotilla.gateway.upstream_connection import Connection
 
 _ANSWER_LIMIT = 64 * 2**20
 _ERROR_LIMIT = 64 * 1024

@@ -14,7 +14,7 @@ from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, Pol
 from flotilla.domain.routing.request import Operation
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.dialect import Dialect
-from flotilla.gateway.upstream import Origin
+from flotilla.gateway.origin import Origin
 
 log = logging.getLogger(__name__)
 

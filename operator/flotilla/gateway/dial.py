@@ -16,9 +16,11 @@ from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Dialect, Wanted
 from flotilla.gateway.endpoints import Endpoint
 from flotilla.gateway.hold import Held
+from flotilla.gateway.origin import Origin
 from flotilla.gateway.outcome import Broken, Failed, Outcome, Whole
 from flotilla.gateway.shared import Shared
-from flotilla.gateway.upstream import CannotConnect, Connection, Origin
+from flotilla.gateway.upstream import CannotConnect
+from flotilla.gateway.upstream_connection import Connection
 
 HOLD_RETRY_S = 5
 

@@ -8,7 +8,7 @@ from flotilla.domain.routing.document import Target
 from flotilla.domain.routing.request import Operation
 from flotilla.gateway import anthropic, body
 from flotilla.gateway.body import Body
-from flotilla.gateway.upstream import Origin
+from flotilla.gateway.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 from zlib import crc32
 
 from flotilla.gateway.breaker import Breaker, BreakerSettings
-from flotilla.gateway.upstream import Origin
+from flotilla.gateway.origin import Origin
 
 LABEL_SERVICE = "kubernetes.io/service-name"
 _PORT_NAME = "http"

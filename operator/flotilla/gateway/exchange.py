@@ -3,30 +3,29 @@ dial takes its Permit from one decision."""
 
 import asyncio
 import random
-from typing import Final
 
 from flotilla.api.routes import Failure, OnExhausted, Signal
 from flotilla.domain.routing.collect import Collector
-from flotilla.domain.routing.decide import Attempt, Permit, decision_header, escalate, next_step
+from flotilla.domain.routing.decide import Attempt, Permit, escalate, next_step
 from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal
 from flotilla.domain.routing.request import Operation
 from flotilla.gateway import answers, wire
 from flotilla.gateway.answers import Answered
-from flotilla.gateway.anthropic import DROPPED_HEADER, Untranslatable
+from flotilla.gateway.anthropic import Untranslatable
 from flotilla.gateway.attempt import Attempt as Incoming
 from flotilla.gateway.attempt import StreamAttempt
 from flotilla.gateway.dial import Place, unix_s
 from flotilla.gateway.dialect import Wanted
 from flotilla.gateway.intake import Accepted
 from flotilla.gateway.outcome import Broken, Failed, Outcome, Streamed
-from flotilla.gateway.record import Record
+from flotilla.gateway.record import ESCALATION, FIRST, Record
 from flotilla.gateway.relay import Judging, Relay
+from flotilla.gateway.reply import Reply
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import now_ns
-from flotilla.gateway.upstream import Connection
+from flotilla.gateway.upstream_connection import Connection
 
-INTERRUPTED: Final = "upstream_stream_interrupted"
 _JITTER_S = 0.05
 _REJECTED = Refusal(502, "answer_rejected", "No target gave an answer that is good enough.", SERVER_ERROR)
 
@@ -38,7 +37,7 @@ class Exchange:
         self._shared, self._answer, self._accepted, self._record = shared, request.answer, accepted, record
         self._decision, self._dialer = accepted.decision, accepted.dialer
         self._ledger = record.ledger
-        self._signal = ""
+        self._reply = Reply(shared.loop, request.answer, accepted, record)
         self._deadline_s = request.arrived_s + self._decision.route.timeouts.total_seconds
 
     async def run(self) -> None:
@@ -60,7 +59,7 @@ class Exchange:
         if type(outcome) is Broken:
             self._interrupt(outcome)
         elif type(outcome) is Streamed:
-            self._end()
+            self._reply.end()
         else:
             await self._judged(answered)
 
@@ -100,7 +99,7 @@ class Exchange:
             # A client that leaves has had, and the target has made, what came until then.
             self._record.first_byte(incoming.first_byte_s)
             usage = answered.usage(self._accepted.features.prompt_tokens)
-            self._record.count(permit.target, usage)
+            self._record.count(permit.target, usage, ESCALATION if escalated else FIRST)
             if span is not None:
                 span.attempt(
                     permit.target,
@@ -128,7 +127,16 @@ class Exchange:
             if next_step(self._decision, trial, Failure.NO_ENDPOINTS, self._unavailable()) is not None:
                 self._shared.miss(permit.target.cluster.model_deployment)
                 return Failed(Failure.NO_ENDPOINTS, "it has no replica", 503, nothing_sent=True)
-        return await self._dialer.held(permit, self._deadline_s)
+        if not self._accepted.features.stream or self._may_be_followed():
+            return await self._dialer.held(permit, self._deadline_s)
+        with self._reply.alive(self._shared.room.heartbeat_s):
+            return await self._dialer.held(permit, self._deadline_s)
+
+    def _may_be_followed(self) -> bool:
+        """Whether something is left to ask, or to give, if this attempt fails: then no status may be said yet."""
+        if self._ledger[-1].escalated:
+            return True
+        return any(next_step(self._decision, self._ledger, failure) is not None for failure in Failure)
 
     async def _same_target(self, permit: Permit, outcome: Failed) -> Place | None:
         """The same target once more, where another replica of it is there and the budget of retries allows it."""
@@ -160,7 +168,7 @@ class Exchange:
             judging = None if last else Judging(escalation.max_buffered_tokens, Collector())
         answered.relay = Relay(
             self._answer,
-            commit=self._commit,
+            commit=self._reply.commit,
             strip_usage=not self._accepted.asked_usage,
             strip_logprobs=logprobs,
             judging=judging,
@@ -184,7 +192,7 @@ class Exchange:
     async def _judged(self, answered: Answered) -> None:
         """Give the answer to the client, unless a better model is asked for another."""
         if answered.status >= 300 or not self._accepted.signals:
-            self._give(answered)
+            self._reply.give(answered)
             return
         rate = self._shared.rates[self._policy_name, self._decision.rule]
         found = answers.signals_of(answered, self._accepted)
@@ -197,9 +205,9 @@ class Exchange:
         )
         rate.count(escalated=chosen.permit is not None)
         if found:
-            self._signal = chosen.reason
+            self._reply.signal = chosen.reason
         if chosen.permit is None:
-            self._give(answered)
+            self._reply.give(answered)
             return
         self._shared.metrics.escalations.add((self._policy_name, self._decision.rule, chosen.reason))
         await self._escalated(chosen.permit, answered)
@@ -212,67 +220,36 @@ class Exchange:
         self._deadline_s = min(self._deadline_s, latest_s)
         outcome, second = await self._attempt(permit, None, escalated=True)
         if type(outcome) is Streamed:
-            self._end()
+            self._reply.end()
             return
         if type(outcome) is Broken:
             self._interrupt(outcome)
             return
         answer = type(outcome) is not Failed and second.status < 300
         if answer and not (escalation.on_exhausted is OnExhausted.FAIL and answers.signals_of(second, self._accepted)):
-            self._give(second)
+            self._reply.give(second)
         elif escalation.on_exhausted is OnExhausted.FAIL:
             self._record.outcome = "failed"
-            self._refuse(_REJECTED)
+            self._reply.refuse(_REJECTED)
         else:
             if type(outcome) is not Failed:
                 # It refused what the client asked for: the first answer stands.
                 self._mark(Failure.SERVER_ERROR)
-            self._give(first)
+            self._reply.give(first)
 
-    # the client's side
-
-    def _give(self, answered: Answered) -> None:
-        """The answer, as it is."""
-        if answered.relay is not None and not answered.body:
-            answered.relay.flush()
-            self._end()
-            return
-        self._record.outcome = "ok" if answered.status < 400 else "client_error"
-        self._answer.whole(answered.status, answered.body, self._headers())
-
-    def _commit(self) -> None:
-        """The first event of a stream goes out: from now on there is no other attempt."""
-        self._answer.start(200, self._headers())
+    # the end
 
     def _sent(self, connection: Connection) -> None:
         self._answer.source = connection
 
-    def _end(self) -> None:
-        self._record.outcome = "ok"
-        self._answer.end()
-
     def _interrupt(self, outcome: Broken) -> None:
-        """Tell in the stream that it is not whole; without [DONE] no client can take it for whole."""
         self._mark(Failure.CONNECT)
-        self._record.outcome, self._record.detail = "interrupted", outcome.detail
-        self._answer.write(wire.error_event(f"The target broke off its answer: {outcome.detail}.", INTERRUPTED))
-        self._answer.end(close=True)
+        self._reply.interrupt(outcome)
 
     def _fail(self, permit: Permit, outcome: Failed) -> None:
         """No attempt is left."""
         self._record.outcome, self._record.detail = "failed", outcome.detail
-        self._refuse(answers.failure_refusal(permit.target.name, outcome))
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self._record.refusal = refusal
-        self._answer.whole(refusal.status, wire.refusal_body(refusal), self._headers() + wire.refusal_headers(refusal))
-
-    def _headers(self) -> bytes:
-        lines = b"x-request-id: %b\r\n" % self._accepted.request_id.encode()
-        lines += wire.header("x-flotilla-route", decision_header(self._decision, self._ledger, self._signal))
-        if self._dialer.dropped:
-            lines += wire.header(DROPPED_HEADER, ", ".join(self._dialer.dropped))
-        return lines
+        self._reply.refuse(answers.failure_refusal(permit.target.name, outcome))
 
     def _unavailable(self) -> frozenset[str]:
         return self._shared.unavailable(self._decision.policy)

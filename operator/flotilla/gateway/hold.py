@@ -11,6 +11,8 @@ from flotilla.api.routing_policy import Hold
 
 RELEASED_PER_S = 50.0
 """Of one model: about what a small engine admits in a second."""
+HEARTBEAT_S = 15.0
+"""Between the comments that a held stream gets; balancers and proxies close silent connections after 30 to 60 s."""
 
 
 class Held(StrEnum):
@@ -24,8 +26,9 @@ class Held(StrEnum):
 class WaitingRoom:
     """All waits of one gateway."""
 
-    def __init__(self, *, released_per_s: float = RELEASED_PER_S) -> None:
+    def __init__(self, *, released_per_s: float = RELEASED_PER_S, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._loop = asyncio.get_running_loop()
+        self.heartbeat_s = heartbeat_s
         self._gap_s = 1 / released_per_s
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         self._releasing: dict[str, asyncio.TimerHandle] = {}

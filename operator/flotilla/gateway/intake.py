@@ -4,6 +4,7 @@ It ends in what an exchange carries out, or in a refusal.
 """
 
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import orjson
@@ -12,21 +13,23 @@ from flotilla.api.routes import Signal
 from flotilla.domain.routing import classify
 from flotilla.domain.routing.decide import Decision, decide
 from flotilla.domain.routing.document import Policy
+from flotilla.domain.routing.money import ZERO, reservation, spent, usage_of
 from flotilla.domain.routing.refusal import Refusal, invalid_api_key, model_not_found
 from flotilla.domain.routing.request import Features, Operation, features_of
 from flotilla.gateway import wire
-from flotilla.gateway.accounts import Lease, limited
+from flotilla.gateway.accounts import limited
 from flotilla.gateway.anthropic import Untranslatable
 from flotilla.gateway.attempt import Attempt
 from flotilla.gateway.body import BadBody, Body, image_problem, parse
 from flotilla.gateway.config import Setup
 from flotilla.gateway.dial import Dialer, unix_s
-from flotilla.gateway.dialect import Wanted
-from flotilla.gateway.outcome import Outcome, Whole
-from flotilla.gateway.record import Record
+from flotilla.gateway.dialect import Dialect, Wanted
+from flotilla.gateway.outcome import Broken, Outcome, Whole
+from flotilla.gateway.record import CLASSIFIER, Record
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
-from flotilla.gateway.upstream import Connection
+from flotilla.gateway.tracing import now_ns
+from flotilla.gateway.upstream_connection import Connection
 
 _PREFIX_CHARS = 1024
 _NO_SIGNALS: frozenset[Signal] = frozenset()
@@ -40,7 +43,6 @@ class Accepted:
     features: Features
     decision: Decision
     dialer: Dialer
-    lease: Lease | None
     operation: Operation
     request_id: str
     signals: frozenset[Signal]
@@ -90,47 +92,81 @@ async def take(
             return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
     dialer = Dialer(shared, setup, policy, asked, operation, _extra_lines(request, record))
     dialer.affinity = _affinity(asked, features)
+    if shared.accounts is not None and limited(policy):
+        admitted = await shared.accounts.admit(policy, features)
+        if isinstance(admitted, Refusal):
+            return admitted
+        record.lease = admitted
     if policy.classifier is not None:
-        record.features = features = await _classified(shared, setup, policy, asked, features, dialer)
+        record.features = features = await _classified(shared, setup, policy, asked, features, dialer, record)
     record.dialer = dialer
     decided = decide(policy, features, record.id, shared.unavailable(policy))
     if isinstance(decided, Refusal):
         return decided
-    lease = None
-    if shared.accounts is not None and limited(policy):
-        admitted = await shared.accounts.admit(decided, features)
-        if isinstance(admitted, Refusal):
-            return admitted
-        decided, lease = admitted.decision, admitted.lease
+    if record.lease is not None:
+        decided = await record.lease.reserve(decided)
+        if isinstance(decided, Refusal):
+            return decided
     record.decision = decided
     shared.retries.earn()
     signals = setup.signals[policy.name, decided.rule] if decided.escalation is not None else _NO_SIGNALS
-    return Accepted(asked, features, decided, dialer, lease, operation, record.id, signals)
+    return Accepted(asked, features, decided, dialer, operation, record.id, signals)
 
 
 async def _classified(
-    shared: Shared, setup: Setup, policy: Policy, asked: Body, features: Features, dialer: Dialer
+    shared: Shared, setup: Setup, policy: Policy, asked: Body, features: Features, dialer: Dialer, record: Record
 ) -> Features:
-    """Ask the classifier for the task. It may fail: the request goes on without a task then."""
+    """Ask the classifier for the task. It may fail, or be too dear: the request goes on without a task then."""
     question = classify.question(policy, features, asked.fields)
-    if question is None:
+    if question is None or question.permit.target.name in shared.unavailable(policy):
         return features
-    body = Body(orjson.dumps(question.body), question.body)
+    body, target = Body(orjson.dumps(question.body), question.body), question.permit.target
     asking = Dialer(shared, setup, policy, body, Operation.CHAT, b"")
     place = asking.place(question.permit)
     if place is None:
         return features
-    incoming = Attempt(shared.loop, total_s=shared.loop.time() + question.timeout_s)
+    lease = record.lease
+    if lease is not None and not await lease.set_aside(reservation(question.features, (target,)), question.timeout_s):
+        return features
+    since_s, since_ns = shared.loop.time(), now_ns() if record.span is not None else 0
+    incoming = Attempt(shared.loop, total_s=since_s + question.timeout_s)
+    outcome: Outcome = Broken("the client left")
+    answer: dict[str, Any] = {}
     try:
         outcome = await asking.run(question.permit, place, incoming, Wanted(), sent=_ignored, read=_as_it_is)
-        dialer.upstream_s += asking.upstream_s
-        if type(outcome) is not Whole or outcome.status >= 300:
-            return features
-        _, content = asking.dialect(question.permit).answer(outcome.status, outcome.body, unix_s())
-        answer = orjson.loads(content)
-    except (Untranslatable, ValueError):
+        answer = _fields(outcome, asking.dialect(question.permit))
+    except Untranslatable:
         return features
-    return features.with_task(classify.task_of(answer, policy)) if isinstance(answer, dict) else features
+    finally:
+        dialer.upstream_s += asking.upstream_s
+        usage = usage_of(answer.get("usage"))
+        record.count(target, usage, CLASSIFIER)
+        if record.span is not None:
+            record.span.attempt(
+                target,
+                place.origin,
+                question.features,
+                since_ns=since_ns,
+                first_byte_s=incoming.first_byte_s - since_s,
+                outcome=outcome,
+                usage=usage,
+                answer=answer,
+                classifier=True,
+            )
+        if lease is not None:
+            await lease.pay(ZERO if usage is None else spent(target, usage) or ZERO)
+    return features.with_task(classify.task_of(answer, policy))
+
+
+def _fields(outcome: Outcome, dialect: Dialect) -> dict[str, Any]:
+    """Of a classifier's answer; empty where it is none."""
+    if type(outcome) is not Whole or outcome.status >= 300:
+        return {}
+    try:
+        fields = orjson.loads(dialect.answer(outcome.status, outcome.body, unix_s())[1])
+    except ValueError:
+        return {}
+    return fields if type(fields) is dict else {}
 
 
 def _extra_lines(request: Request, record: Record) -> bytes:

@@ -59,6 +59,10 @@ class Counter:
         """Count."""
         self.values[labels] += value  # type: ignore[operator]
 
+    def declare(self, labels: Labels) -> None:
+        """Show 0 until something is counted."""
+        self.values.setdefault(labels, 0)
+
     def family(self) -> Metric:
         """One sample of each."""
         family = CounterMetricFamily(f"{_P}_{self._name}", self._text, labels=self._labels)

@@ -9,12 +9,15 @@ from flotilla.domain.routing.document import Policy, Target
 from flotilla.domain.routing.money import ZERO, Usage, cost, spent
 from flotilla.domain.routing.refusal import Refusal
 from flotilla.domain.routing.request import Features
+from flotilla.gateway.accounts import Lease
 from flotilla.gateway.dial import Dialer
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import RequestSpan
 
+FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
+"""What an answer was to its request."""
 OTHER = "other"
 """Stands for a model that no policy serves, and a team that none names: clients must not invent label values."""
 
@@ -30,6 +33,7 @@ class Record:
         "dialer",
         "features",
         "id",
+        "lease",
         "ledger",
         "outcome",
         "policy",
@@ -44,10 +48,12 @@ class Record:
         self.request, self.id = request, request_id
         self.ledger: list[Attempt] = []
         self.dialer: Dialer | None = None
+        self.lease: Lease | None = None
+        """Where the policy has limits."""
         self.span: RequestSpan | None = None
         """Where requests are traced."""
-        self._counted: list[tuple[Target, Usage, bool]] = []
-        """With whether it was an escalation."""
+        self._counted: list[tuple[Target, Usage, str]] = []
+        """With what the answer was: `first`, `escalation` or `classifier`."""
         self._first_byte_s: float | None = None
         self.policy: Policy | None = None
         self.features: Features | None = None
@@ -63,11 +69,11 @@ class Record:
         if self._first_byte_s is None and at_s == at_s:
             self._first_byte_s = at_s
 
-    def count(self, target: Target, usage: Usage | None) -> None:
-        """An attempt's tokens. All answers are paid, those too that were asked again."""
+    def count(self, target: Target, usage: Usage | None, answer: str) -> None:
+        """The tokens of one answer. All are paid, those too that were asked again."""
         if usage is None:
             return
-        self._counted.append((target, usage, self.ledger[-1].escalated))
+        self._counted.append((target, usage, answer))
         self.total_tokens += usage.prompt_tokens + usage.completion_tokens
         self.usd += spent(target, usage) or ZERO
 
@@ -98,11 +104,11 @@ class Record:
             self.span.end(self)
 
     def _tokens(self, metrics: Metrics, policy: Policy, given: Attempt | None) -> None:
-        """What each answer used: the rule's own, one that a better one replaced, and that one."""
+        """What each answer used: the classifier's, the rule's own, one that a better one replaced, and that one."""
         name, team, served = policy.name, self._team(policy), None
         replaced = given is not None and given.escalated
-        for target, usage, escalated in self._counted:
-            answer = "escalation" if escalated else "replaced" if replaced else "first"
+        for target, usage, kind in self._counted:
+            answer = REPLACED if replaced and kind == FIRST else kind
             for token_type, tokens in (
                 ("input", usage.prompt_tokens - usage.cached_tokens),
                 ("cached_input", usage.cached_tokens),
@@ -114,7 +120,7 @@ class Record:
             if target.hosted is not None and usd is not None:
                 metrics.cost.add((name, target.name, answer), usd)
                 metrics.team_cost.add((name, target.name, team), usd)
-            if given is not None and escalated == given.escalated and target.name == given.target:
+            if given is not None and target.name == given.target and kind == (ESCALATION if replaced else FIRST):
                 served = usage
         if served is not None:
             # One model for all would have answered once, whatever was asked again.

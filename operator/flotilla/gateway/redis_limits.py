@@ -137,6 +137,9 @@ class RedisLimits:
             await self._settle_now(reservation, usd)
         except FAILED:
             self._later(reservation, usd)
+        except asyncio.CancelledError:
+            self._later(reservation, usd)
+            raise
 
     async def close(self) -> None:
         if self._flusher is not None:

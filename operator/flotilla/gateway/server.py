@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 
-from flotilla.gateway.connection import Handler, ServerConnection, ServerLimits
+from flotilla.gateway.connection import Handler, ServerConnection
+from flotilla.gateway.reader import ServerLimits
 
 _SWEEP_S = 0.25
+_SETTLE_S = 2.0
+"""Requests that were cut off have accounts to settle before the store of limits is closed."""
 
 
 class Server:
@@ -53,6 +56,9 @@ class Server:
         cut = self.busy
         for connection in list(self.connections):
             connection.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                await self._idle.wait()
         if self._sweep is not None:
             self._sweep.cancel()
         return cut

@@ -10,7 +10,6 @@ from flotilla.domain.routing.document import Policy
 from flotilla.domain.routing.money import ZERO, reservation
 from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal, budget_exceeded, rate_limited
 from flotilla.domain.routing.request import Features
-from flotilla.gateway.accounts import Admitted
 from flotilla.gateway.limits import (
     RESERVATION_GRACE_S,
     Budget,
@@ -26,21 +25,6 @@ from flotilla.gateway.limits import (
 )
 
 _MAX_PLANS: Final = 256
-
-
-@dataclass(frozen=True, slots=True)
-class StoreLease:
-    """What one request holds."""
-
-    store: LimitStore
-    ticket: Ticket
-    reservation: Reservation | None
-
-    async def settle(self, usd: Decimal, tokens: int) -> None:
-        """Money first: it is what a crash between the two must not lose."""
-        if self.reservation is not None:
-            await self.store.settle(self.reservation, usd)
-        await self.store.correct(self.ticket, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +46,52 @@ class _Plan:
         )
 
 
+class StoreLease:
+    """What one request holds in a store."""
+
+    __slots__ = ("_call", "_features", "_paid_usd", "_plan", "_reservation", "_store", "_ticket")
+
+    def __init__(self, store: LimitStore, plan: _Plan, features: Features, ticket: Ticket) -> None:
+        self._store, self._plan, self._features, self._ticket = store, plan, features, ticket
+        self._call: Reservation | None = None
+        self._reservation: Reservation | None = None
+        self._paid_usd = ZERO
+
+    async def set_aside(self, usd: Decimal, timeout_s: float) -> bool:
+        if usd <= 0 or not self._plan.policy.limits.budgets:
+            return True
+        found = await self._held(usd, timeout_s)
+        if isinstance(found, Reservation):
+            self._call = found
+        return self._call is not None
+
+    async def pay(self, usd: Decimal) -> None:
+        if self._call is not None:
+            self._paid_usd = usd
+            await self._store.settle(self._call, usd)
+
+    async def reserve(self, decision: Decision) -> Decision | Refusal:
+        """Where that cannot be, without hosted models."""
+        usd = _most(decision, self._features) if decision.policy.limits.budgets else ZERO
+        if usd <= 0:
+            return decision
+        found = await self._held(usd, decision.route.timeouts.total_seconds)
+        if isinstance(found, Reservation):
+            self._reservation = found
+            return decision
+        return _without_money(decision, found)
+
+    async def settle(self, usd: Decimal, tokens: int) -> None:
+        """Money first: it is what a crash between the two must not lose."""
+        if self._reservation is not None:
+            await self._store.settle(self._reservation, usd - self._paid_usd)
+        await self._store.correct(self._ticket, tokens)
+
+    async def _held(self, usd: Decimal, timeout_s: float) -> Reservation | Spent | Unavailable:
+        budgets = self._plan.budgets or budgets_of(self._plan.policy, self._features)
+        return await self._store.reserve(budgets, usd, timeout_s + RESERVATION_GRACE_S)
+
+
 class StoreAccounts:
     """Accounts in a LimitStore."""
 
@@ -79,26 +109,14 @@ class StoreAccounts:
         """Whether the store answers."""
         return self._store.available
 
-    async def admit(self, decision: Decision, features: Features) -> Admitted | Refusal:
-        """Count the request, and reserve the most that it can cost; where that cannot be, without hosted models."""
-        policy = decision.policy
+    async def admit(self, policy: Policy, features: Features) -> StoreLease | Refusal:
+        """Count the request as the most tokens that it asks for."""
         tokens = features.prompt_tokens + (features.max_tokens or 0) * features.answers
         plan = self._plan(policy)
         ticket = await self._store.admit(plan.rates or rates_of(policy, features), tokens)
         if isinstance(ticket, Limited):
             return rate_limited(policy.name, ticket.name, ticket.retry_after_s)
-        usd = _most(decision, features) if policy.limits.budgets else ZERO
-        if usd <= 0:
-            return Admitted(decision, StoreLease(self._store, ticket, None))
-        ttl_s = decision.route.timeouts.total_seconds + RESERVATION_GRACE_S
-        found = await self._store.reserve(plan.budgets or budgets_of(policy, features), usd, ttl_s)
-        if isinstance(found, Reservation):
-            return Admitted(decision, StoreLease(self._store, ticket, found))
-        refusal, narrower = self._without_money(decision, found)
-        if narrower is None:
-            await self._store.correct(ticket, 0)
-            return refusal
-        return Admitted(narrower, StoreLease(self._store, ticket, None))
+        return StoreLease(self._store, plan, features, ticket)
 
     def _plan(self, policy: Policy) -> _Plan:
         """Policies come and go with documents; an identity is taken again only when its policy is gone from here."""
@@ -113,25 +131,26 @@ class StoreAccounts:
         """Write what is left to write."""
         await self._store.close()
 
-    def _without_money(self, decision: Decision, found: Spent | Unavailable) -> tuple[Refusal, Decision | None]:
-        """The same request by models of the cluster, where it may go there; and what to say where it may not."""
-        policy = decision.policy
-        if isinstance(found, Spent):
-            refusal = budget_exceeded(policy.name, found.budget.name, found.retry_after_s)
-            if found.budget.on_exceeded is OnExceeded.REJECT:
-                return refusal, None
-            reason = f"Budget {found.budget.name!r} is spent"
-        else:
-            refusal = Refusal(
-                503,
-                "budget_unknown",
-                "The budgets of hosted models cannot be read just now. Try again later.",
-                type=SERVER_ERROR,
-                retry_after_s=found.retry_after_s,
-                policy=policy.name,
-            )
-            reason = "Budgets cannot be read"
-        return refusal, restrict(decision, policy.hosted, reason)
+
+def _without_money(decision: Decision, found: Spent | Unavailable) -> Decision | Refusal:
+    """The same request by models of the cluster; or what to say where it may not go there."""
+    policy = decision.policy
+    if isinstance(found, Spent):
+        refusal = budget_exceeded(policy.name, found.budget.name, found.retry_after_s)
+        if found.budget.on_exceeded is OnExceeded.REJECT:
+            return refusal
+        reason = f"Budget {found.budget.name!r} is spent"
+    else:
+        refusal = Refusal(
+            503,
+            "budget_unknown",
+            "The budgets of hosted models cannot be read just now. Try again later.",
+            type=SERVER_ERROR,
+            retry_after_s=found.retry_after_s,
+            policy=policy.name,
+        )
+        reason = "Budgets cannot be read"
+    return restrict(decision, policy.hosted, reason) or refusal
 
 
 def _most(decision: Decision, features: Features) -> Decimal:

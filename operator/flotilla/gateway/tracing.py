@@ -16,9 +16,9 @@ from flotilla.domain.routing.document import Target
 from flotilla.domain.routing.money import Usage
 from flotilla.domain.routing.request import Features, Operation
 from flotilla.errors import InvalidSpec
+from flotilla.gateway.origin import Origin
 from flotilla.gateway.outcome import Broken, Failed, Outcome
 from flotilla.gateway.request import Request
-from flotilla.gateway.upstream import Origin
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -137,13 +137,16 @@ class RequestSpan:
         outcome: Outcome,
         usage: Usage | None,
         answer: Mapping[str, Any],
-        escalated: bool,
+        escalated: bool = False,
+        classifier: bool = False,
     ) -> None:
         """One attempt, when it has ended. `first_byte_s` is the time from its start, NaN where no byte came."""
         operation = _OPERATIONS[features.operation]
         attributes = _asked(target, origin, features, operation) | _answered(answer, usage)
         attributes["flotilla.target"] = target.name
         attributes["flotilla.attempt.escalated"] = escalated
+        if classifier:
+            attributes["flotilla.attempt.classifier"] = True
         if features.stream and first_byte_s == first_byte_s:
             attributes["gen_ai.response.time_to_first_chunk"] = first_byte_s
         span = self._tracing.attempt(self._span, f"{operation} {target.served_model}", attributes, since_ns)

@@ -33,7 +33,7 @@ async def missing_permissions(
     questions = [
         ask(*question)
         for question in needed(namespaces=namespaces, own_namespace=own_namespace)
-        if leader_election or not question[0].own_namespace
+        if leader_election or question[1] != "leases"
     ]
     return [line for line in await asyncio.gather(*questions) if line]
 

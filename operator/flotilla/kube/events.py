@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from flotilla.errors import FlotillaError
+from flotilla.errors import Ending, FlotillaError
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import EVENT, Kind
 
@@ -90,5 +90,8 @@ class EventRecorder:
             event = await self._waiting.get()
             try:
                 await self._client.create(EVENT, event)
+            except Ending:
+                # Nobody will read events of a namespace that goes.
+                continue
             except FlotillaError as error:
                 log.warning("an event could not be sent", extra={"reason": event["reason"], "cause": str(error)})

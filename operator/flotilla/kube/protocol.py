@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import orjson
 
-from flotilla.errors import Conflict, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
+from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 
 JSON: Final = "application/json"
 APPLY: Final = "application/apply-patch+yaml"
@@ -52,9 +52,9 @@ def failure(call: str, code: int, headers: Mapping[str, str], body: bytes) -> Fl
     if code == 404:
         return NotFound(message)
     if code in _UNAUTHORIZED:
-        return Forbidden(message)
+        return Ending(message) if _has_cause(status, "NamespaceTerminating") else Forbidden(message)
     if code == 409:
-        return FieldConflict(message) if _fields_conflict(status) else Conflict(message)
+        return FieldConflict(message) if _has_cause(status, "FieldManagerConflict") else Conflict(message)
     if code in _REJECTED:
         return InvalidSpec(message, reason="Rejected")
     return Transient(message, retry_after_s=_retry_after_s(headers, status))
@@ -81,9 +81,9 @@ def _status(body: bytes) -> Mapping[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _fields_conflict(status: Mapping[str, Any]) -> bool:
+def _has_cause(status: Mapping[str, Any], reason: str) -> bool:
     causes = (status.get("details") or {}).get("causes") or ()
-    return any(cause.get("reason") == "FieldManagerConflict" for cause in causes)
+    return any(cause.get("reason") == reason for cause in causes)
 
 
 def _retry_after_s(headers: Mapping[str, str], status: Mapping[str, Any]) -> float | None:

@@ -1,6 +1,8 @@
 """The pod template of an engine."""
 
-from flotilla.api.model_deployment import EnvVar, ModelDeployment, SchedulingSpec, TopologySpread
+from flotilla.api.engine import EnvVar
+from flotilla.api.model_deployment import ModelDeployment
+from flotilla.api.pods import SchedulingSpec, TopologySpread
 from flotilla.constants import LABEL_QUEUE_NAME
 from flotilla.domain.accelerators import Accelerator
 from flotilla.domain.fitting import DEFAULT_MEMORY_GIB

@@ -41,12 +41,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
     Rule("", ("pods",), ("patch",), "the deletion cost that lets idle replicas go first"),
-    Rule(
-        "",
-        ("configmaps",),
-        ("get", "list", "create", "patch"),
-        "what deployments cost, kept through restarts; the gateways' documents",
-    ),
+    Rule("", ("configmaps",), ("get", "list", "create", "patch"), "the gateway's document", names=(GATEWAY,)),
     Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout, and their prices", cluster_scoped=True),
     Rule(
         "",
@@ -76,6 +71,13 @@ RULES: tuple[Rule, ...] = (
         "gateways read them, and nobody can grant what he may not do",
     ),
     Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
+    Rule(
+        "",
+        ("configmaps",),
+        ("get", "list", "create", "patch", "delete"),
+        "what deployments have cost, kept through restarts",
+        own_namespace=True,
+    ),
     Rule("coordination.k8s.io", ("leases",), ("get", "create", "update"), "leader election", own_namespace=True),
 )
 

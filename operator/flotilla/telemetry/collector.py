@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from flotilla.domain.pricing import CostBasis, Rate
+from flotilla.telemetry.account import Account
 from flotilla.telemetry.cost_metrics import BASE, CostFamilies
-from flotilla.telemetry.ledger import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,9 @@ class FleetView(Protocol):
     def rates(self) -> Iterable[Rate]:
         """The prices that are in force somewhere."""
 
+    def unallocated(self) -> Mapping[str, Decimal]:
+        """US dollars per hour of GPUs that no pod holds, by class; empty where nobody knows."""
+
 
 class FleetCollector(Collector):
     """Registered once."""
@@ -77,6 +80,7 @@ class FleetCollector(Collector):
             cost.add(deployment)
         cost.add_prices(self._fleet.rates(), self._fleet.catalog_version)
         cost.add_unpriced(self._fleet.unpriced)
+        cost.add_unallocated(self._fleet.unallocated())
         yield from vars(replicas).values()
         yield from cost.all()
 

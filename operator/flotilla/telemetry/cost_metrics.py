@@ -15,11 +15,11 @@ from flotilla.domain.cost.comparison import (
     replica_tasks_per_day,
 )
 from flotilla.domain.cost.hosted import hosted_usd_by_request
-from flotilla.domain.cost.tokens import unit_costs, usd_per_million, usd_per_request
+from flotilla.domain.cost.tokens import MEASURED, unit_costs, usd_per_million, usd_per_request
 from flotilla.domain.cost.utilization import at_full_load, saturation_ratio
 from flotilla.domain.prices import Comparator
 from flotilla.domain.pricing import CostBasis, Rate
-from flotilla.telemetry.ledger import WINDOWS, Account
+from flotilla.telemetry.account import WINDOWS, Account
 from flotilla.telemetry.trail import Totals
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class CostFamilies:
         )
         self.gpu_hours = _counter("deployment_gpu_hours", "Hours of whole GPUs held.", "gpu_type", "capacity_type")
         self.tokens = _counter("deployment_tokens", "Tokens served.", "token_type")
-        self.requests = _counter("deployment_requests", "Requests served.", "outcome")
+        self.requests = _counter("deployment_requests", "Requests by how they ended.", "outcome")
         self.unit = _gauge(
             "deployment_cost_usd_per_million_tokens",
             "US dollars per million tokens of the window, idle time included.",
@@ -104,6 +104,11 @@ class CostFamilies:
         self.unpriced = CounterMetricFamily(
             "flotilla_unpriced", "Looks at a deployment that lacked a price or usage.", labels=["reason"]
         )
+        self.unallocated = GaugeMetricFamily(
+            "flotilla_unallocated_gpu_cost_usd_per_hour",
+            "US dollars per hour of GPUs that no pod holds.",
+            labels=["gpu_type"],
+        )
         self._listed: set[str] = set()
 
     def all(self) -> Iterator[Metric]:
@@ -125,15 +130,19 @@ class CostFamilies:
         for reason in ("gpu_unknown", "model_unknown", "usage_missing"):
             self.unpriced.add_metric([reason], counts.get(reason, 0))
 
+    def add_unallocated(self, usd_per_hour: Mapping[str, Decimal]) -> None:
+        """By class."""
+        for gpu_type, usd in usd_per_hour.items():
+            self.unallocated.add_metric([gpu_type], float(usd))
+
     def add(self, of: "DeploymentView") -> None:
         """The samples of one deployment."""
         base = [of.namespace, of.name]
         self.info.add_metric([*base, of.model, of.engine, of.gpu_type, of.team], 1)
         if of.basis is not None and of.basis.budget_usd_per_month is not None:
             self.budget.add_metric(base, float(of.basis.budget_usd_per_month))
-        if of.basis is not None:
-            weights = of.basis.weights
-            for token_type, weight in (("input", 1), ("cached_input", weights.cached), ("output", weights.output)):
+        if of.basis is not None and of.basis.weights != MEASURED:
+            for token_type, weight in of.basis.weights.by_token_type.items():
                 self.weight.add_metric([*base, token_type], float(weight))
         if of.account is None or of.basis is None:
             return
@@ -170,6 +179,8 @@ class CostFamilies:
                 self.tokens.add_metric([*base, token_type], float(tokens))
         if "requests" in account.known:
             self.requests.add_metric([*base, "success"], float(account.requests))
+        if "failed" in account.known:
+            self.requests.add_metric([*base, "error"], float(account.failed))
         for name, usd in account.hosted.items():
             self.hosted.add_metric([*base, name], float(usd))
 

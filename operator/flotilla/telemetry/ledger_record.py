@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from flotilla.telemetry.ledger import STATES, Account, PodRecord
+from flotilla.telemetry.account import STATES, Account, PodRecord
 
 VERSION = 1
 _SUMS = ("usd", "gpu_hours", "pod_seconds", "tokens", "hosted")
@@ -24,6 +24,7 @@ def dump(account: Account) -> str:
             **{name: {key: str(value) for key, value in getattr(account, name).items()} for name in _SUMS},
             "estimated_usd": str(account.estimated_usd),
             "requests": str(account.requests),
+            "failed": str(account.failed),
             "cached_ahead": str(account.cached_ahead),
             "peak_tokens_per_second": str(account.peak_tokens_per_second),
             "priced": account.priced,
@@ -59,6 +60,7 @@ def load(text: str) -> Account:
             pod_seconds=_amounts(record["pod_seconds"]),
             tokens=_amounts(record["tokens"]),
             requests=_decimal(record["requests"]),
+            failed=_decimal(record["failed"]),
             known=set(record["known"]),
             cached_ahead=_decimal(record["cached_ahead"]),
             hosted=_amounts(record["hosted"]),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flotilla.engines.metric_name import metric_name
 from flotilla.errors import FlotillaError
 from flotilla.telemetry.prometheus import PrometheusClient, RangeSeries
 from flotilla.telemetry.promql import selector, window
@@ -39,7 +40,7 @@ def engine_query(pods: Iterable[PodSeries], *, fresh_s: float) -> str:
     minutes after the target is gone. Counters come as the engine has them, for whoever knows about its restarts.
     """
     pods = list(pods)
-    names = (name for one in pods for candidates in one.names.values() for name in candidates)
+    names = (metric_name(name).family for one in pods for candidates in one.names.values() for name in candidates)
     labels = {"namespace": {one.namespace: None for one in pods}, "pod": {one.pod: None for one in pods}}
     return selector(names, labels) + window(fresh_s)
 
@@ -79,17 +80,26 @@ class PrometheusEngines:
         return {pod.uid: self._sample(series[pod.pod], pod.names) for pod in pods}
 
     def _sample(self, series: Iterable[RangeSeries], names: Mapping[str, Sequence[str]]) -> Aged | ScrapeError:
-        newest = [(one.labels.get("__name__", ""), one.points[-1]) for one in series if one.points]
+        newest = [(one.labels, one.points[-1]) for one in series if one.points]
         if not newest:
             return ScrapeError(f"Prometheus has no sample of the last {self._fresh_s:g} s")
         last = max(point.at for _, point in newest)
         if abs(self._unix_clock() - last) > 2 * self._fresh_s:
             return ScrapeError("the clocks of Prometheus and the operator differ too much")
-        values: dict[str, list[float]] = defaultdict(list)
-        for name, point in newest:
+        values: dict[str, list[tuple[Mapping[str, str], float]]] = defaultdict(list)
+        for labels, point in newest:
             # Older points belong to a container that has ended or a rank that is gone: all come in one scrape.
             if point.at == last:
-                values[name].append(float("nan") if point.value is None else point.value)
-        known = {field: next((values[n] for n in candidates if n in values), []) for field, candidates in names.items()}
+                value = float("nan") if point.value is None else point.value
+                values[labels.get("__name__", "")].append((labels, value))
+        known = {field: _first(values, candidates) for field, candidates in names.items()}
         answer = combine({field: present for field, present in known.items() if present})
         return answer if isinstance(answer, ScrapeError) else Aged(answer, last)
+
+
+def _first(values: Mapping[str, Sequence[tuple[Mapping[str, str], float]]], candidates: Sequence[str]) -> list[float]:
+    """The samples of the first candidate that has any."""
+    for name in map(metric_name, candidates):
+        if meant := [value for labels, value in values.get(name.family, ()) if name.accepts(labels)]:
+            return meant
+    return []

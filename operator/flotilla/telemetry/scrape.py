@@ -52,6 +52,8 @@ class EngineSample:
     generation_tokens: float | None = None
     cached_tokens: float | None = None
     requests_success: float | None = None
+    requests_failed: float | None = None
+    """That ended without a whole answer, those included whose clients left."""
     rejected: float | None = None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flotilla.api.model_deployment import KvCacheType, QuantizationMethod
+from flotilla.api.engine import KvCacheType, QuantizationMethod
 from flotilla.cli.convert.draft import Draft
 from flotilla.engines.profile import Profile
 from flotilla.errors import InvalidSpec

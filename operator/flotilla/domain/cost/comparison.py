@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Literal
+from enum import StrEnum
 
 from flotilla.domain.cost.tokens import HOURS_PER_DAY, Usage, Weights
 
 NEVER = Decimal("Infinity")
 _ZERO, _ONE = Decimal(0), Decimal(1)
 _SECONDS_PER_DAY = Decimal(86_400)
-
-IdleAllocation = Literal["proportional", "even", "owner"]
 
 
 def cost_ratio(hosted_usd: Decimal, own_usd: Decimal) -> Decimal | None:
@@ -105,29 +103,38 @@ class Routing:
         return _ONE - self.own_usd / self.baseline_usd if self.baseline_usd > 0 else None
 
 
-def attribute(
-    busy_usd: Decimal,
-    idle_usd: Decimal,
-    usages: Mapping[str, Usage],
-    weights: Weights,
-    *,
-    idle: IdleAllocation = "proportional",
-    owner: str = "",
-) -> dict[str, Decimal]:
+class IdleRule(StrEnum):
+    """Who of those that share a deployment carries the time in which it served nobody."""
+
+    PROPORTIONAL = "proportional"
+    """Who works it most keeps it most."""
+    EVEN = "even"
+    """All that worked it at all, alike."""
+    OWNER = "owner"
+    """Whose deployment it is."""
+
+
+def attribute(usd: Decimal, usages: Mapping[str, Usage], weights: Weights, *, owner: str = "") -> dict[str, Decimal]:
     """Divide a deployment's cost over adapters, tenants or policies by their work; the shares add up exactly.
 
-    Without any work everything is the owner's, who need not be among `usages`.
+    Idle time too; `idle_shares` has other rules. Without any work all is the owner's, who need not be among `usages`.
     """
     work = {name: weights.work(usage) for name, usage in usages.items()}
     total = sum(work.values(), _ZERO)
     if total <= 0:
-        return {owner: busy_usd + idle_usd}
-    shares = {name: busy_usd * mine / total for name, mine in work.items()}
-    if idle == "owner":
-        shares[owner] = shares.get(owner, _ZERO) + idle_usd
-    else:
-        for name, mine in work.items():
-            shares[name] += idle_usd * mine / total if idle == "proportional" else idle_usd / len(work)
+        return {owner: usd}
+    shares = {name: usd * mine / total for name, mine in work.items()}
     largest = max(shares, key=lambda name: (shares[name], name))
-    shares[largest] += busy_usd + idle_usd - sum(shares.values(), _ZERO)
+    shares[largest] += usd - sum(shares.values(), _ZERO)
     return shares
+
+
+def idle_shares(work: Mapping[str, Decimal], rule: IdleRule, *, owner: str) -> dict[str, Decimal]:
+    """Who carries what a deployment cost without work, where `work` are shares that add up to 1; so do these."""
+    workers = [name for name, share in work.items() if share > 0]
+    if rule is IdleRule.OWNER or not workers:
+        return {owner: _ONE}
+    if rule is IdleRule.PROPORTIONAL:
+        return dict(work)
+    even = _ONE / len(workers)
+    return {**dict.fromkeys(workers, even), workers[0]: _ONE - even * (len(workers) - 1)}

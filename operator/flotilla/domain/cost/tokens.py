@@ -49,6 +49,11 @@ class Weights:
     output: Decimal = Decimal("2.8")
     cached: Decimal = Decimal("0.05")
 
+    @property
+    def by_token_type(self) -> dict[str, Decimal]:
+        """Under the names that metrics give them."""
+        return {"input": Decimal(1), "cached_input": self.cached, "output": self.output}
+
     def work(self, usage: Usage) -> Decimal:
         """The usage in tokens of uncached input."""
         return usage.uncached + self.cached * usage.cached + self.output * usage.generated

@@ -6,11 +6,12 @@ from enum import StrEnum
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-from flotilla.api.routes import Confidence, Match, Route
+from flotilla.api.routes import Confidence, Route
 from flotilla.api.routing_policy import RoutingPolicySpec, Scope
 from flotilla.domain.routing.address import base_url_problem
 from flotilla.domain.routing.decide import DEFAULT_RULE
 from flotilla.domain.routing.document import DeploymentFacts, allowed_targets, key_file
+from flotilla.domain.routing.match import covers
 
 
 class Problem(StrEnum):
@@ -24,7 +25,6 @@ class Problem(StrEnum):
     UNKNOWN_TASK = "UnknownTask"
     SHARED_KEY = "KeySharedBetweenHosts"
     FORBIDDEN_ADDRESS = "ForbiddenAddress"
-    HOSTED_CLASSIFIER = "HostedClassifier"
     BUDGET_WITHOUT_PRICE = "BudgetWithoutPrice"
     LIMIT_WITHOUT_CLIENTS = "LimitWithoutClients"
     BAD_CALIBRATION = "BadCalibration"
@@ -227,32 +227,6 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
                 )
 
 
-def covers(wide: Match, narrow: Match) -> bool:
-    """Whether every request that `narrow` matches is matched by `wide` too."""
-    headers = {(h.name, h.value) for h in narrow.headers}
-    return (
-        _list_covers(wide.models, narrow.models)
-        and _list_covers(wide.tasks, narrow.tasks)
-        and all((h.name, h.value) in headers for h in wide.headers)
-        and _range_covers(_ends(wide.prompt_tokens), _ends(narrow.prompt_tokens))
-        and _range_covers(_ends(wide.tools), _ends(narrow.tools))
-        and wide.streaming in (None, narrow.streaming)
-    )
-
-
-def _list_covers(wide: list[str], narrow: list[str]) -> bool:
-    return not wide or (bool(narrow) and set(narrow) <= set(wide))
-
-
-def _ends(limits: object) -> tuple[float, float]:
-    low, high = getattr(limits, "min", None), getattr(limits, "max", None)
-    return (0 if low is None else low, float("inf") if high is None else high)
-
-
-def _range_covers(wide: tuple[float, float], narrow: tuple[float, float]) -> bool:
-    return wide[0] <= narrow[0] and narrow[1] <= wide[1]
-
-
 def _escalations(spec: RoutingPolicySpec) -> Iterator[Finding]:
     for path, name, route in _routes(spec):
         escalation = route.escalation
@@ -284,14 +258,6 @@ def sound(confidence: Confidence) -> bool:
 
 
 def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
-    hosted = {target.name for target in spec.targets if target.external}
-    if spec.classifier is not None and spec.classifier.target in hosted:
-        yield Finding(
-            Problem.HOSTED_CLASSIFIER,
-            "spec.classifier.target",
-            f"{spec.classifier.target!r} is a hosted model: each request without a task would cost money that no "
-            "budget counts. Choose a ModelDeployment.",
-        )
     priceless = [target.name for target in spec.targets if target.external and target.external.price is None]
     for index, budget in enumerate(spec.limits.budgets):
         if priceless:

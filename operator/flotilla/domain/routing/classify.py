@@ -7,9 +7,9 @@ from typing import Any
 from flotilla.api.routing_policy import Classifier
 from flotilla.domain.routing.decide import Permit, data_class
 from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.request import Features, Operation
+from flotilla.domain.routing.request import Features, Operation, features_of
 
-_ANSWER_TOKENS = 16
+ANSWER_TOKENS = 16
 _INSTRUCTION = """Which task is the request of the user? Answer with one of these names and nothing else.
 {tasks}
 other: none of these"""
@@ -17,11 +17,13 @@ other: none of these"""
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call of the classifier; it is an attempt of no ledger and costs the request only time."""
+    """One call of the classifier. It takes none of the request's attempts; its tokens count as those of any target."""
 
     permit: Permit
     body: dict[str, Any]
     """Of a chat completion, whole and not streamed; its model name is the target's own."""
+    features: Features
+    """What it may cost is reserved by these."""
     timeout_s: int
 
 
@@ -36,7 +38,8 @@ def question(policy: Policy, features: Features, body: Mapping[str, Any]) -> Que
     if classifier.target not in allowed or not text:
         return None
     target = policy.target[classifier.target]
-    return Question(Permit(target, allowed), _body(classifier, target.served_model, text), classifier.timeout_seconds)
+    asked = _body(classifier, target.served_model, text)
+    return Question(Permit(target, allowed), asked, features_of(asked, {}, policy), classifier.timeout_seconds)
 
 
 def task_of(answer: Mapping[str, Any], policy: Policy) -> str | None:
@@ -64,7 +67,7 @@ def _body(classifier: Classifier, model: str, text: str) -> dict[str, Any]:
             {"role": "user", "content": excerpt},
         ],
         "temperature": 0,
-        "max_tokens": _ANSWER_TOKENS,
+        "max_tokens": ANSWER_TOKENS,
     }
 
 

@@ -4,15 +4,16 @@ Sovereignty is one set, computed first. Every later step (rule, split, fallback,
 of it, and nothing can be dialled without a `Permit`, which cannot be made for a target outside of the set.
 """
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
+from typing import Final
 
-from flotilla.api.routes import Failure, Match, Route, Signal, Streaming
+from flotilla.api.routes import Failure, Route, Signal
 from flotilla.domain.routing.document import Policy, Target
+from flotilla.domain.routing.match import fits, lacks, matches
 from flotilla.domain.routing.refusal import Refusal, no_capacity, outside_class, unsupported
-from flotilla.domain.routing.request import Features, Operation
+from flotilla.domain.routing.request import Features
+from flotilla.domain.routing.split import split
 
 DEFAULT_RULE = "default"
 """The name under which `defaultRoute` is reported."""
@@ -84,6 +85,9 @@ class Escalated:
     """The signal that decided; or MaxRate, MaxAttempts, AlreadyEscalated, NotAllowed, Unavailable, NoSignal."""
 
 
+_NO_SIGNAL: Final = Escalated(None, "NoSignal")
+
+
 def data_class(policy: Policy, features: Features) -> tuple[str, frozenset[str]]:
     """Name of the data class and the targets that it allows.
 
@@ -132,7 +136,9 @@ def decide(
     if not usable:
         return no_capacity(policy.name, name, rule, why)
     shares = [(share.target, share.weight) for share in route.split if share.weight > 0 and share.target in usable]
-    chosen = _split(shares, f"{policy.uid}/{rule}/{features.session or seed}", why)
+    chosen = [split(shares, f"{policy.uid}/{rule}/{features.session or seed}")] if shares else []
+    if len(shares) > 1:
+        why.append(f"The split over {_listed(target for target, _ in shares)} chose {chosen[0]!r}.")
     candidates = tuple(dict.fromkeys([*chosen, *(target for target in spare if target in usable)]))
     why.append(f"Dialled in this order: {', '.join(candidates)}; at most {route.max_attempts} attempts.")
     return Decision(
@@ -194,9 +200,12 @@ def escalate(
 ) -> Escalated:
     """Whether to ask the better model; `escalated_percent` of the rule's recent requests did, this one not counted."""
     wanted = decision.route.escalation
-    found = [signal for signal in Signal if signal in signals and signal in wanted_signals(decision.route)]
-    if wanted is None or not found:
-        return Escalated(None, "NoSignal")
+    if wanted is None or not signals:
+        return _NO_SIGNAL
+    asked = wanted_signals(decision.route)
+    found = [signal for signal in Signal if signal in signals and signal in asked]
+    if not found:
+        return _NO_SIGNAL
     if decision.escalation is None:
         return Escalated(None, "NotAllowed")
     if any(attempt.target == decision.escalation for attempt in ledger):
@@ -224,43 +233,6 @@ def decision_header(decision: Decision, ledger: Ledger, signal: str = "") -> str
         "policy": f"{decision.policy.name}@{decision.policy.revision}",
     }
     return ";".join(f"{key}={value}" for key, value in parts.items() if value)
-
-
-def matches(match: Match, features: Features) -> bool:
-    """Whether a rule is for this request."""
-    if match.models and features.model not in match.models:
-        return False
-    if match.tasks and features.task not in match.tasks:
-        return False
-    if any(features.headers.get(header.name) != header.value for header in match.headers):
-        return False
-    for limits, value in ((match.prompt_tokens, features.prompt_tokens), (match.tools, features.tools)):
-        if limits is None:
-            continue
-        if (limits.min is not None and value < limits.min) or (limits.max is not None and value > limits.max):
-            return False
-    return match.streaming is None or (match.streaming is Streaming.STREAMED) == features.stream
-
-
-def lacks(target: Target, features: Features) -> str | None:
-    """What a request needs and the target is known not to have; lengths aside, which are estimates."""
-    able = target.capabilities
-    if features.tools and able.tools == "Unsupported":
-        return "tools"
-    if features.json_schema and able.json_schema == "Unsupported":
-        return "JSON schema"
-    if features.images and able.vision == "Unsupported":
-        return "images"
-    anthropic = target.hosted is not None and target.hosted.provider == "Anthropic"
-    if anthropic and features.operation is not Operation.CHAT:
-        return features.operation.value
-    return None
-
-
-def fits(target: Target, features: Features) -> bool:
-    """Whether prompt and answer fit by the estimate; true where the context length is unknown."""
-    length = target.capabilities.context_length
-    return length is None or features.prompt_tokens + (features.max_tokens or 1) <= length
 
 
 def _rule(policy: Policy, features: Features, why: list[str]) -> tuple[str, Route]:
@@ -297,28 +269,6 @@ def _able(
     short = (target for target in able if target not in long_enough)
     why += [f"Target {target!r} is too short for about {features.prompt_tokens} prompt tokens." for target in short]
     return long_enough, tuple(lacking)
-
-
-def _split(shares: Sequence[tuple[str, int]], seed: str, why: list[str]) -> tuple[str, ...]:
-    """The chosen target, or none where every share was left out.
-
-    Weighted rendezvous hashing: shares are proportional, a seed keeps its target, and when one target goes or a weight
-    changes, only the sessions that must move do.
-    """
-    if not shares:
-        return ()
-    if len(shares) == 1:
-        chosen = shares[0][0]
-    else:
-        chosen = min(shares, key=lambda share: (_distance(seed, share[0]) / share[1], share[0]))[0]
-        why.append(f"The split over {_listed(target for target, _ in shares)} chose {chosen!r}.")
-    return (chosen,)
-
-
-def _distance(seed: str, target: str) -> float:
-    """An exponentially distributed number that depends on nothing but its arguments."""
-    number = int.from_bytes(blake2b(f"{seed}/{target}".encode(), digest_size=8).digest())
-    return -math.log((number + 1) / 2**64)
 
 
 def _escalation(

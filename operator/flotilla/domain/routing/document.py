@@ -12,9 +12,9 @@ from typing import Any, Literal
 import orjson
 from pydantic import ConfigDict, ValidationError
 
-from flotilla.api.model_deployment import SecretKeyRef
 from flotilla.api.routes import Route, Rule
 from flotilla.api.routing_policy import Classifier, Client, DataPolicy, Hold, Limits, RoutingPolicy
+from flotilla.api.secrets import SecretKeyRef
 from flotilla.api.targets import Boundary, Capabilities, ExternalTarget, Price
 from flotilla.api.targets import Target as TargetSpec
 from flotilla.api.types import Model

@@ -16,6 +16,8 @@ DEFAULT_MAX_TOKENS: Final = 4096
 """Of an answer that the client did not bound: reserved for, and asked of APIs that must be told."""
 _IMAGE_TOKENS: Final = 1600
 """Anthropic's most for one image; OpenAI's high detail is below it for all but the largest."""
+_MOST_TOKENS: Final = 1_000_000_000
+"""Of one answer: more than any model can make, and few enough for every store to count."""
 _MILLION: Final = Decimal(1_000_000)
 _CACHE_WRITE: Final = Decimal("1.25")
 """Anthropic's price of a prompt token that is written to the cache, in prices of one that is not."""
@@ -119,4 +121,4 @@ def _worst(features: Features, target: Target) -> Decimal:
 
 
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

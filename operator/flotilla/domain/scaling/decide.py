@@ -138,14 +138,16 @@ def _settle(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: flo
     if state.panicking or state.known_since is None:
         return kept
     delay_s, zero_after_s = spec.scale_down_delay_s, max(spec.scale_down_delay_s, spec.zero_after_s)
+    least = limits.floor(state, spec, now)
     if sample.wanted_elsewhere:
-        delay_s, zero_after_s = min(delay_s, spec.stale_after_s), min(zero_after_s, spec.stale_after_s)
+        # Caution is for a wave that may come back; here somebody more important waits already.
+        delay_s, zero_after_s, least = min(delay_s, spec.stale_after_s), min(zero_after_s, spec.stale_after_s), 0
     if now - state.known_since < delay_s:
         return kept
     highest = next(need.replicas for need in state.needs if need.at >= now - delay_s)
     if _idle_for(state, now, zero_after_s) and sample.demand is not None:
         highest = 0
-    return spec.clamp(min(kept, max(highest, limits.floor(state, spec, now))))
+    return spec.clamp(min(kept, max(highest, least)))
 
 
 def _idle_for(state: State, now: float, seconds: float) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from flotilla.api import model_deployment as api
+from flotilla.api import scaling as api
 from flotilla.domain.scaling.reasons import LASTING, OBSTACLES, STEADY
 
 

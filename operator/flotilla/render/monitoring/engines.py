@@ -19,12 +19,12 @@ QUEUE_WAIT: Final = ("vllm:request_queue_time_seconds", "sglang:queue_time_secon
 
 def gauge(profiles: Mapping[str, Profile], field: str, *, operation: str = "sum", matchers: str = "") -> str:
     """An EngineSample's field over a deployment's pods."""
-    return _either(f"{operation} by ({BY}) ({name}{_braces(matchers)})" for name in _names(profiles, field))
+    return _either(f"{operation} by ({BY}) ({_select(name, matchers)})" for name in _names(profiles, field))
 
 
 def rate(profiles: Mapping[str, Profile], field: str, window: str, *, matchers: str = "") -> str:
     """A counter's growth per second over a deployment's pods; resets and pods that come and go are safe."""
-    return _either(f"sum by ({BY}) (rate({name}{_braces(matchers)}[{window}]))" for name in _names(profiles, field))
+    return _either(f"sum by ({BY}) (rate({_select(name, matchers)}[{window}]))" for name in _names(profiles, field))
 
 
 def quantile(share: float, histograms: Iterable[str], window: str, *, matchers: str = "") -> str:
@@ -42,6 +42,13 @@ def _names(profiles: Mapping[str, Profile], field: str) -> Iterable[str]:
 
 def _either(parts: Iterable[str]) -> str:
     return "\nor\n".join(parts)
+
+
+def _select(name: str, matchers: str) -> str:
+    """A profile's name may have a matcher of its own."""
+    if matchers and name.endswith("}"):
+        return f"{name[:-1]},{matchers}}}"
+    return f"{name}{_braces(matchers)}"
 
 
 def _braces(matchers: str) -> str:

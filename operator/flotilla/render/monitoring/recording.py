@@ -35,6 +35,7 @@ def month_groups() -> tuple[Group, ...]:
 def _cost() -> tuple[Recording, ...]:
     cost, hosted = "flotilla_deployment_cost_usd_total", "flotilla_hosted_equivalent_cost_usd_total"
     own = "modeldeployment:flotilla_deployment_cost_usd:rate5m"
+    requests = 'flotilla_deployment_requests_total{outcome="success"}'
     return (
         Recording(
             "modeldeployment_state:flotilla_deployment_cost_usd:rate5m", f"sum by ({BY}, state) (rate({cost}[5m]))"
@@ -59,11 +60,11 @@ def _cost() -> tuple[Recording, ...]:
         ),
         Recording(
             "modeldeployment:flotilla_deployment_requests:rate5m",
-            f"sum by ({BY}) (rate(flotilla_deployment_requests_total[5m]))",
+            f"sum by ({BY}) (rate({requests}[5m]))",
         ),
         Recording(
             "modeldeployment:flotilla_deployment_requests:increase1d",
-            f"sum by ({BY}) (increase(flotilla_deployment_requests_total[1d]))",
+            f"sum by ({BY}) (increase({requests}[1d]))",
         ),
         Recording(
             "modeldeployment:flotilla_idle_cost:ratio_increase6h",

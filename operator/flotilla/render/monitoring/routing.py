@@ -3,6 +3,7 @@
 A deployment's dollars, idle ones included, are divided by weighted tokens, as `domain.cost.comparison.attribute` does.
 """
 
+from flotilla.domain.cost.tokens import MEASURED
 from flotilla.render.monitoring.engines import BY
 from flotilla.render.monitoring.rules import Group, Recording
 
@@ -10,7 +11,7 @@ POLICY = "namespace, policy"
 _TARGET = f"{POLICY}, target"
 _TYPED = f"{BY}, token_type"
 _TOKENS = "flotilla_gateway_tokens_total"
-_WEIGHTS = f"max by ({_TYPED}) (flotilla_deployment_token_weight_ratio)"
+_WEIGHTS = "modeldeployment_token_type:flotilla_deployment_token_weight:ratio"
 _COST = f"sum by ({BY}) (modeldeployment_state:flotilla_deployment_cost_usd:increase1h)"
 _WORK, _ROUTED = (
     "modeldeployment:flotilla_deployment_work:increase1h",
@@ -36,10 +37,22 @@ def _work() -> tuple[Recording, ...]:
     # The gateway is scraped at other times than the engines: the shares must not exceed the whole.
     greatest = f"{_WORK} > {routed}\n  or {routed}\n  or {_WORK}"
     return (
+        Recording(_WEIGHTS, _all_weights()),
         Recording(_WORK, f"sum by ({BY}) (\n  {engines}\n  * on ({_TYPED}) {_WEIGHTS}\n)"),
         Recording(_ROUTED, _weighted(_TOKENS, "answer")),
         Recording(_UNIT, f"{_COST}\n/\n(({greatest}) > 0)"),
     )
+
+
+def _all_weights() -> str:
+    """Those of the resource, or the measured ones of a resource that sets none."""
+    told = f"max by ({_TYPED}) (flotilla_deployment_token_weight_ratio)"
+    every = f"max by ({BY}) (flotilla_deployment_info)"
+    measured = (
+        f'label_replace({weight:f} * {every}, "token_type", "{token_type}", "", "")'
+        for token_type, weight in MEASURED.by_token_type.items()
+    )
+    return "\nor\n".join((told, *measured))
 
 
 def _routes() -> tuple[Recording, ...]:
