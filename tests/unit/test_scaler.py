@@ -304,7 +304,7 @@ def test_the_samples_for_other_autoscalers_point_at_their_model(file: str) -> No
 
 
 def test_the_samples_for_other_autoscalers_ask_for_metrics_that_there_are() -> None:
-    nobody = SimpleNamespace(view=tuple, rates=tuple, unpriced={}, catalog_version="")
+    nobody = SimpleNamespace(view=tuple, rates=tuple, unallocated=dict, unpriced={}, catalog_version="")
     exported = {family.name for family in FleetCollector(nobody).collect()}
     adapter = yaml.safe_load((SAMPLES / "prometheus-adapter-values.yaml").read_text())
     pattern = re.search('__name__=~"([^"]+)"', adapter["rules"]["external"][0]["seriesQuery"])
