@@ -29,7 +29,7 @@ demo: sync ## Local control plane, operator, three models, traffic, scaling, a c
 
 .PHONY: test
 test: lint ## Everything that CI runs. WORKERS=1 for one test at a time.
-	$(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(RUN) pytest -n $(WORKERS)
 
 .PHONY: test-slow
 test-slow: sync ## A real vLLM on the CPU under the operator; installs about 6 GB into ~/.cache/flotilla once.
