@@ -9,8 +9,8 @@ RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
 # Images for CI often forbid it; then each of the hundreds of processes that tests start compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
-# Two lanes of tests with simulated nodes, which mostly wait, and one worker for the rest.
-WORKERS ?= 3
+# Two lanes of tests with simulated nodes, which mostly wait, one of tests with clusters of their own; then the rest.
+WORKERS ?= 4
 
 .PHONY: help
 help: ## List the targets.

@@ -175,17 +175,6 @@ def test_a_routing_policy_says_what_is_wrong_and_follows_its_models(models: Mode
     wait("support", "ResolvedRefs", "False", "ModelDeploymentNotFound", kind="RoutingPolicy")
 
 
-def test_a_killed_operator_loses_no_replicas(models: Models, spec: dict[str, Any]) -> None:
-    models.apply("held", {**spec, "scaling": {"minReplicas": 2, "maxReplicas": 2}})
-    models.wait_ready("held")
-    models.wait(lambda: (models.get("Deployment", "held") or {})["status"].get("readyReplicas") == 2, "both replicas")
-    models.apply("held", {**spec, "scaling": {"minReplicas": 1, "maxReplicas": 2, "scaleDownDelaySeconds": 600}})
-    models.wait_quiet()
-    models.stack.restart_operator(kill=True)
-    models.wait_quiet()
-    assert (models.get("Deployment", "held") or {})["spec"]["replicas"] == 2
-
-
 def test_what_is_granted_is_used_and_what_is_used_is_granted(models: Models, spec: dict[str, Any]) -> None:
     """From the apiserver's audit log; a child that no plan has any more stands for older releases."""
     uid = models.apply("used", {**spec, "scaling": {"minReplicas": 2, "maxReplicas": 2}})["metadata"]["uid"]

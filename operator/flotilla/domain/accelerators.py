@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from flotilla import yaml_text
 from flotilla.domain.cost.units import parse_share
 from flotilla.errors import InvalidSpec
 
@@ -124,7 +125,7 @@ def load_accelerators(extra: Path | None = None) -> dict[str, Accelerator]:
 def parse(name: str, text: str) -> dict[str, Accelerator]:
     """Read a table; `name` is the file's, for the error."""
     try:
-        rows: Any = yaml.safe_load(text) or []
+        rows: Any = yaml_text.load(text) or []
     except yaml.YAMLError as error:
         raise InvalidSpec(f"{name}: {error}", reason="BrokenTable") from error
     if not isinstance(rows, list):

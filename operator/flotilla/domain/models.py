@@ -6,11 +6,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from flotilla import yaml_text
 from flotilla.domain.architecture import Architecture, from_config
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +56,4 @@ class ModelCatalogue:
 @cache
 def load_models() -> ModelCatalogue:
     """The packaged catalogue; read once."""
-    return ModelCatalogue(yaml.load(files(__package__).joinpath("models.yaml").read_text(), _Loader))  # noqa: S506 - safe
+    return ModelCatalogue(yaml_text.load(files(__package__).joinpath("models.yaml").read_text()))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from flotilla import yaml_text
 from flotilla.domain.cost.rates import CapacityType, Owned
 from flotilla.errors import InvalidSpec
 
@@ -149,7 +150,7 @@ def load(file: Path | None) -> PriceCatalog:
 def parse(name: str, text: str) -> PriceCatalog:
     """Read a catalogue; `name` is the file's. Raises InvalidSpec with file, row, field and reason."""
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml_text.load(text)
     except yaml.YAMLError as error:
         raise InvalidSpec(f"{name}: {error}", reason=REASON) from error
     if not isinstance(content, dict):

@@ -13,6 +13,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from flotilla import yaml_text
 from flotilla.engines.metric_name import metric_name
 from flotilla.engines.version import at_least, numbers
 from flotilla.errors import InvalidSpec
@@ -303,7 +304,7 @@ def _profiles(entries: Iterable[_File]) -> dict[str, Profile]:
 def parse(name: str, text: str) -> Profile:
     """Read one profile; `name` is the file's, for the error."""
     try:
-        profile = Profile.model_validate(yaml.safe_load(text))
+        profile = Profile.model_validate(yaml_text.load(text))
         for template in profile.templates():
             _compile(template)
         return profile

@@ -9,8 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from flotilla import yaml_text
 from flotilla.domain.simulation.trace import Request, Trace, from_requests
 from flotilla.errors import InvalidSpec
 
@@ -134,4 +133,4 @@ def _lengths(kind: str) -> Lengths:
 
 @cache
 def _azure() -> Any:
-    return yaml.safe_load(files(__package__).joinpath("azure-llm-2023.yaml").read_text())
+    return yaml_text.load(files(__package__).joinpath("azure-llm-2023.yaml").read_text())
