@@ -10,10 +10,10 @@ import yaml
 from lupa.luajit21 import LuaRuntime
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
-from flotilla.api.conditions import set_condition
+from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.domain import observed, status
 from flotilla.domain.policy_status import GatewayView, Report, judge
-from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scheduled, spec_valid, summary
+from flotilla.domain.readiness import fits_memory, model_loaded, scheduled, spec_valid, summary
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import Finding, Problem
 from flotilla.errors import InvalidSpec, NameTaken
@@ -156,17 +156,7 @@ def policies() -> Iterator[list[Verdict]]:
 
 
 def with_verdicts(verdicts: list[Verdict]) -> Object:
-    conditions: list[Object] = []
-    for verdict in verdicts:
-        conditions = set_condition(
-            conditions,
-            type=verdict.type,
-            status=verdict.status,
-            reason=verdict.reason,
-            message=verdict.message,
-            generation=GENERATION,
-            now="2026-01-01T00:00:00Z",
-        )
+    conditions = set_conditions((), verdicts, generation=GENERATION, now="2026-01-01T00:00:00Z")
     meta = {"name": "p", "namespace": "n", "generation": GENERATION}
     return {
         **ROUTING_POLICY,

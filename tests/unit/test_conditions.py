@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.conditions import set_condition
+from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.domain import observed
 from flotilla.domain.observed import Workload
-from flotilla.domain.readiness import Verdict, fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
+from flotilla.domain.readiness import fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.domain.scaling import ScalingSpec, State, decide
 from flotilla.domain.scaling.reasons import METRICS_MISSING, METRICS_PARTIAL
 from flotilla.errors import InvalidSpec, NameTaken
@@ -125,7 +125,7 @@ def test_stale_data_keep_the_time_since_which_they_are_stale() -> None:
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     def after(existing: list[dict[str, Any]], status: str, now: str) -> list[dict[str, Any]]:
-        return set_condition(existing, type="Ready", status=status, reason="R", message=now, generation=2, now=now)
+        return set_conditions(existing, [Verdict("Ready", status, "R", now)], generation=2, now=now)
 
     first = after([], "False", "t1")
     assert after(first, "False", "t2")[0]["lastTransitionTime"] == "t1"

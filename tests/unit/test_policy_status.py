@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from flotilla.api.conditions import Verdict
 from flotilla.domain.observed import Pod
 from flotilla.domain.policy_status import GatewayView, Report, build, judge
-from flotilla.domain.readiness import Verdict
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import Finding, Problem
 from flotilla.errors import Forbidden, InvalidSpec, NameTaken, NotReady

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
+from flotilla.api.conditions import Verdict
 from flotilla.api.cost import BillingMode, ComparatorSpec, CostSpec, OwnedHardware
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
@@ -16,7 +17,6 @@ from flotilla.domain.cost.tokens import Weights
 from flotilla.domain.cost_known import Priced
 from flotilla.domain.prices import Comparator, HostedPrice, Tiers, token_factor
 from flotilla.domain.pricing import CostBasis, Rate
-from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
 from flotilla.errors import InvalidSpec
 from flotilla.telemetry.price_desk import PriceDesk

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 
+from flotilla.api.conditions import Verdict
 from flotilla.domain.pricing import CostBasis, NodeFacts, PriceSources, Rate
-from flotilla.domain.readiness import Verdict
 from flotilla.errors import InvalidSpec
 
 TYPE = "CostKnown"

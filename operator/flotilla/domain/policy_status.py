@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flotilla.api.conditions import set_condition
+from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.domain.observed import STUCK_REASONS, Pod
-from flotilla.domain.readiness import Verdict
 from flotilla.domain.routing.admission import Admission
 from flotilla.domain.routing.check import RESOLUTION, SOVEREIGNTY, Finding, Problem
 from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
@@ -118,17 +117,12 @@ def build(
 ) -> dict[str, Any]:
     """The whole status; `now` is RFC 3339 and only ends up in changed conditions."""
     generation = int(live["metadata"]["generation"])
-    conditions: list[dict[str, Any]] = list((live.get("status") or {}).get("conditions") or ())
-    for verdict in judge(admission, generation=generation, gateway=gateway):
-        conditions = set_condition(
-            conditions,
-            type=verdict.type,
-            status=verdict.status,
-            reason=verdict.reason,
-            message=verdict.message,
-            generation=generation,
-            now=now,
-        )
+    conditions = set_conditions(
+        (live.get("status") or {}).get("conditions") or (),
+        judge(admission, generation=generation, gateway=gateway),
+        generation=generation,
+        now=now,
+    )
     status: dict[str, Any] = {"conditions": conditions, "observedGeneration": generation}
     if admission.served_generation is not None:
         status |= {

@@ -5,25 +5,15 @@ number that moves by itself (restart counts, ages), because every changed messag
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from flotilla.api.conditions import Verdict
 from flotilla.domain import sizing
 from flotilla.domain.fitting import DoesNotFit
 from flotilla.domain.observed import STUCK_REASONS, Pod, Workload
 from flotilla.domain.scaling import NOT_FOLLOWING, STALE, Decision
 from flotilla.domain.sizing import Fit
 from flotilla.errors import InvalidSpec, NameTaken
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One condition without its times. `status` is True, False or Unknown."""
-
-    type: str
-    status: str
-    reason: str
-    message: str
 
 
 def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = ()) -> Verdict:

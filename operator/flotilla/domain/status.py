@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from flotilla.api.conditions import set_condition
+from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
 from flotilla.domain.cost_known import Priced
 from flotilla.domain.observed import Workload
 from flotilla.domain.prices import Comparator
-from flotilla.domain.readiness import Verdict
 from flotilla.domain.resolve import Resolved
 from flotilla.domain.scaling import State
 from flotilla.domain.sizing import UNKNOWN, Fit
@@ -35,17 +34,9 @@ def build(
     """The whole status; what is unknown is absent. `now` is RFC 3339 and only ends up in changed conditions."""
     meta = live["metadata"]
     generation = int(meta.get("generation") or 0)
-    conditions: list[dict[str, Any]] = list((live.get("status") or {}).get("conditions") or ())
-    for verdict in verdicts:
-        conditions = set_condition(
-            conditions,
-            type=verdict.type,
-            status=verdict.status,
-            reason=verdict.reason,
-            message=verdict.message,
-            generation=generation,
-            now=now,
-        )
+    conditions = set_conditions(
+        (live.get("status") or {}).get("conditions") or (), verdicts, generation=generation, now=now
+    )
     status: dict[str, Any] = {
         "conditions": conditions,
         "observedGeneration": generation,
