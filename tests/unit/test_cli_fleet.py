@@ -32,8 +32,10 @@ MODEL: dict[str, Any] = {
         "fit": {
             "verdict": "Fits",
             "weightsMib": 8192,
+            "workingMib": 2048,
             "kvCacheMib": 4096,
             "contextLength": 8192,
+            "longestContextLength": 20480,
             "concurrentRequests": 7,
         },
         "scaling": {"mode": "Internal", "desiredReplicas": 2},
@@ -104,8 +106,8 @@ def test_an_empty_namespace_says_where_to_look() -> None:
 
 def test_a_description_gives_each_decision_with_its_basis() -> None:
     facts = describe.facts(describe.Model(MODEL, [], []))
-    assert facts["Memory"] == "Fits: weights 8.0 GiB, KV cache 4.0 GiB"
-    assert facts["Context"] == "8,192 tokens, for 7 whole requests at one time"
+    assert facts["Memory"] == "Fits: weights 8.0 GiB, working 2.0 GiB, KV cache 4.0 GiB"
+    assert facts["Context"] == "8,192 tokens, for 7 whole requests at one time; 20,480 would fit"
     assert facts["Price"] == "0.8048 $ per GPU-hour (AWS, 2026-11-09); now 3.22 $/h"
     assert facts["Scaling"] == "Internal, 1 to 4"
     busy = {"mode": "Internal", "source": "Pods", "panicSince": "2026-11-25T09:00:00Z"}

@@ -149,7 +149,9 @@ def _memory(fit: Object) -> str:
 def _context(fit: Object) -> str:
     if "contextLength" not in fit:
         return ""
-    return f"{fit['contextLength']:,} tokens, for {fit.get('concurrentRequests', '?')} whole requests at one time"
+    longest = fit.get("longestContextLength", 0)
+    more = f"; {longest:,} would fit" if longest > fit["contextLength"] else ""
+    return f"{fit['contextLength']:,} tokens, for {fit.get('concurrentRequests', '?')} whole requests at one time{more}"
 
 
 def _price(cost: Object, total: str | None) -> str:

@@ -1,0 +1,38 @@
+"""The status of a ModelDeployment, as what was decided fills it in."""
+
+from typing import Any
+
+import pytest
+
+from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.api.model_deployment_status import ModelDeploymentStatus
+from flotilla.domain import observed, status
+from flotilla.domain.resolve import load_catalog, resolve
+
+LIVE = {"metadata": {"name": "m", "namespace": "n", "generation": 3}}
+
+
+def built(model: dict[str, Any]) -> dict[str, Any]:
+    spec = ModelDeploymentSpec.model_validate(
+        {"model": model, "engine": {"name": "vllm"}, "accelerator": {"class": "nvidia-l4"}}
+    )
+    resolved = resolve("m", spec, load_catalog())
+    found = status.build(
+        LIVE, [], observed.workload(None, []), now="2026-11-25T09:00:00Z", desired=1, spec=spec, resolved=resolved
+    )
+    ModelDeploymentStatus.model_validate(found)
+    return found
+
+
+def test_the_parts_of_the_memory_are_those_of_one_gpu() -> None:
+    fit = built({"source": "hf://Qwen/Qwen2.5-7B-Instruct", "contextLength": 8192})["fit"]
+    assert (fit["verdict"], fit["contextLength"]) == ("Fits", 8192)
+    assert fit["longestContextLength"] > fit["contextLength"]
+    gpu_mib = 24 * 1024
+    assert 0.85 * gpu_mib < fit["weightsMib"] + fit["workingMib"] + fit["kvCacheMib"] < gpu_mib
+    assert fit["concurrentRequests"] >= 1
+
+
+@pytest.mark.parametrize("known", ["contextLength", "longestContextLength", "concurrentRequests"])
+def test_what_is_not_known_of_a_model_is_absent(known: str) -> None:
+    assert known not in built({"source": "hf://somebody/unheard-of"}).get("fit", {})
