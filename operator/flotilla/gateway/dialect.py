@@ -44,11 +44,15 @@ class Dialect:
 
     def payload(self, asked: Body, wanted: Wanted) -> Payload:
         """The body; raises anthropic.Untranslatable."""
+        model = self._target.served_model
         if self.anthropic:
-            translated = anthropic.request(asked.fields, self._target.served_model)
+            own = asked.message
+            translated = anthropic.request(asked.fields, model) if own is None else anthropic.passed_on(own, model)
             return Payload(translated.content, translated.dropped)
-        content = body.rewritten(asked, self._target.served_model, usage=wanted.usage, logprobs=wanted.logprobs)
-        return Payload(content)
+        if asked.message is not None and self._target.hosted is not None and "top_k" in asked.fields:
+            raise anthropic.Untranslatable("top_k", "OpenAI's API has no word for it, engines in the cluster have one.")
+        content = body.rewritten(asked, model, usage=wanted.usage, logprobs=wanted.logprobs)
+        return Payload(content, asked.dropped)
 
     def message(self, origin: Origin, operation: Operation, content: bytes, extra: bytes = b"") -> bytes:
         """The bytes of the whole request. `extra` are header lines for targets in the cluster."""
