@@ -54,7 +54,8 @@ def answer(content: bytes) -> bytes:
 
 def message(head: Mapping[str, Any]) -> dict[str, Any]:
     """What every message begins with; `head` is an answer or its first chunk."""
-    return {"id": head.get("id"), "type": "message", "role": "assistant", "model": head.get("model")}
+    found = {name: head[name] if isinstance(head.get(name), str) else "" for name in ("id", "model")}
+    return {**found, "type": "message", "role": "assistant"}
 
 
 def ending(choice: Mapping[str, Any], *, refusal: Any, calls: bool) -> dict[str, Any]:
@@ -129,5 +130,5 @@ def _tool_use(call: Any, spare_id: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise ValueError(f"The model called {function['name'][:100]!r} with arguments that are no JSON object.")
-    call_id = call.get("id")
-    return {"type": "tool_use", "id": call_id or f"toolu_{spare_id}", "name": function["name"], "input": arguments}
+    call_id = call["id"] if isinstance(call.get("id"), str) and call["id"] else f"toolu_{spare_id}"
+    return {"type": "tool_use", "id": call_id, "name": function["name"], "input": arguments}

@@ -60,7 +60,7 @@ class MessageStream:
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             if delta.get("content"):
-                out += self._text(delta["content"])
+                out += self._text(_said(delta["content"]))
             for place, call in enumerate(delta.get("tool_calls") or ()):
                 out += self._call(call.get("index", place), call)
             self._refusal += delta.get("refusal") or ""
@@ -91,9 +91,9 @@ class MessageStream:
             self._called.add(index)
             self._call_id = call_id
             spare_id = f"toolu_{self._request_id}_{self._blocks}"
-            block = {"type": "tool_use", "id": call_id or spare_id, "name": function["name"], "input": {}}
+            block = {"type": "tool_use", "id": _said(call_id or spare_id), "name": _said(function["name"]), "input": {}}
             out = self._start(index, block)
-        arguments = function.get("arguments")
+        arguments = _said(function.get("arguments") or "")
         return [*out, self._delta({"type": "input_json_delta", "partial_json": arguments})] if arguments else out
 
     def _start(self, opened: int, block: dict[str, Any]) -> list[bytes]:
@@ -125,3 +125,9 @@ class MessageStream:
 
 def _event(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
