@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import pytest
-from tests.support.gateway import Running, document_of, eventually, running_gateway
+from tests.support.engine_sim import running_vllm
+from tests.support.gateway import Running, document_of, endpoint_slice, eventually, running_gateway
 from tests.support.hosted import HostedApi, Stream, Whole, fault
 from tests.support.hosted_answers import chat, event, hosted_api, openai_chunks, tool_call
 from tests.support.messages import message_events, put_together
@@ -224,6 +226,26 @@ async def test_a_client_that_does_not_read_slows_the_engine_down(tmp_path: Path)
             attempts = gw.gateway.shared.clocks._attempts
             await eventually(lambda: any(a.connection is not None and a.connection.paused for a in attempts))
         await eventually(lambda: gw.gateway.server.busy == 0)
+
+
+async def test_anthropics_client_is_answered_by_a_simulated_engine_as_the_engine_counts(tmp_path: Path) -> None:
+    arguments = ("--served-model-name", "qwen2.5-7b", "--max-model-len", "4096")
+    async with running_vllm(*arguments) as sim, serving(tmp_path) as (gw, _, _, _):
+        gw.gateway.book.replace([endpoint_slice("qwen-medium", [int(sim.url.rpartition(":")[2])])])
+        async with anthropic.AsyncAnthropic(api_key="any", base_url=gw.url, max_retries=0) as client:
+            said: Any = {**HELLO, "max_tokens": 5, "system": "Be brief."}
+            whole = await client.messages.create(**said)
+            async with client.messages.stream(**said) as stream:
+                streamed = await stream.get_final_message()
+            with pytest.raises(anthropic.BadRequestError) as refused:
+                await client.messages.create(**{**said, "messages": [{"role": "user", "content": "word " * 9000}]})
+
+    for found in (whole, streamed):
+        assert (found.stop_reason, found.usage.output_tokens, found.model) == ("max_tokens", 5, "qwen2.5-7b")
+        assert found.usage.input_tokens > 0
+        assert found.content[0].type == "text"
+    assert refused.value.type == "invalid_request_error"
+    assert "4096" in str(refused.value.api_message)
 
 
 async def test_a_chat_is_not_touched(tmp_path: Path) -> None:
