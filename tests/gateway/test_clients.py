@@ -459,6 +459,13 @@ def test_anthropics_client_reads_the_gateways_errors(stage: Stage) -> None:
     assert missing.value.request_id == missing.value.response.headers["x-request-id"]
 
 
+def test_anthropics_client_lists_the_models(stage: Stage) -> None:
+    older = {"default_headers": {"x-api-key": "key-of-clients-ann", "authorization": anthropic.Omit()}}
+    for options in ({}, older):
+        with stage.anthropic(**options) as client:
+            assert [model.id for model in client.models.list()] == ["support", "claude", "once", "seldom"]
+
+
 def test_anthropics_client_is_told_to_wait_by_a_rate(stage: Stage) -> None:
     with stage.anthropic() as client:
         client.messages.create(model="seldom", **HELLO)

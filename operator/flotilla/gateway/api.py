@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 
 import orjson
@@ -79,9 +79,7 @@ class Api:
     def _translated(self, request: Request) -> Request:
         """The same request with an answer in Anthropic's words; its key is where OpenAI's clients show theirs."""
         request_id = self._id(request)
-        headers = {**request.headers, "x-request-id": request_id}
-        if "authorization" not in headers and "x-api-key" in headers:
-            headers["authorization"] = f"Bearer {headers['x-api-key']}"
+        headers = {**request.headers, "x-request-id": request_id, "authorization": _shown(request.headers)}
         return Request(
             request.method,
             request.path,
@@ -138,7 +136,7 @@ class Api:
 
     def _models(self, request: Request, setup: Setup, name: str) -> None:
         """Models of the policies that the client may use."""
-        shown = request.headers.get("authorization", "")
+        shown = _shown(request.headers)
         models = [
             {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
             for policy in setup.document.policies
@@ -166,3 +164,9 @@ class Api:
     def _not_ready(self, request: Request) -> None:
         body = wire.error_body("The gateway has no policies yet.", kind="server_error", code="not_ready")
         request.answer.whole(503, body, b"retry-after: 2\r\n")
+
+
+def _shown(headers: Mapping[str, str]) -> str:
+    """A client's key as OpenAI's clients show it; older ones of Anthropic's have a header of their own."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else "")

@@ -74,10 +74,16 @@ class Body:
 
     raw: bytes
     fields: dict[str, Any]
-    message: dict[str, Any] | None = None
-    """What the client wrote, where that was a request of Anthropic's Messages API and `raw` is its translation."""
-    dropped: tuple[str, ...] = ()
-    """Fields of `message` that the translation has no word for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translated(Body):
+    """A chat that a client of Anthropic's Messages API asked for."""
+
+    message: dict[str, Any]
+    """What the client wrote."""
+    dropped: tuple[str, ...]
+    """Fields of `message` that a chat has no word for."""
 
 
 def parse(raw: bytes, own_data: frozenset[str] = OWN_DATA) -> Body:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from flotilla.gateway.body import OWN_DATA, BadBody, Body, parse
+from flotilla.gateway.body import OWN_DATA, BadBody, Translated, parse
 from flotilla.gateway.messages.fields import items, mapping, only, unsupported
 from flotilla.gateway.messages.turns import chat_messages
 
@@ -31,13 +31,13 @@ _SCHEMA_NAME: Final = "answer"
 """OpenAI wants a name, Anthropic's API has none."""
 
 
-def read(raw: bytes) -> Body:
+def read(raw: bytes) -> Translated:
     """Read a body: the chat that it asks for, with what the client wrote beside it. Raises BadBody."""
     asked = parse(raw, _OWN_DATA)
     dropped: set[str] = set()
     fields = _chat(asked.fields, dropped)
     try:
-        return Body(orjson.dumps(fields), fields, asked.fields, tuple(sorted(dropped)))
+        return Translated(orjson.dumps(fields), fields, asked.fields, tuple(sorted(dropped)))
     except TypeError as error:
         raise BadBody("invalid_json", "The messages or the tools are nested too deeply.", "messages") from error
 
