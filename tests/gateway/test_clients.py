@@ -1,7 +1,7 @@
-"""The clients that people use, through a gateway that runs as a process: openai, LangChain, curl; and Anthropic behind.
+"""The clients that people use, through a gateway that runs as a process: openai, anthropic, LangChain, curl.
 
-The gateway speaks OpenAI's API only. Anthropic's client is therefore held against the fake of Anthropic's API that the
-gateway translates to, so that what the translator is tested with is what that client reads.
+Anthropic's client is also held against the fake of Anthropic's API that the gateway translates to, so that what the
+translator is tested with is what that client reads.
 """
 
 import json
@@ -20,7 +20,15 @@ from pydantic import BaseModel
 from tests.support.gateway import document_of
 from tests.support.gateway_process import Fakes, gateway_process
 from tests.support.hosted import HostedApi, Stream, Whole, fault
-from tests.support.hosted_answers import anthropic_events, chat, message, openai_chunk, openai_chunks, tool_call
+from tests.support.hosted_answers import (
+    anthropic_events,
+    chat,
+    fault_body,
+    message,
+    openai_chunk,
+    openai_chunks,
+    tool_call,
+)
 from tests.support.routing import HOSTED, SOUND
 
 PUBLIC = {"x-data-class": "public"}
@@ -47,6 +55,10 @@ class Stage:
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", **options)
 
+    def anthropic(self, **options: Any) -> anthropic.Anthropic:
+        options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
+        return anthropic.Anthropic(base_url=self.url, **options)
+
     def langchain(self, model: str = "support", **options: Any) -> ChatOpenAI:
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return ChatOpenAI(model=model, base_url=f"{self.url}/v1", **options)
@@ -71,11 +83,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "defaultRoute": {"split": [{"target": "medium"}]},
         "limits": {"rates": [{"name": "bursts", "per": "Team", "requestsPerMinute": 1000}]},
     }
-    once = {**spec, "hostModels": ["once"], "rules": [], "limits": {"rates": [{"name": "one", "requestsPerMinute": 1}]}}
+    one = {"rates": [{"name": "one", "requestsPerMinute": 1}]}
+    once, seldom = ({**spec, "hostModels": [model], "rules": [], "limits": one} for model in ("once", "seldom"))
     directory = tmp_path_factory.mktemp("gateway")
     try:
         api = fakes.slices({"qwen-medium": engine})
-        with gateway_process(directory, document_of(spec, once), api) as gateway:
+        with gateway_process(directory, document_of(spec, once, seldom), api) as gateway:
             yield Stage(gateway.url, engine, hosted, claude)
     finally:
         fakes.stop()
@@ -162,7 +175,7 @@ def test_openai_completions_embeddings_and_models(stage: Stage) -> None:
 
     assert text.choices[0].text == "Hello there"
     assert [vector.embedding for vector in vectors.data] == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
-    assert models == ["support", "claude", "once"]
+    assert models == ["support", "claude", "once", "seldom"]
     assert one.id == "claude"
 
 
@@ -271,7 +284,7 @@ def test_openai_parses_structured_output_of_claude_and_reads_its_errors(stage: S
     assert "Too long." in str(refused.value)
 
 
-# Anthropic's own client, where the gateway's translator stands
+# Anthropic's own client, where the gateway's translator to it stands
 
 
 def test_anthropics_client_reads_what_the_translator_is_tested_with(stage: Stage) -> None:
@@ -297,13 +310,185 @@ def test_anthropics_client_reads_what_the_translator_is_tested_with(stage: Stage
     assert sent.headers["anthropic-version"] == "2026-10-21"
 
 
-def test_anthropics_own_endpoint_is_not_offered_and_says_so(stage: Stage) -> None:
-    with (
-        anthropic.Anthropic(api_key="key-of-clients-ann", base_url=stage.url, max_retries=0) as client,
-        pytest.raises(anthropic.NotFoundError) as missing,
-    ):
-        client.messages.create(model="support", max_tokens=9, messages=[{"role": "user", "content": "Hi"}])
-    assert "/v1/messages" in str(missing.value)
+# Anthropic's own client, through the gateway
+
+
+HELLO: Any = {"max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+FORECAST: Any = {"name": "weather", "input_schema": WEATHER["function"]["parameters"]}
+ROME = {"city": "Rome"}
+PIXEL: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+
+
+@pytest.mark.parametrize("model", ["support", "claude"])
+def test_anthropics_client_asks_whole_and_streamed(stage: Stage, model: str) -> None:
+    with stage.anthropic() as client:
+        raw = client.messages.with_raw_response.create(model=model, system="Be brief.", **HELLO)
+        whole = raw.parse()
+        with client.messages.stream(model=model, **HELLO) as stream:
+            pieces = list(stream.text_stream)
+            streamed = stream.get_final_message()
+
+    for said in (whole, streamed):
+        assert [block.to_dict() for block in said.content] == [{"type": "text", "text": "Hello there"}]
+        assert (said.stop_reason, said.usage.input_tokens, said.usage.output_tokens) == ("end_turn", 7, 2)
+    assert pieces == ["Hello", " there"]
+    assert f"target={'medium' if model == 'support' else 'claude'}" in raw.headers["x-flotilla-route"]
+    assert whole._request_id == raw.headers["x-request-id"]
+
+
+def test_anthropics_client_reaches_engines_as_a_chat_and_claude_as_it_wrote(stage: Stage) -> None:
+    cached: Any = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    asked: Any = {**HELLO, "system": cached, "stop_sequences": ["END"], "metadata": {"user_id": "u"}}
+    with stage.anthropic() as client:
+        raw = client.messages.with_raw_response.create(model="support", **asked)
+        client.messages.create(model="claude", extra_body={"temperature": 0.5}, **asked)
+
+    assert stage.engine.received[0].path == "/v1/chat/completions"
+    assert stage.engine.received[0].json == {
+        "model": "qwen2.5-7b",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "max_completion_tokens": 9,
+        "stop": ["END"],
+        "user": "u",
+    }
+    assert raw.headers["x-flotilla-dropped"] == "messages.content.cache_control"
+    assert stage.claude.received[0].json == {**asked, "model": "big-1"}
+
+
+@pytest.mark.parametrize("model", ["support", "claude"])
+def test_anthropics_client_calls_tools_and_sends_their_results(stage: Stage, model: str) -> None:
+    block = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": ROME}
+    call = tool_call("weather", json.dumps(ROME), call_id="toolu_1")
+    stage.engine.script(
+        Whole(chat(None, finish_reason="tool_calls", tool_calls=[call])),
+        Stream(
+            [
+                openai_chunk({"tool_calls": [{"index": 0, **tool_call("weather", "", call_id="toolu_1")}]}),
+                openai_chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]}),
+                openai_chunk({"tool_calls": [{"index": 0, "function": {"arguments": '"Rome"}'}}]}),
+                *openai_chunks("", finish_reason="tool_calls")[-2:],
+            ]
+        ),
+    ) if model == "support" else stage.claude.script(
+        Whole(message([block], stop_reason="tool_use")), Stream(anthropic_events([block], stop_reason="tool_use"))
+    )
+    with stage.anthropic() as client:
+        asked = client.messages.create(model=model, tools=[FORECAST], tool_choice={"type": "any"}, **HELLO)
+        with client.messages.stream(model=model, tools=[FORECAST], **HELLO) as stream:
+            streamed = stream.get_final_message()
+        result: Any = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny", "is_error": False}
+        talk: Any = [
+            *HELLO["messages"],
+            {"role": "assistant", "content": asked.to_dict()["content"]},
+            {"role": "user", "content": [result]},
+        ]
+        told = client.messages.create(model=model, max_tokens=9, tools=[FORECAST], messages=talk)
+
+    for said in (asked, streamed):
+        assert [block.to_dict() for block in said.content] == [block]
+        assert said.stop_reason == "tool_use"
+    assert told.content[0].to_dict()["text"] == "Hello there"
+    sent = (stage.engine if model == "support" else stage.claude).received
+    if model == "support":
+        assert sent[0].json["tool_choice"] == "required"
+        assert sent[0].json["tools"] == [WEATHER]
+        assert sent[2].json["messages"][2] == {"role": "tool", "tool_call_id": "toolu_1", "content": "sunny"}
+    else:
+        assert sent[0].json["tool_choice"] == {"type": "any"}
+        assert sent[2].json["messages"] == talk
+
+
+@pytest.mark.parametrize("model", ["support", "claude"])
+def test_anthropics_client_parses_structured_output(stage: Stage, model: str) -> None:
+    stage.engine.script(Whole(chat('{"label":"billing"}')), Stream(openai_chunks('{"label": "billing"}'))) if (
+        model == "support"
+    ) else stage.claude.script(Whole(message('{"label":"billing"}')), Stream(anthropic_events('{"label": "billing"}')))
+    with stage.anthropic() as client:
+        parsed = client.messages.parse(model=model, output_format=Label, **HELLO)
+        with client.messages.stream(model=model, output_format=Label, **HELLO) as stream:
+            streamed = stream.get_final_message()
+
+    assert parsed.parsed_output == streamed.parsed_output == Label(label="billing")
+    if model == "support":
+        wanted = stage.engine.received[0].json["response_format"]
+        assert (wanted["type"], wanted["json_schema"]["schema"]["required"]) == ("json_schema", ["label"])
+
+
+def test_anthropics_client_shows_images(stage: Stage) -> None:
+    words: Any = [PIXEL, {"type": "text", "text": "What is it?"}]
+    inside: Any = [{"type": "image", "source": {"type": "url", "url": "file:///etc/passwd"}}]
+    with stage.anthropic() as client:
+        client.messages.create(model="support", max_tokens=9, messages=[{"role": "user", "content": words}])
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            client.messages.create(model="claude", max_tokens=9, messages=[{"role": "user", "content": inside}])
+
+    (image, text) = stage.engine.received[0].json["messages"][0]["content"]
+    assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    assert text == {"type": "text", "text": "What is it?"}
+    assert refused.value.error_code == "invalid_image_url"
+
+
+def test_anthropics_client_reads_the_gateways_errors(stage: Stage) -> None:
+    with stage.anthropic() as client:
+        with pytest.raises(anthropic.NotFoundError) as missing:
+            client.messages.create(model="nobody", **HELLO)
+        with pytest.raises(anthropic.AuthenticationError) as stranger:
+            client.with_options(api_key="wrong").messages.create(model="support", **HELLO)
+        with pytest.raises(anthropic.BadRequestError) as thinking:
+            client.messages.create(model="support", thinking={"type": "adaptive"}, **HELLO)
+        with pytest.raises(anthropic.NotFoundError) as uncounted:
+            client.messages.count_tokens(model="support", messages=HELLO["messages"])
+        stage.engine.script(fault(500))
+        with pytest.raises(anthropic.InternalServerError) as failed:
+            client.messages.create(model="support", **HELLO)
+        stage.claude.script(Whole(fault_body("invalid_request_error", "Too long."), 400))
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            client.messages.create(model="claude", **HELLO)
+
+    assert (missing.value.type, missing.value.error_code) == ("not_found_error", "model_not_found")
+    assert (stranger.value.type, stranger.value.error_code) == ("authentication_error", "invalid_api_key")
+    assert (thinking.value.type, thinking.value.error_code) == ("invalid_request_error", "unsupported_field")
+    assert str(thinking.value.api_message).startswith("thinking: ")
+    assert "counts tokens" in str(uncounted.value.api_message)
+    assert (failed.value.status_code, failed.value.type, failed.value.error_code) == (
+        502,
+        "api_error",
+        "upstream_error",
+    )
+    assert (refused.value.type, refused.value.api_message) == ("invalid_request_error", "Too long.")
+    assert missing.value.request_id == missing.value.response.headers["x-request-id"]
+
+
+def test_anthropics_client_lists_the_models(stage: Stage) -> None:
+    older = {"default_headers": {"x-api-key": "key-of-clients-ann", "authorization": anthropic.Omit()}}
+    for options in ({}, older):
+        with stage.anthropic(**options) as client:
+            assert [model.id for model in client.models.list()] == ["support", "claude", "once", "seldom"]
+
+
+def test_anthropics_client_is_told_to_wait_by_a_rate(stage: Stage) -> None:
+    with stage.anthropic() as client:
+        client.messages.create(model="seldom", **HELLO)
+        with pytest.raises(anthropic.RateLimitError) as limited:
+            client.messages.create(model="seldom", **HELLO)
+
+    assert (limited.value.type, limited.value.error_code) == ("rate_limit_error", "rate_limit_exceeded")
+    assert 0 < int(limited.value.response.headers["retry-after"]) <= 61
+
+
+@pytest.mark.parametrize("model", ["support", "claude"])
+def test_anthropics_client_sees_a_stream_that_was_cut_off_as_an_error(stage: Stage, model: str) -> None:
+    stage.engine.script(Stream(openai_chunks("one two three"), reset_after=3, gap_s=0.01)) if (
+        model == "support"
+    ) else stage.claude.script(Stream(anthropic_events("one two three"), reset_after=5, gap_s=0.01))
+    with stage.anthropic() as client, client.messages.stream(model=model, **HELLO) as stream:
+        text = ""
+        with pytest.raises(anthropic.APIStatusError) as cut:  # noqa: PT012
+            for piece in stream.text_stream:
+                text += piece
+
+    assert text == "one two"
+    assert (cut.value.type, cut.value.error_code) == ("api_error", "upstream_stream_interrupted")
 
 
 # LangChain

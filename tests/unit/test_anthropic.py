@@ -245,6 +245,20 @@ def test_why_an_answer_ended(stop_reason: str, expected: str) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == expected
 
 
+def test_the_stop_sequence_and_a_refusal_are_told_whole_and_streamed() -> None:
+    details = {"type": "refusal", "category": None, "explanation": "No."}
+    for end in (
+        {"stop_reason": "stop_sequence", "stop_sequence": "END"},
+        {"stop_reason": "refusal", "stop_details": details},
+    ):
+        whole = json.loads(answer(json.dumps({**message(), **end}).encode(), created=1))["choices"][0]
+        *_, last = received(*anthropic_events("x")[:-2], named("message_delta", delta=end), named("message_stop"))[0]
+        streamed = last["choices"][0]
+        assert whole.get("stop_reason") == streamed.get("stop_reason") == end.get("stop_sequence")
+        said = details["explanation"] if "stop_details" in end else None
+        assert whole["message"]["refusal"] == streamed["delta"].get("refusal") == said
+
+
 def test_tokens_of_the_cache_are_among_the_prompts() -> None:
     counted = {
         "input_tokens": 10,

@@ -4,23 +4,27 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from itertools import count
 
 import orjson
 
 from flotilla.domain.routing.refusal import Refusal
 from flotilla.domain.routing.request import Operation
-from flotilla.gateway import wire
+from flotilla.gateway import messages, wire
+from flotilla.gateway.body import Body, parse
 from flotilla.gateway.config import Setup, operation_paths
 from flotilla.gateway.exchange import Exchange
 from flotilla.gateway.intake import take
 from flotilla.gateway.record import Record
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
+from flotilla.gateway.translated import MessagesAnswer, error_for
 
 log = logging.getLogger(__name__)
 
 _MODELS = "/v1/models"
+_COUNT_TOKENS = f"{messages.PATH}/count_tokens"
 _ID_LIMIT = 128
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
 
@@ -43,13 +47,16 @@ class Api:
             log.exception("a request failed by a defect of the gateway")
             if not request.answer.started:
                 body = wire.error_body("The gateway failed.", kind="server_error", code="internal_error")
-                request.answer.whole(500, body)
+                request.answer.whole(500, error_for(request.path, 500, body))
 
     async def _routed(self, request: Request) -> None:
         operation = self._operations.get(request.path)
         setup = self._shared.config.current
         if operation is None:
-            self._other(request, setup)
+            if request.path.startswith(messages.PATH):
+                await self._messages(request, setup)
+            else:
+                self._other(request, setup)
         elif request.method != "POST":
             self._not_allowed(request, "POST, OPTIONS")
         elif setup is None:
@@ -57,11 +64,39 @@ class Api:
         else:
             await self._exchange(request, setup, operation)
 
-    async def _exchange(self, request: Request, setup: Setup, operation: Operation) -> None:
+    async def _messages(self, request: Request, setup: Setup | None) -> None:
+        """A client of Anthropic's API: its request is translated and then one like any other."""
+        request = self._translated(request)
+        if request.path != messages.PATH:
+            self._other(request, setup)
+        elif request.method != "POST":
+            self._not_allowed(request, "POST, OPTIONS")
+        elif setup is None:
+            self._not_ready(request)
+        else:
+            await self._exchange(request, setup, Operation.CHAT, messages.read)
+
+    def _translated(self, request: Request) -> Request:
+        """The same request with an answer in Anthropic's words; its key is where OpenAI's clients show theirs."""
+        request_id = self._id(request)
+        headers = {**request.headers, "x-request-id": request_id, "authorization": _shown(request.headers)}
+        return Request(
+            request.method,
+            request.path,
+            headers,
+            request.body,
+            answer=MessagesAnswer(request.answer, request_id),
+            peer=request.peer,
+            arrived_s=request.arrived_s,
+        )
+
+    async def _exchange(
+        self, request: Request, setup: Setup, operation: Operation, read: Callable[[bytes], Body] = parse
+    ) -> None:
         record = Record(request, self._id(request))
         record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
         try:
-            taken = await take(self._shared, setup, request, operation, record)
+            taken = await take(self._shared, setup, request, operation, record, read)
             if isinstance(taken, Refusal):
                 record.refusal, record.outcome = taken, "refused"
                 lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
@@ -95,12 +130,13 @@ class Api:
             else:
                 self._models(request, setup, path[len(_MODELS) + 1 :])
             return
-        body = wire.error_body(f"There is no {path[:100]!r} here.", code="unknown_url")
+        why = " Only the target counts tokens; its answer has them." if path == _COUNT_TOKENS else ""
+        body = wire.error_body(f"There is no {path[:100]!r} here.{why}", code="unknown_url")
         request.answer.whole(404, body)
 
     def _models(self, request: Request, setup: Setup, name: str) -> None:
         """Models of the policies that the client may use."""
-        shown = request.headers.get("authorization", "")
+        shown = _shown(request.headers)
         models = [
             {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
             for policy in setup.document.policies
@@ -128,3 +164,9 @@ class Api:
     def _not_ready(self, request: Request) -> None:
         body = wire.error_body("The gateway has no policies yet.", kind="server_error", code="not_ready")
         request.answer.whole(503, body, b"retry-after: 2\r\n")
+
+
+def _shown(headers: Mapping[str, str]) -> str:
+    """A client's key as OpenAI's clients show it; older ones of Anthropic's have a header of their own."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else "")

@@ -40,7 +40,7 @@ FORBIDDEN: Final = frozenset(
     }
 )
 """Refused at any depth, but not in the client's own data."""
-_OWN_DATA: Final = frozenset(
+OWN_DATA: Final = frozenset(
     {
         "functions",
         "guided_json",
@@ -76,15 +76,25 @@ class Body:
     fields: dict[str, Any]
 
 
-def parse(raw: bytes) -> Body:
-    """Read a body; raises BadBody."""
+@dataclass(frozen=True, slots=True)
+class Translated(Body):
+    """A chat that a client of Anthropic's Messages API asked for."""
+
+    message: dict[str, Any]
+    """What the client wrote."""
+    dropped: tuple[str, ...]
+    """Fields of `message` that a chat has no word for."""
+
+
+def parse(raw: bytes, own_data: frozenset[str] = OWN_DATA) -> Body:
+    """Read a body; raises BadBody. Forbidden names are no matter in the top-level fields `own_data`."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise BadBody("invalid_json", f"The body is not valid JSON: {error}.") from error
     if type(fields) is not dict:
         raise BadBody("invalid_json", "The body must be a JSON object.")
-    keys = _walk(fields)
+    keys = _walk(fields, own_data)
     if _may_repeat(raw, keys):
         _find_repeated(raw)
     model = fields.get("model")
@@ -158,7 +168,7 @@ def _inside(url: str) -> bool:
     return "@" in parts.netloc or "\\" in url or base_url_problem(f"https://{bracketed}") is not None
 
 
-def _walk(fields: dict[str, Any]) -> int:
+def _walk(fields: dict[str, Any], own_data: frozenset[str]) -> int:
     """Count the keys; raises BadBody for forbidden ones and for too deep a nesting."""
     count = len(fields)
     if not FORBIDDEN.isdisjoint(fields):
@@ -167,7 +177,7 @@ def _walk(fields: dict[str, Any]) -> int:
     theirs: list[Any] = []
     for name, value in fields.items():
         if type(value) is dict or type(value) is list:
-            (theirs if name in _OWN_DATA else mine).append(value)
+            (theirs if name in own_data else mine).append(value)
     for level, guarded in ((mine, True), (theirs, False)):
         depth = 1
         while level:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, cast
 from flotilla.gateway import wire
 from flotilla.gateway.reader import Refused, RequestReader, ServerLimits
 from flotilla.gateway.request import Answer, Request
+from flotilla.gateway.translated import error_for
 
 Handler = Callable[[Request], Coroutine[Any, Any, None]]
 _LINGER_S = 2.0
@@ -199,9 +200,10 @@ class ServerConnection(asyncio.Protocol):
             return
         self._lingering = True
         self._waiting.clear()
+        body = error_for(self._reader.path, refused.status, refused.body)
         self._transport.write(
             b"%bcontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (wire.status_line(refused.status), wire.JSON, len(refused.body), refused.body)
+            % (wire.status_line(refused.status), wire.JSON, len(body), body)
         )
         if self._transport.can_write_eof():
             self._transport.write_eof()

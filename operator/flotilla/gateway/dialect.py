@@ -7,7 +7,7 @@ from typing import Any
 from flotilla.domain.routing.document import Target
 from flotilla.domain.routing.request import Operation
 from flotilla.gateway import anthropic, body
-from flotilla.gateway.body import Body
+from flotilla.gateway.body import Body, Translated
 from flotilla.gateway.origin import Origin
 
 
@@ -44,11 +44,15 @@ class Dialect:
 
     def payload(self, asked: Body, wanted: Wanted) -> Payload:
         """The body; raises anthropic.Untranslatable."""
+        model = self._target.served_model
+        own = asked if type(asked) is Translated else None
         if self.anthropic:
-            translated = anthropic.request(asked.fields, self._target.served_model)
-            return Payload(translated.content, translated.dropped)
-        content = body.rewritten(asked, self._target.served_model, usage=wanted.usage, logprobs=wanted.logprobs)
-        return Payload(content)
+            sent = anthropic.request(asked.fields, model) if own is None else anthropic.passed_on(own.message, model)
+            return Payload(sent.content, sent.dropped)
+        if own is not None and self._target.hosted is not None and "top_k" in own.fields:
+            raise anthropic.Untranslatable("top_k", "OpenAI's API has no word for it, engines in the cluster have one.")
+        content = body.rewritten(asked, model, usage=wanted.usage, logprobs=wanted.logprobs)
+        return Payload(content) if own is None else Payload(content, own.dropped)
 
     def message(self, origin: Origin, operation: Operation, content: bytes, extra: bytes = b"") -> bytes:
         """The bytes of the whole request. `extra` are header lines for targets in the cluster."""

@@ -3,6 +3,7 @@
 It ends in what an exchange carries out, or in a refusal.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -66,11 +67,16 @@ class Accepted:
 
 
 async def take(
-    shared: Shared, setup: Setup, request: Request, operation: Operation, record: Record
+    shared: Shared,
+    setup: Setup,
+    request: Request,
+    operation: Operation,
+    record: Record,
+    read: Callable[[bytes], Body] = parse,
 ) -> Accepted | Refusal:
-    """Decide about a request; `record` is told what is known."""
+    """Decide about a request; `record` is told what is known. `read` raises BadBody."""
     try:
-        asked = parse(request.body)
+        asked = read(request.body)
     except BadBody as error:
         return Refusal(400, error.code, str(error), param=error.param, retryable=False)
     model = asked.fields["model"]

@@ -39,8 +39,11 @@ class Reply:
         if self._answer.started:
             # A target may have written its error in several lines, which are several fields of an event.
             self._tell(orjson.dumps(orjson.loads(answered.body)))
-        else:
-            self._answer.whole(answered.status, answered.body, self._headers())
+            return
+        self._answer.whole(answered.status, answered.body, self._headers())
+        if self._answer.status >= 500:
+            # It could not be said in the words of the client's API.
+            self._record.outcome = "failed"
 
     def commit(self) -> None:
         """The stream begins: its status is said."""

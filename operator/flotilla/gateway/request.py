@@ -15,6 +15,9 @@ class Source(Protocol):
     def resume(self) -> None:
         """Go on."""
 
+    def fail(self, reason: str) -> None:
+        """What it sends cannot be read: it has failed."""
+
 
 class Answer:
     """The answer to one request: `whole`, or `start`, `write`... and `end`. Nothing reaches a client that has gone."""

@@ -103,6 +103,13 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def fail(self, reason: str) -> None:
+        """What comes cannot be used: close at once, and tell the sink."""
+        sink = self._sink
+        self.abort()
+        if sink is not None:
+            sink.on_lost(reason)
+
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -124,9 +131,9 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__
             if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, _BadAnswer):
-                self._fail("a defect of the gateway")
+                self.fail("a defect of the gateway")
                 raise
-            self._fail(f"no valid HTTP ({cause or error})")
+            self.fail(f"no valid HTTP ({cause or error})")
 
     def eof_received(self) -> bool:
         """The other side has said all that it will."""
@@ -194,12 +201,6 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
         sink.on_end()
-
-    def _fail(self, reason: str) -> None:
-        sink = self._sink
-        self.abort()
-        if sink is not None:
-            sink.on_lost(reason)
 
 
 class _BadAnswer(Exception):

@@ -6,7 +6,7 @@ for is refused where the client would miss it in the answer, and dropped and nam
 
 from flotilla.gateway.anthropic.answer import answer, error
 from flotilla.gateway.anthropic.messages import Untranslatable
-from flotilla.gateway.anthropic.request import DROPPED_HEADER, PATH, Request, headers, request
+from flotilla.gateway.anthropic.request import DROPPED_HEADER, PATH, Request, headers, passed_on, request
 from flotilla.gateway.anthropic.stream import StreamTranslator
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "answer",
     "error",
     "headers",
+    "passed_on",
     "request",
 ]

@@ -53,7 +53,7 @@ def _completion(message: Any, created: int) -> bytes:
     }
     if calls:
         said["tool_calls"] = calls
-    choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": finish_reason(message.get("stop_reason"))}
+    choice = {"index": 0, "message": said, "logprobs": None, **finish(message)}
     return orjson.dumps(
         {
             "id": message.get("id"),
@@ -94,9 +94,11 @@ def tool_call(call_id: Any, name: Any, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def finish_reason(stop_reason: Any) -> str:
-    """OpenAI's word for why the answer ended."""
-    return _FINISH.get(stop_reason, "stop")
+def finish(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Why the answer ended, in OpenAI's word, and the stop sequence that did it where vLLM writes it."""
+    stop = message.get("stop_sequence")
+    reason = {"finish_reason": _FINISH.get(message.get("stop_reason", ""), "stop")}
+    return {**reason, "stop_reason": stop} if isinstance(stop, str) else reason
 
 
 def refusal(message: Mapping[str, Any]) -> str | None:

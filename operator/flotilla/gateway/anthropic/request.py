@@ -23,6 +23,7 @@ _TRANSLATED: Final = frozenset(
         *("user", "safety_identifier", "n", "logprobs", "modalities"),
     }
 )
+_SAMPLING: Final = ("temperature", "top_p", "top_k")
 _NAMES: Final = 20
 _NAME_LENGTH: Final = 60
 _TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
@@ -89,6 +90,13 @@ def request(body: Mapping[str, Any], model: str) -> Request:
         return Request(orjson.dumps(out), _told(dropped))
     except TypeError as error:
         raise Untranslatable("messages", "It or the tools are nested too deeply.") from error
+
+
+def passed_on(message: Mapping[str, Any], model: str) -> Request:
+    """A client's own request of this API for `model`: as it came, but for what this version refuses."""
+    kept = {field: value for field, value in message.items() if field not in _SAMPLING}
+    dropped = sorted(field for field in _SAMPLING if message.get(field) is not None)
+    return Request(orjson.dumps({**kept, "model": model}), tuple(dropped))
 
 
 def _told(dropped: set[str]) -> tuple[str, ...]:

@@ -1,13 +1,16 @@
 """A stream of Anthropic's events as one of OpenAI's chunks: bytes in, bytes out."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
-from flotilla.gateway.anthropic.answer import error_object, finish_reason, tool_call, usage
+from flotilla.gateway.anthropic.answer import error_object, finish, refusal, tool_call, usage
 
 _MAX_EVENT_BYTES: Final = 4 * 2**20
 _GARBAGE: Final = {"type": "api_error", "message": "The hosted model sent a stream that cannot be read."}
+
+_NOT_YET: Final[Mapping[str, Any]] = {"finish_reason": None}
 
 
 class StreamTranslator:
@@ -80,8 +83,7 @@ class StreamTranslator:
                 return self._arguments(event["index"], unsaid) if unsaid else b""
             case "message_delta":
                 self._count(event.get("usage"))
-                reason = event["delta"].get("stop_reason")
-                return self._chunk({}, finish_reason(reason)) if reason is not None else b""
+                return self._end(event["delta"])
             case "message_stop":
                 self.done = True
                 last = self._write({**self._head, "choices": [], "usage": self.usage}) if self._include_usage else b""
@@ -108,6 +110,12 @@ class StreamTranslator:
             return self._arguments(index, delta["partial_json"])
         return b""  # thinking, signatures and citations have no place in OpenAI's chunks
 
+    def _end(self, delta: dict[str, Any]) -> bytes:
+        if delta.get("stop_reason") is None:
+            return b""
+        said = refusal(delta)
+        return self._chunk({} if said is None else {"refusal": said}, finish(delta))
+
     def _arguments(self, index: Any, text: str) -> bytes:
         return self._chunk({"tool_calls": [{"index": self._calls[index], "function": {"arguments": text}}]})
 
@@ -115,12 +123,12 @@ class StreamTranslator:
         """Later counts are sums, so they replace earlier ones; a count that is missing stays."""
         self._counted.update({name: value for name, value in (counted or {}).items() if value is not None})
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
+    def _chunk(self, delta: dict[str, Any], end: Mapping[str, Any] = _NOT_YET) -> bytes:
         first = b""
         if not self._begun:
             self._begun = True
             first = self._chunk({"role": "assistant", "content": ""})
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        choice = {"index": 0, "delta": delta, "logprobs": None, **end}
         return first + self._write({**self._head, "choices": [choice]})
 
     def _fail(self, said: Any) -> bytes:
