@@ -23,7 +23,7 @@ settings.register_profile("flotilla", deadline=None, suppress_health_check=[Heal
 settings.load_profile("flotilla")
 
 
-# Each worker reads every test: nothing of that is garbage, and walking it again and again takes a fifth of the time.
+# Each worker reads every test: nothing of that is garbage, and walking it again and again takes a tenth of the time.
 gc.disable()
 
 
