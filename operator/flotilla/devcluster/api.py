@@ -1,15 +1,17 @@
 """A small blocking client of the apiserver, for what must happen before anything else runs.
 
 The operator's own client is asyncio and costs 0.7 s of CPU to import, while starting a cluster is one thread
-that waits. Each call opens a connection of its own, so a restarted apiserver needs no care.
+that waits. Connections are kept: a handshake costs either side more than the request. One that a restarted
+apiserver has closed is noticed before it is used.
 """
 
-import http.client
 import json
 import ssl
 import tempfile
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+import urllib3
 
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.errors import Conflict, FlotillaError, Forbidden, InvalidSpec, Transient
@@ -30,14 +32,15 @@ class NotFound(FlotillaError):
 
 
 class Api:
-    """Requests to one apiserver as one user."""
+    """Requests to one apiserver as one user; threads may share it."""
 
     def __init__(self, access: Access, *, timeout_s: float = 10.0) -> None:
         url = urlsplit(access.server)
-        self._host, self._port, self._prefix = url.hostname or "", url.port, url.path.rstrip("/")
-        self._tls = _tls(access) if url.scheme == "https" else None
-        self._token = access.token
-        self._timeout_s = timeout_s
+        self._prefix = url.path.rstrip("/")
+        self._headers = {"User-Agent": USER_AGENT, "Accept": "application/json"}
+        if access.token:
+            self._headers["Authorization"] = f"Bearer {access.token}"
+        self._pool = _pool(access, url.hostname or "", url.port, timeout_s)
 
     def request(
         self,
@@ -53,26 +56,16 @@ class Api:
         Raises NotFound, Forbidden, Conflict, InvalidSpec (400, 422) or Transient (any other failure).
         """
         target = f"{self._prefix}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = {"User-Agent": USER_AGENT, "Accept": "application/json", "Content-Type": content_type}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        connection = self._connection()
+        headers = {**self._headers, "Content-Type": content_type}
+        sent = None if body is None else json.dumps(body).encode()
         try:
-            connection.request(method, target, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            text = response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
+            response = self._pool.request(method, target, body=sent, headers=headers)
+        except urllib3.exceptions.HTTPError as error:
             raise Transient(f"{method} {path} got no answer: {error!r}.") from error
-        finally:
-            connection.close()
+        text = response.data.decode(errors="replace")
         if response.status >= 400:
             raise _error(response.status, f"{method} {path} was answered {response.status}: {_message(text)}")
         return json.loads(text) if text.startswith(("{", "[")) else text
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._tls is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
 
     def get(self, path: str, **query: str) -> dict[str, Any] | None:
         """The object at `path`, None when it does not exist."""
@@ -96,6 +89,12 @@ class Api:
         except FlotillaError:
             return False
         return True
+
+
+def _pool(access: Access, host: str, port: int | None, timeout_s: float) -> urllib3.HTTPConnectionPool:
+    if not access.server.startswith("https:"):
+        return urllib3.HTTPConnectionPool(host, port, timeout=timeout_s, retries=False)
+    return urllib3.HTTPSConnectionPool(host, port, timeout=timeout_s, retries=False, ssl_context=_tls(access))
 
 
 def _error(status: int, message: str) -> FlotillaError:
