@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.doc_commands import PAGES, ROOT, Line, blocks, checkout, reader
+from tests.support.doc_commands import PAGES, QUICK_START, ROOT, Line, blocks, checkout, reader
 from tests.support.helm import Helm
 
 from flotilla.devcluster import binaries, crds
@@ -14,8 +14,6 @@ from flotilla.devcluster.controlplane import ControlPlane
 
 pytestmark = pytest.mark.controlplane
 
-QUICK_START = "docs/guides/quick-start.md"
-"""Its lines are run in one go, on the cluster that it starts: tests/controlplane/test_command.py."""
 PENDING = "unable to forward port because pod is not running"
 """What kubectl says where no kubelet runs the pod that it found."""
 ROLLBACK = "helm rollback flotilla --namespace flotilla-system"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hack import monitoring
 from openai import APIStatusError, OpenAI
+from tests.support.doc_commands import own, reader, typed
 from tests.support.hosted import HostedApi
 from tests.support.models import Models
 from tests.support.prometheus import Prometheus, running_prometheus, serving
@@ -26,6 +27,8 @@ pytestmark = pytest.mark.cluster
 
 SCRAPE_S = 0.5
 BURST_S = 5.0
+IN_CLUSTER = "http://prometheus.monitoring:9090"
+"""Where the pages have theirs."""
 HOSTED = [{"provider": "openai", "model": "gpt-5-mini"}, {"provider": "anthropic", "model": "claude-haiku-4-5"}]
 
 
@@ -161,7 +164,7 @@ def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int)
 
 
 def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
-    watched: Watched, spec: dict[str, Any], hosted: HostedApi
+    watched: Watched, spec: dict[str, Any], hosted: HostedApi, tmp_path: Path
 ) -> None:
     models, ns = watched.models, f'namespace="{watched.models.namespace}"'
     secret = {"metadata": {"name": "provider"}, "stringData": {"api-key": "sk-of-the-provider"}}
@@ -188,11 +191,21 @@ def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
     watched.follow()
     busy(watched, "seen", tally, until_replicas=3)
     _assert_panels_have_data(watched)
+    _follow_the_pages(watched, tmp_path)
     models.delete("RoutingPolicy", "routes")
     models.wait(lambda: (models.get("Deployment", "seen") or {})["spec"]["replicas"] == 1, "the scale-in")
     models.wait(lambda: watched.ask(f"count(up{{{ns}}} == 1)") == 1, "the pods to be gone from discovery")
     _assert_tokens_agree(watched, tally, ns)
     _assert_dollars_agree(watched, ns, price)
+
+
+def _follow_the_pages(watched: Watched, folder: Path) -> None:
+    """Every line of ours in the documentation that asks a Prometheus, as its reader types it."""
+    environ = {**reader(folder, {}), "HOME": str(folder)}
+    for line in own("prometheus"):
+        assert IN_CLUSTER in line.command
+        assert typed(line.command.replace(IN_CLUSTER, watched.prometheus.url), folder, environ).stdout, line
+    assert "seen" in (folder / "fleet.html").read_text()
 
 
 def _assert_dollars_agree(watched: Watched, ns: str, price: float) -> None:

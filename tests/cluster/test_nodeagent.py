@@ -6,6 +6,7 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.devcluster.nodeagent.environment import expand
+from flotilla.errors import Transient
 
 pytestmark = pytest.mark.cluster
 
@@ -34,6 +35,19 @@ def test_a_container_of_an_unknown_image_is_played_and_gets_ready(models: Models
     pod = models.get("Pod", "played") or {}
     assert pod["status"]["phase"] == "Running"
     assert pod["status"]["podIP"].startswith("10.244.")
+
+
+def test_the_apiserver_reaches_a_pod_at_its_address(models: Models) -> None:
+    """As it does for `kubectl get --raw`, and for `flotilla cost` without an address."""
+    run(models, "reached", image="vllm/vllm-openai:v0.33.0", args=["m/x", "--port", "8000"])
+    models.wait(lambda: main(models, "reached").get("ready"), "the pod to be ready")
+
+    def proxied(port: int, path: str) -> Any:
+        return models.stack.plane.api.request("GET", f"{models.path('Pod', f'reached:{port}')}/proxy{path}")
+
+    models.wait(lambda: proxied(8000, "/v1/models")["data"][0]["id"] == "m/x", "the engine's answer")
+    with pytest.raises(Transient, match="error trying to reach service"):
+        proxied(8001, "/v1/models")
 
 
 def test_pods_have_addresses_of_their_own(models: Models) -> None:

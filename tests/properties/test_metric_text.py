@@ -25,9 +25,10 @@ def fully(body: bytes, names: tuple[str, ...]) -> dict[str, list[float]]:
 
 
 def same(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
+    """As the format's 64-bit floats: the full parser keeps integers that are none exactly."""
     return one.keys() == other.keys() and all(
         len(one[key]) == len(other[key])
-        and all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(one[key], other[key], strict=True))
+        and all(float(a) == float(b) or (math.isnan(a) and math.isnan(b)) for a, b in zip(one[key], other[key], strict=True))
         for key in one
     )
 

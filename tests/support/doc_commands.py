@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -15,6 +17,10 @@ PAGES = (
     ROOT / "charts/flotilla/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 )
+QUICK_START = "docs/guides/quick-start.md"
+"""Its lines are typed one after another, on the cluster that it starts: tests/controlplane/test_command.py."""
+Surroundings = Literal["quick start", "prometheus", "fleet", "none"]
+_ASK_A_FLEET = frozenset({"cost", "describe", "doctor", "logs", "status", "top"})
 _SHELL = frozenset({"", "sh", "bash", "console"})
 
 
@@ -38,6 +44,15 @@ class Line:
     def program(self) -> str:
         return self.words[0]
 
+    @property
+    def surroundings(self) -> Surroundings:
+        """What a line of our own command needs around it to work."""
+        if self.page == QUICK_START:
+            return "quick start"
+        if "--prometheus" in self.words:
+            return "prometheus"
+        return "fleet" if self.words[1] in _ASK_A_FLEET else "none"
+
 
 def blocks(page: Path) -> Iterator[list[Line]]:
     """The fenced blocks of a shell. Those without a language are one: output and drawings are `text`."""
@@ -60,6 +75,27 @@ def lines() -> list[Line]:
     """Each once for each page."""
     found = {line for page in PAGES for block in blocks(page) for line in block}
     return sorted(found, key=lambda line: (line.page, line.command))
+
+
+def own(surroundings: Surroundings) -> list[Line]:
+    """Those of our own command that need them; never empty."""
+    found = [line for line in lines() if line.program == "flotilla" and line.surroundings == surroundings]
+    assert found, surroundings
+    return found
+
+
+def typed(command: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What a shell in `folder` makes of it; raises AssertionError where it fails or shows nothing."""
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done
+
+
+def squeezed(text: str) -> str:
+    """Without the layout."""
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def reader(folder: Path, programs: Mapping[str, Path]) -> dict[str, str]:

@@ -27,11 +27,15 @@ def answer(first: float, second: float) -> dict[str, Any]:
     return chat("a", logprobs={"content": [{"token": "a", "logprob": math.log(first), "top_logprobs": tops}]})
 
 
-def test_judged_answers_become_points_that_a_policy_takes(tmp_path: Path) -> None:
-    # A margin of 0.1 was wrong every second time, one of 0.9 once in twenty times.
+def judged(path: Path) -> Path:
+    """300 answers: a margin of 0.1 was wrong every second time, one of 0.9 once in twenty times."""
     doubtful = [{"answer": answer(0.5, 0.4), "wrong": number % 2 == 0} for number in range(100)]
     sure = [{"margin": 0.9, "wrong": number % 20 == 0} for number in range(200)]
-    done = RUN.invoke(app, ["route", "calibrate", str(lines(tmp_path / "a.jsonl", doubtful + sure))])
+    return lines(path, doubtful + sure)
+
+
+def test_judged_answers_become_points_that_a_policy_takes(tmp_path: Path) -> None:
+    done = RUN.invoke(app, ["route", "calibrate", str(judged(tmp_path / "a.jsonl"))])
 
     assert done.exit_code == 0, done.stderr
     confidence = Confidence.model_validate({"escalateAboveErrorPermille": 150, **yaml.safe_load(done.stdout)})

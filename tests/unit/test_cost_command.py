@@ -196,12 +196,16 @@ async def test_the_operator_is_found_through_the_apiserver(tmp_path: Path) -> No
 
     async def pods(request: web.Request) -> web.Response:
         asked.append(request.query["labelSelector"])
-        items = [{"metadata": {"name": name}} for name in ("dead", "stand-by", "leader")]
+        containers = [{"name": "sidecar"}, {"name": "operator", "ports": [{"name": "metrics", "containerPort": 8080}]}]
+        items = [
+            {"metadata": {"name": name}, "spec": {"containers": [] if name == "other" else containers}}
+            for name in ("other", "dead", "stand-by", "leader")
+        ]
         return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
 
     async def metrics(request: web.Request) -> web.Response:
         asked.append(request.match_info["pod"])
-        texts = {"leader:metrics": TOTALS, "stand-by:metrics": TOTALS.replace("leader 1", "leader 0")}
+        texts = {"leader:8080": TOTALS, "stand-by:8080": TOTALS.replace("leader 1", "leader 0")}
         text = texts.get(request.match_info["pod"])
         return web.Response(status=503, text="no") if text is None else web.Response(text=text)
 
@@ -213,7 +217,7 @@ async def test_the_operator_is_found_through_the_apiserver(tmp_path: Path) -> No
         kubeconfig.write_text(KUBECONFIG.format(url=f"http://127.0.0.1:{running.port}"))
         done = await asyncio.to_thread(run, "--kubeconfig", str(kubeconfig), "--output", "json")
     assert json.loads(done.stdout)["items"][0]["usd"] == "4.000000"
-    assert asked == ["app.kubernetes.io/name=flotilla-operator", "dead:metrics", "stand-by:metrics", "leader:metrics"]
+    assert asked == ["app.kubernetes.io/name=flotilla-operator", "dead:8080", "stand-by:8080", "leader:8080"]
 
 
 def test_a_name_cannot_command_the_terminal(operator: Page) -> None:

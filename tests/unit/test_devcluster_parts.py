@@ -199,6 +199,7 @@ def test_apiserver_without_controllers_admits_pods_without_service_accounts(tmp_
             ports=ports,
             audit_policy=tmp_path,
             audit_log=tmp_path,
+            egress=tmp_path,
             tuning=flags.Tuning(),
             controllers=controllers,
         )

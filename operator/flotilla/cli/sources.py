@@ -1,7 +1,9 @@
 """Where the cost verbs read from: a Prometheus, the operator's /metrics, or that through the apiserver."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flotilla.constants import LABEL_NAME
 from flotilla.domain.endpoints import base_url
@@ -59,20 +61,21 @@ async def _through_apiserver(place: Place) -> Samples:
     namespace = place.operator_namespace
     try:
         pods = [
-            pod["metadata"]["name"]
+            pod
             async for page in client.pages(POD, namespace=namespace, label_selector=f"{LABEL_NAME}={OPERATOR}")
             for pod in page.items
         ]
         causes = []
         for pod in pods:
+            name = pod["metadata"]["name"]
             try:
-                samples = totals(await client.pod_text(namespace, pod, PORT, "/metrics"))
+                samples = totals(await client.pod_text(namespace, name, _port(pod), "/metrics"))
             except FlotillaError as error:
-                causes.append(f"{pod}: {error}")
+                causes.append(f"{name}: {error}")
                 continue
             if leads(samples):
                 return samples
-            causes.append(f"{pod}: stands by")
+            causes.append(f"{name}: stands by")
     finally:
         await client.close()
     raise NotReady(
@@ -80,3 +83,12 @@ async def _through_apiserver(place: Place) -> Samples:
         "Name another namespace with --operator-namespace, an address with --metrics, or a Prometheus with "
         "--prometheus."
     )
+
+
+def _port(pod: Mapping[str, Any]) -> int:
+    """Of the metrics, as a number: the apiserver knows ports of Services by name, and of pods by number only."""
+    for container in pod["spec"]["containers"]:
+        for port in container.get("ports", ()):
+            if port.get("name") == PORT:
+                return int(port["containerPort"])
+    raise NotReady(f"no container has a port with the name {PORT!r}")

@@ -2,10 +2,11 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from flotilla.devcluster import binaries, flags
+from flotilla.devcluster import binaries, egress, flags
 from flotilla.devcluster import crds as custom_resources
 from flotilla.devcluster.api import Api
 from flotilla.devcluster.cluster import Cluster
@@ -41,6 +42,7 @@ class ControlPlane(Cluster):
         self._pki = pki
         self._programs = programs
         self._tuning = tuning
+        self._closing = ExitStack()
         server = f"https://127.0.0.1:{ports.apiserver}"
         path = pki.kubeconfig(directory / "kubeconfig", server, user="flotilla-admin", groups=(ADMIN_GROUP,))
         super().__init__(path, directory=directory)
@@ -133,6 +135,7 @@ class ControlPlane(Cluster):
                 process.stop(grace_s=grace_s)
             else:
                 process.kill()
+        self._closing.close()
         shutil.rmtree(self.directory / "etcd", ignore_errors=True)
 
     def __enter__(self) -> "ControlPlane":
@@ -145,6 +148,8 @@ class ControlPlane(Cluster):
 
     def _bring_up(self, crds: Path | None, timeout_s: float) -> None:
         documents = custom_resources.read(crds) if crds is not None else []
+        socket = self._closing.enter_context(egress.serving())
+        (self.directory / "egress.yaml").write_text(flags.egress_text(socket))
         self._start_apiserver()
         if documents:
             # It serves a second before it is ready (its own roles come last), which is enough for the CRDs.
@@ -167,6 +172,7 @@ class ControlPlane(Cluster):
                 ports=self.ports,
                 audit_policy=policy,
                 audit_log=self.audit_log,
+                egress=self.directory / "egress.yaml",
                 tuning=self._tuning,
                 controllers=self.controllers,
             ),

@@ -82,6 +82,7 @@ def apiserver(
     ports: Ports,
     audit_policy: Path,
     audit_log: Path,
+    egress: Path,
     tuning: Tuning,
     controllers: bool,
 ) -> list[str]:
@@ -116,6 +117,7 @@ def apiserver(
         f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
         f"--kubelet-client-key={pki / 'kubelet-client.key'}",
         "--kubelet-preferred-address-types=ExternalIP,InternalIP",
+        f"--egress-selector-config-file={egress}",
         f"--audit-policy-file={audit_policy}",
         f"--audit-log-path={audit_log}",
         # Rotation would hide events from a test that reads the file; a session writes some tens of megabytes.
@@ -150,6 +152,13 @@ def scheduler(program: Path, *, pki: Path, port: int, kubeconfig: Path) -> list[
 def audit_policy_text() -> str:
     """The audit policy file; JSON is YAML."""
     return json.dumps(AUDIT_POLICY, indent=2)
+
+
+def egress_text(socket: str) -> str:
+    """The file that sends what the apiserver has for pods and Services to the proxy on that Unix socket."""
+    connection = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": socket}}}
+    kind = {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration"}
+    return json.dumps({**kind, "egressSelections": [{"name": "cluster", "connection": connection}]}, indent=2)
 
 
 def _controller(*, pki: Path, port: int, kubeconfig: Path) -> Sequence[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from flotilla.devcluster.addresses import POD_ADDRESS_MAP
 from flotilla.devcluster.cluster import Cluster
-from flotilla.devcluster.nodeagent.nodes import POD_ADDRESS_MAP
 from flotilla.devcluster.process import Process
 from flotilla.devcluster.wait import until
 from flotilla.render import rbac

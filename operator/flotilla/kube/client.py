@@ -176,7 +176,7 @@ class KubeClient:
         except NotFound:
             return None
 
-    async def pod_text(self, namespace: str, name: str, port: str, path: str) -> str:
+    async def pod_text(self, namespace: str, name: str, port: int, path: str) -> str:
         """What a pod answers on a port of its own, through the apiserver; needs `get` on pods/proxy."""
         proxied = f"{POD.path(namespace, f'{name}:{port}', 'proxy')}{path}"
         return (await self._read("proxy", "GET", POD, proxied)).decode(errors="replace")

@@ -8,13 +8,14 @@ from typing import Any
 
 import aiohttp
 
+from flotilla.devcluster.addresses import POD_NETWORK, local_address
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.clock import rfc3339, rfc3339_micro
 from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla.devcluster.nodeagent.follow import follow
 from flotilla.devcluster.nodeagent.kubelet import KubeletApi
 from flotilla.devcluster.nodeagent.networks import PodNetworks
-from flotilla.devcluster.nodeagent.nodes import POD_NETWORK, AgentConfig, NodeConfig, local_address
+from flotilla.devcluster.nodeagent.nodes import AgentConfig, NodeConfig
 from flotilla.devcluster.nodeagent.pod import PodWorker, finished
 from flotilla.devcluster.nodeagent.serviceproxy import ServiceProxy
 from flotilla.errors import Conflict, FlotillaError

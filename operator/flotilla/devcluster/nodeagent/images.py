@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from flotilla.devcluster.nodeagent.nodes import POD_ADDRESS_MAP
+from flotilla.devcluster.addresses import POD_ADDRESS_MAP
 
 _ENGINES = (
     ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),

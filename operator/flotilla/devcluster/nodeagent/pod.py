@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from flotilla.devcluster.addresses import local_address
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.account import login
 from flotilla.devcluster.nodeagent.clock import rfc3339
@@ -15,7 +16,7 @@ from flotilla.devcluster.nodeagent.container import Container
 from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla.devcluster.nodeagent.environment import environment
 from flotilla.devcluster.nodeagent.mounts import Mounts
-from flotilla.devcluster.nodeagent.nodes import AgentConfig, local_address
+from flotilla.devcluster.nodeagent.nodes import AgentConfig
 from flotilla.devcluster.nodeagent.volumes import Volumes
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient

@@ -5,8 +5,8 @@ import logging
 import socket
 from typing import Any
 
+from flotilla.devcluster.addresses import local_address
 from flotilla.devcluster.nodeagent.follow import follow
-from flotilla.devcluster.nodeagent.nodes import local_address
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import ENDPOINT_SLICE, SERVICE
 
