@@ -24,11 +24,17 @@ def fully(body: bytes, names: tuple[str, ...]) -> dict[str, list[float]]:
     return found
 
 
-def same(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
+def alike(one: float, other: float) -> bool:
     """As the format's 64-bit floats: the full parser keeps integers that are none exactly."""
+    return float(one) == float(other) or (math.isnan(one) and math.isnan(other))
+
+
+def same(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
     return one.keys() == other.keys() and all(
         len(one[key]) == len(other[key])
-        and all(float(a) == float(b) or (math.isnan(a) and math.isnan(b)) for a, b in zip(one[key], other[key], strict=True))
+        and all(
+            float(a) == float(b) or (math.isnan(a) and math.isnan(b)) for a, b in zip(one[key], other[key], strict=True)
+        )
         for key in one
     )
 
