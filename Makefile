@@ -9,7 +9,7 @@ RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
 # Images for CI often forbid it; then each of the hundreds of processes that tests start compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
-# Two lanes of tests with simulated nodes, which mostly wait, one of tests with clusters of their own; then the rest.
+# Three lanes of tests with simulated nodes and one of tests with clusters of their own, which mostly wait; then the rest.
 WORKERS ?= 4
 
 .PHONY: help

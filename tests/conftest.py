@@ -1,6 +1,7 @@
 """Fixtures of all tests. Each comes from a module under tests/support."""
 
 import gc
+import os
 from typing import Any
 
 import pytest
@@ -22,6 +23,11 @@ __all__ = ["controlplane", "helm", "kubectl", "namespace", "pytest_collection_fi
 settings.register_profile("flotilla", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("flotilla")
 
+
+# Several control planes of several workers share the cores: a thread for each core in each of their programs only spins
+# (a tenth of their CPU). The first process is left as it is: it compiles them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["GOMAXPROCS"] = "1"
 
 # Each worker reads every test: nothing of that is garbage, and walking it again and again takes a tenth of the time.
 gc.disable()

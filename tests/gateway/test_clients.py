@@ -9,13 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 import openai
 import pytest
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 from tests.support.gateway import document_of
 from tests.support.gateway_process import Fakes, gateway_process
@@ -30,6 +28,9 @@ from tests.support.hosted_answers import (
     tool_call,
 )
 from tests.support.routing import HOSTED, SOUND
+
+if TYPE_CHECKING:
+    from langchain_openai import ChatOpenAI
 
 PUBLIC = {"x-data-class": "public"}
 WEATHER: Any = {
@@ -59,7 +60,9 @@ class Stage:
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return anthropic.Anthropic(base_url=self.url, **options)
 
-    def langchain(self, model: str = "support", **options: Any) -> ChatOpenAI:
+    def langchain(self, model: str = "support", **options: Any) -> "ChatOpenAI":
+        from langchain_openai import ChatOpenAI  # takes most of a second, which each worker would pay
+
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return ChatOpenAI(model=model, base_url=f"{self.url}/v1", **options)
 
@@ -494,7 +497,6 @@ def test_anthropics_client_sees_a_stream_that_was_cut_off_as_an_error(stage: Sta
 # LangChain
 
 
-@tool
 def weather(city: str) -> str:
     """The weather in a city."""
     return "sunny"
@@ -518,6 +520,8 @@ def test_langchain_binds_tools_and_structured_output(stage: Stage) -> None:
 
 
 def test_langchain_embeds(stage: Stage) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
     options: dict[str, Any] = {"base_url": f"{stage.url}/v1", "api_key": "key-of-clients-ann"}
     embeddings = OpenAIEmbeddings(model="support", check_embedding_ctx_length=False, **options)
     assert embeddings.embed_documents(["a", "b"]) == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]

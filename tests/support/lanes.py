@@ -9,11 +9,18 @@ import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-_NODES_1 = {"test_chaos", "test_engines", "test_gateway", "test_gitops", "test_reconcile"}
-"""Half of the time of the tests on a whole cluster with simulated nodes, which the session shares."""
+_NODES = {
+    "test_chaos": "nodes-1",
+    "test_reconcile": "nodes-1",
+    "test_gitops": "nodes-1",
+    "test_scaling": "nodes-2",
+    "test_engines": "nodes-2",
+    "test_gateway": "nodes-2",
+}
+"""Two thirds of the time of the tests on a whole cluster with simulated nodes, which those of a lane share."""
 _OWN = {"test_chart", "test_command", "test_demo", "test_own"}
 """Modules whose tests start clusters of their own."""
-_FIRST = ("nodes-1", "nodes-2", "own", "api", "chart")
+_FIRST = ("nodes-1", "nodes-2", "nodes-3", "own", "api", "chart")
 
 
 def lane(nodeid: str) -> str:
@@ -26,7 +33,7 @@ def lane(nodeid: str) -> str:
     if folder in {"cluster", "controlplane"} and module.stem in _OWN:
         return "own"
     if folder == "cluster":
-        return "nodes-1" if module.stem in _NODES_1 else "nodes-2"
+        return _NODES.get(module.stem, "nodes-3")
     if folder in {"api", "controlplane"}:
         return "api"
     return "chart" if folder == "chart" else str(module)
