@@ -114,16 +114,18 @@ def watched(command: str, environ: dict[str, str]) -> None:
     with subprocess.Popen(["bash", "-c", f"exec {command}"], env=environ, stdin=terminal, stdout=terminal) as process:
         shown = b""
 
-        def is_shown() -> bool:
+        def read() -> bytes:
+            """A terminal that nobody reads takes two tables, and then its writer waits."""
             nonlocal shown
             with suppress(BlockingIOError):
                 shown += os.read(ours, 1 << 16)
-            return NAME.encode() in shown
+            return shown
 
         try:
-            until(is_shown, what=f"{NAME} on the terminal", timeout_s=30)
+            until(lambda: NAME.encode() in read(), what=f"{NAME} on the terminal", timeout_s=30)
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            until(lambda: read() and process.poll() is not None, what="the end of the command", timeout_s=20)
+            assert process.returncode == 0
         finally:
             process.kill()
             os.close(ours)
