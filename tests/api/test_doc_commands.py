@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.doc_commands import PAGES, QUICK_START, ROOT, Line, blocks, checkout, reader
+from tests.support.doc_commands import PAGES, QUICK_START, ROOT, Line, blocks, checkout, in_shell, reader
 from tests.support.helm import Helm
 
 from flotilla.devcluster import binaries, crds
@@ -37,12 +37,7 @@ def shell(plane: ControlPlane, folder: Path, helm: Helm) -> Shell:
     environ |= {"KUBECONFIG": str(plane.kubeconfig), "HOME": str(folder)}
     directory = checkout(folder)
 
-    def run(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-c", command], cwd=directory, env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
-
-    return run
+    return lambda command: in_shell(command, directory, environ)
 
 
 def succeed(run: Shell, *commands: str) -> None:

@@ -108,24 +108,26 @@ def follow_the_pages(site: Site, folder: Path) -> None:
 
 
 def watched(command: str, environ: dict[str, str]) -> None:
-    """On a terminal; Ctrl-C, once the model is shown, is its orderly end."""
+    """On a terminal; Ctrl-C, once the model is shown, is its orderly end.
+
+    A shell's background jobs ignore the signal, and so would all that tests start which run in one.
+    """
     ours, terminal = pty.openpty()
     os.set_blocking(ours, False)
-    with subprocess.Popen(["bash", "-c", f"exec {command}"], env=environ, stdin=terminal, stdout=terminal) as process:
+    argv = ["env", "--default-signal=INT", "bash", "-c", f"exec {command}"]
+    with subprocess.Popen(argv, env=environ, stdin=terminal, stdout=terminal) as process:
         shown = b""
 
-        def read() -> bytes:
-            """A terminal that nobody reads takes two tables, and then its writer waits."""
+        def is_shown() -> bool:
             nonlocal shown
             with suppress(BlockingIOError):
                 shown += os.read(ours, 1 << 16)
-            return shown
+            return NAME.encode() in shown
 
         try:
-            until(lambda: NAME.encode() in read(), what=f"{NAME} on the terminal", timeout_s=30)
+            until(is_shown, what=f"{NAME} on the terminal", timeout_s=30)
             process.send_signal(signal.SIGINT)
-            until(lambda: read() and process.poll() is not None, what="the end of the command", timeout_s=20)
-            assert process.returncode == 0
+            assert process.wait(20) == 0
         finally:
             process.kill()
             os.close(ours)

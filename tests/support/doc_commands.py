@@ -84,11 +84,16 @@ def own(surroundings: Surroundings) -> list[Line]:
     return found
 
 
-def typed(command: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """What a shell in `folder` makes of it; raises AssertionError where it fails or shows nothing."""
-    done = subprocess.run(
+def in_shell(command: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What a shell in `folder` makes of it."""
+    return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def typed(command: str, folder: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same; raises AssertionError with what it said where it fails."""
+    done = in_shell(command, folder, environ)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done
 
