@@ -23,8 +23,6 @@ pytestmark = pytest.mark.controlplane
 
 ROOT = Path(__file__).parents[2]
 MARK = "the end of what the page shows"
-ENDS = ("runs already", "is removed", "There is no cluster")
-"""What is said then: of another start, of the end, of an end once more."""
 COMMAND = [sys.executable, "-m", "flotilla.cli.devcluster"]
 
 
@@ -129,11 +127,26 @@ def test_component_that_dies_ends_the_command(doomed: Running) -> None:
     assert Path(scheduler["log"]).is_file()
 
 
-def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
-    """All but the demo, which has a test of its own, and the clone: typed one after another into one shell.
+def test_detached_cluster_lives_until_down(tmp_path: Path) -> None:
+    environ, arguments = make_environ(tmp_path), make_arguments(tmp_path)
+    cluster = NamedCluster("mine", environ=environ)
+    try:
+        begun = run(environ, "up", "--detach", *arguments)
+        assert begun.returncode == 0, begun.stderr
+        assert f"KUBECONFIG={cluster.kubeconfig}" in begun.stdout
+        assert Api(load(cluster.kubeconfig)).get(toys.PATH.format(namespace="default")) is not None
+        assert "runs already" in run(environ, "up", "--detach", *arguments).stdout
+        started = pids(cluster)
+        assert "is removed" in run(environ, "down", "--name", "mine").stdout
+        assert alive(started) == []
+        assert not cluster.directory.exists()
+        assert "There is no cluster" in run(environ, "down", "--name", "mine").stdout
+    finally:
+        cluster.stop()
 
-    Its cluster is a detached one. What the page does not show of those is asked before and after its last line.
-    """
+
+def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
+    """All but the demo, which has a test of its own, and the clone: typed one after another into one shell."""
     page = [line.command for block in blocks(ROOT / "docs/guides/quick-start.md") for line in block]
     typed = [command for command in page if not command.startswith(("git clone", "make demo"))]
     assert (typed[0], typed[-1]) == (
@@ -149,8 +162,8 @@ def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
         "COLUMNS": "200",
     }
     cluster = NamedCluster("default", environ=environ)
-    before_end = ["flotilla devcluster status", f"echo {MARK}", "flotilla devcluster up --detach"]
-    script = "set -ex\n" + "\n".join([*typed[:-1], *before_end, typed[-1], "flotilla devcluster down"])
+    before_end = ["flotilla devcluster status", f"echo {MARK}", typed[-1]]
+    script = "set -ex\n" + "\n".join([*typed[:-1], *before_end])
     try:
         done = subprocess.run(
             ["bash", "-c", script], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
@@ -159,11 +172,9 @@ def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
         shown, _, end = done.stdout.partition(MARK)
         assert '"id": "qwen2-5-7b"' in shown.replace('":"', '": "')
         assert "/console/" in shown
-        assert f"KUBECONFIG={cluster.kubeconfig}" in shown
-        components = [row.split() for row in shown[shown.rindex("component") :].splitlines()[1:] if row]
-        assert [row[-1] for row in components] == ["ok"] * 6, components
-        assert alive([int(row[1]) for row in components]) == []
-        assert [words in line for words, line in zip(ENDS, end.split("\n")[1:], strict=False)] == [True] * 3, end
+        components = shown[shown.rindex("component") :].splitlines()[1:]
+        assert [row.split()[-1] for row in components if row] == ["ok"] * 6, components
+        assert "is removed" in end
         assert cluster.supervisor() is None
         assert not cluster.directory.exists()
     finally:
@@ -194,7 +205,7 @@ def test_second_cluster_of_a_name_is_refused(lasting: Running) -> None:
 
 def test_kubeconfig_is_printed_as_path_or_content(lasting: Running) -> None:
     path = Path(run(lasting.environ, "kubeconfig", "--name", "mine").stdout.strip())
-    assert Api(load(path)).get(toys.PATH.format(namespace="default")) is not None
+    assert Api(load(path)).healthy()
     assert run(lasting.environ, "kubeconfig", "--name", "mine", "--raw").stdout == path.read_text()
 
 
