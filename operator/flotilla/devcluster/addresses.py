@@ -1,7 +1,6 @@
 """Where this machine finds the addresses of the simulated cluster."""
 
 POD_NETWORK = "10.244"
-SERVICE_NETWORK = "10.96"
 LOOPBACK = "127"
 """All of 127/8 is loopback on Linux: a pod 10.244.1.5 listens on 127.244.1.5, and no two fight for a port."""
 

@@ -1,7 +1,7 @@
-"""The apiserver's way to pods and Services, by an HTTP CONNECT proxy (EgressSelectorConfiguration, KEP-1281).
+"""The apiserver's way to pods, by an HTTP CONNECT proxy (EgressSelectorConfiguration, KEP-1281).
 
-A real one reaches them through the cluster's network: for `kubectl get --raw .../pods/NAME:PORT/proxy/` and for
-webhooks. Here their addresses are on this machine's loopback, and only a proxy can say so.
+A real one reaches them through the cluster's network, for `kubectl get --raw .../pods/NAME:PORT/proxy/`. Here their
+addresses are on this machine's loopback, and only a proxy can say so.
 """
 
 import socket
@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from flotilla.devcluster.addresses import POD_NETWORK, SERVICE_NETWORK, local_address
+from flotilla.devcluster.addresses import POD_NETWORK, local_address
 
 _CONNECT_S = 5.0
 _CHUNK = 1 << 16
@@ -67,7 +67,7 @@ class _Tunnel(socketserver.StreamRequestHandler):
 
 
 def _reached(host: str) -> str:
-    return local_address(host) if host.startswith((f"{POD_NETWORK}.", f"{SERVICE_NETWORK}.")) else host
+    return local_address(host) if host.startswith(f"{POD_NETWORK}.") else host
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

@@ -155,7 +155,7 @@ def audit_policy_text() -> str:
 
 
 def egress_text(socket: str) -> str:
-    """The file that sends what the apiserver has for pods and Services to the proxy on that Unix socket."""
+    """The file that sends what the apiserver has for pods to the proxy on that Unix socket."""
     connection = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": socket}}}
     kind = {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration"}
     return json.dumps({**kind, "egressSelections": [{"name": "cluster", "connection": connection}]}, indent=2)
