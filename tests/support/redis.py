@@ -63,6 +63,9 @@ class RedisServer:
     def hanging(self) -> Iterator[None]:
         """Connections are accepted and nothing is answered meanwhile."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        # kill(2) returns before the process has stopped, and it could still answer.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         try:
             yield
         finally:

@@ -87,8 +87,10 @@ class Process:
         return True
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP): its sockets stay open, and nothing answers."""
+        """Freeze the process (SIGSTOP): its sockets stay open, and nothing answers once this has returned."""
         self._popen.send_signal(signal.SIGSTOP)
+        # kill(2) returns before the threads on other cores have stopped, and one of them could still answer.
+        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._popen.send_signal(signal.SIGCONT)
