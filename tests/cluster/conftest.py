@@ -22,7 +22,7 @@ FAST = {
     "resync_interval_s": 3600,
     "allow_private_hosted_addresses": True,  # the hosted APIs of tests are on this machine
     # Short, for the tests that kill the operator; long enough for a machine that stalls for some seconds.
-    "leader_election": {"duration_s": 12, "renew_deadline_s": 10, "retry_s": 0.5},
+    "leader_election": {"duration_s": 12, "renew_deadline_s": 10, "retry_s": 1},
 }
 NODES = AgentConfig(
     simulation={"FLOTILLA_SIM_LOAD_SECONDS": "0.2", "FLOTILLA_SIM_TOKENS_PER_SECOND": "4000"}, crash_backoff_s=0.5

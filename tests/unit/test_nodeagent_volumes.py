@@ -1,5 +1,6 @@
 """ConfigMaps and Secrets become files that change in one step."""
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from flotilla.devcluster.nodeagent.images import real_program
 from flotilla.devcluster.nodeagent.volumes import Volumes
-from flotilla.errors import NotReady
-from flotilla.kube.kinds import Kind
+from flotilla.errors import FlotillaError, NotReady, Transient
+from flotilla.kube.kinds import CONFIG_MAP, SECRET, Kind
 
 
 class Cluster:
@@ -17,8 +18,11 @@ class Cluster:
 
     def __init__(self, **objects: dict[str, str]) -> None:
         self.objects = objects
+        self.failure: FlotillaError | None = None
 
     async def get(self, kind: Kind, name: str, *, namespace: str) -> dict[str, Any] | None:
+        if self.failure:
+            raise self.failure
         data = self.objects.get(name)
         if data is None:
             return None
@@ -48,6 +52,51 @@ async def test_files_are_where_items_say_and_follow_changes(tmp_path: Path) -> N
     await mounted.fill()
     assert (tmp_path / "config/document.json").read_text() == "2"
     assert not (tmp_path / "config/keys").exists()
+
+
+async def test_a_mounted_object_that_changes_is_written_again_and_no_other_is_read(tmp_path: Path) -> None:
+    cluster = Cluster(document={"document.json": "1"})
+    mounted = volumes(cluster, tmp_path, DOCUMENT, KEY)
+    await mounted.fill()
+    following = asyncio.create_task(mounted.follow())
+    try:
+        cluster.objects = {"document": {"document.json": "2"}, "provider": {"k": "secret"}}
+        for kind, namespace, name in (
+            (CONFIG_MAP, "team", "other"),
+            (CONFIG_MAP, "another-team", "document"),
+            (CONFIG_MAP, "team", "provider"),
+        ):
+            mounted.changed(kind, {"metadata": {"namespace": namespace, "name": name}})
+        await asyncio.sleep(0.01)
+        assert (tmp_path / "config/document.json").read_text() == "1"
+        mounted.changed(SECRET, {"metadata": {"namespace": "team", "name": "provider"}})
+        await asyncio.sleep(0.01)
+        assert (tmp_path / "config/document.json").read_text() == "2"
+        assert (tmp_path / "config/keys/provider/key").read_text() == "secret"
+    finally:
+        following.cancel()
+
+
+async def test_a_volume_outlives_the_loss_of_its_object_and_an_apiserver_that_is_away(tmp_path: Path) -> None:
+    cluster = Cluster(document={"document.json": "1"})
+    mounted = volumes(cluster, tmp_path, DOCUMENT)
+    await mounted.fill()
+    following = asyncio.create_task(mounted.follow())
+    document = {"metadata": {"namespace": "team", "name": "document"}}
+    try:
+        cluster.objects = {}
+        mounted.changed(CONFIG_MAP, document)
+        await asyncio.sleep(0.01)
+        assert (tmp_path / "config/document.json").read_text() == "1"
+        cluster.failure = Transient("no answer")
+        mounted.changed(CONFIG_MAP, document)
+        await asyncio.sleep(0.01)
+        cluster.failure, cluster.objects = None, {"document": {"document.json": "2"}}
+        async with asyncio.timeout(5):
+            while (tmp_path / "config/document.json").read_text() != "2":
+                await asyncio.sleep(0.05)
+    finally:
+        following.cancel()
 
 
 async def test_what_is_not_optional_is_waited_for_in_the_kubelets_words(tmp_path: Path) -> None:

@@ -9,12 +9,18 @@ from flotilla.errors import NotReady, Transient
 T = TypeVar("T")
 
 
+_LONGEST_PAUSE_S = 0.25
+
+
 def until(probe: Callable[[], T | None], *, what: str, timeout_s: float, interval_s: float = 0.05) -> T:
     """The first truthy value of `probe`; a Transient that it raises counts as "not yet".
 
-    `what` completes the sentence "Gave up waiting for ...". Raises NotReady after `timeout_s` seconds.
+    It is asked every `interval_s` seconds at first, then after a tenth of what was waited so far, four times a
+    second at last: the answers cost a small cluster more than the wait does. `what` completes the sentence "Gave up
+    waiting for ...". Raises NotReady after `timeout_s` seconds.
     """
-    deadline = time.monotonic() + timeout_s
+    start = time.monotonic()
+    deadline = start + timeout_s
     while True:
         reason = ""
         try:
@@ -23,6 +29,7 @@ def until(probe: Callable[[], T | None], *, what: str, timeout_s: float, interva
             value, reason = None, f" The last answer: {error}"
         if value:
             return value
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise NotReady(f"Gave up waiting for {what} after {timeout_s:g} s.{reason}")
-        time.sleep(interval_s)
+        time.sleep(max(interval_s, min((now - start) / 10, _LONGEST_PAUSE_S)))

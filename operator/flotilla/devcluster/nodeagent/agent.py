@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flotilla.devcluster.nodeagent.pod import PodWorker, finished
 from flotilla.devcluster.nodeagent.serviceproxy import ServiceProxy
 from flotilla.errors import Conflict, FlotillaError
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import LEASE, NODE, POD
+from flotilla.kube.kinds import CONFIG_MAP, LEASE, NODE, POD, SECRET, Kind
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,9 @@ class Agent:
                         field_selector="spec.nodeName!=",
                     )
                 )
+                for kind in (CONFIG_MAP, SECRET):
+                    mounted = partial(self._mounted, kind)
+                    group.create_task(follow(self._client, kind, changed=mounted, gone=mounted))
         finally:
             for worker, task in self._workers.values():
                 task.cancel()
@@ -160,6 +164,10 @@ class Agent:
                 directory=self._directory,
             )
             self._workers[uid] = (worker, asyncio.create_task(worker.run(), name=pod["metadata"]["name"]))
+
+    def _mounted(self, kind: Kind, source: dict[str, Any]) -> None:
+        for worker, _ in self._workers.values():
+            worker.volumes.changed(kind, source)
 
     def _gone(self, pod: dict[str, Any]) -> None:
         known = self._workers.pop(pod["metadata"]["uid"], None)

@@ -57,7 +57,7 @@ class PodWorker:
         meta = pod["metadata"]
         folder = directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
         self._folder = folder
-        self._volumes = Volumes(client, pod, folder)
+        self.volumes = Volumes(client, pod, folder)
         always = pod["spec"].get("restartPolicy", "Always") == "Always"
         self._containers = [
             Container(
@@ -90,7 +90,7 @@ class PodWorker:
         if "deletionTimestamp" in self.pod["metadata"]:
             self._deleted.set()
         running = [asyncio.create_task(self._contain(container)) for container in self._containers]
-        running.append(asyncio.create_task(self._volumes.follow()))
+        running.append(asyncio.create_task(self.volumes.follow()))
         reporter = asyncio.create_task(self._report())
         self._dirty.set()
         try:
@@ -122,7 +122,7 @@ class PodWorker:
             return
         while True:
             try:
-                await self._volumes.fill()
+                await self.volumes.fill()
                 values = await environment(self._client, self.pod, container.spec, self._address)
                 values |= await login(self._client, self._access, self.pod, self._folder)
             except NotReady as missing:

@@ -11,11 +11,11 @@ from typing import Any
 
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import CONFIG_MAP, SECRET
+from flotilla.kube.kinds import CONFIG_MAP, SECRET, Kind
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.5
+_RETRY_S = 0.5
 _DATA = "..data"
 
 Files = dict[str, bytes]
@@ -30,6 +30,7 @@ class Volumes:
         self._folder = folder
         self._sources = {volume["name"]: list(_sources(volume)) for volume in pod["spec"].get("volumes") or ()}
         self._written: dict[str, Files] = {}
+        self._stale = asyncio.Event()
 
     async def fill(self) -> None:
         """Write what changed; raises NotReady in the kubelet's words when a Secret or ConfigMap is missing."""
@@ -41,21 +42,33 @@ class Volumes:
                 _swap(self._folder / volume, files, len(self._written.get(volume, ())))
                 self._written[volume] = files
 
+    def changed(self, kind: Kind, obj: Mapping[str, Any]) -> None:
+        """A ConfigMap or Secret of any pod came, changed or went."""
+        meta = obj["metadata"]
+        used = {(of, _name(source)) for sources in self._sources.values() for of, source in sources}
+        if meta["namespace"] == self._namespace and (kind, meta["name"]) in used:
+            self._stale.set()
+
     async def follow(self) -> None:
-        """Keep up with changes until cancelled. (The kubelet takes up to a minute; tests have less patience.)"""
-        while any(self._sources.values()):
-            await asyncio.sleep(_POLL_S)
+        """Keep up with what `changed` says, until cancelled. (The kubelet takes up to a minute.)"""
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
             try:
                 await self.fill()
+            except NotReady as missing:
+                log.info("a volume stays as it is", extra={"cause": str(missing)})
             except FlotillaError as error:
-                log.info("a volume stays as it is", extra={"cause": str(error)})
+                log.info("a volume is late", extra={"cause": str(error)})
+                await asyncio.sleep(_RETRY_S)
+                self._stale.set()
 
-    async def _read(self, kind: str, source: Mapping[str, Any]) -> Files:
-        secret = kind == "secret"
-        name = source.get("secretName") or source["name"]
-        obj = await self._client.get(SECRET if secret else CONFIG_MAP, name, namespace=self._namespace)
+    async def _read(self, kind: Kind, source: Mapping[str, Any]) -> Files:
+        secret, word = kind is SECRET, kind.kind.lower()
+        name = _name(source)
+        obj = await self._client.get(kind, name, namespace=self._namespace)
         if obj is None and not source.get("optional"):
-            raise NotReady(f'{kind.lower()} "{name}" not found')
+            raise NotReady(f'{word} "{name}" not found')
         data: Mapping[str, str] = (obj or {}).get("data") or {}
         values = {key: base64.b64decode(value) if secret else value.encode() for key, value in data.items()}
         items = source.get("items")
@@ -63,15 +76,19 @@ class Volumes:
             return values
         missing = [item["key"] for item in items if item["key"] not in values]
         if missing and not source.get("optional"):
-            raise NotReady(f"references non-existent {kind.lower()} key: {missing[0]}")
+            raise NotReady(f"references non-existent {word} key: {missing[0]}")
         return {item["path"]: values[item["key"]] for item in items if item["key"] in values}
 
 
-def _sources(volume: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _sources(volume: Mapping[str, Any]) -> Iterator[tuple[Kind, Mapping[str, Any]]]:
     for source in (volume.get("projected") or {}).get("sources") or (volume,):
-        for kind in ("configMap", "secret"):
-            if kind in source:
-                yield kind, source[kind]
+        for key, kind in (("configMap", CONFIG_MAP), ("secret", SECRET)):
+            if key in source:
+                yield kind, source[key]
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    return str(source.get("secretName") or source["name"])
 
 
 def _swap(folder: Path, files: Files, generation: int) -> None:
