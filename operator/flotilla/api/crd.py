@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,9 @@ def _bounded(schema: Mapping[str, Any], path: str, *keywords: str) -> None:
         raise SchemaError(f"{path}: {' or '.join(keywords)} is missing")
 
 
+@cache
 def crd(definition: Definition) -> dict[str, Any]:
-    """The CustomResourceDefinition as a dictionary."""
+    """The CustomResourceDefinition as a dictionary, the same each time: to read and not to change."""
     spec, status = _schema(definition.resource, "spec"), _root(definition.status, "status")
     properties = {
         "apiVersion": {"type": "string"},
