@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
@@ -28,6 +27,7 @@ from tests.support.hosted_answers import (
     tool_call,
 )
 from tests.support.routing import HOSTED, SOUND
+from tests.support.sdk import anthropic
 
 if TYPE_CHECKING:
     from langchain_openai import ChatOpenAI
@@ -56,7 +56,7 @@ class Stage:
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", **options)
 
-    def anthropic(self, **options: Any) -> anthropic.Anthropic:
+    def anthropic(self, **options: Any) -> "anthropic.Anthropic":
         options = {"api_key": "key-of-clients-ann", "max_retries": 0, **options}
         return anthropic.Anthropic(base_url=self.url, **options)
 

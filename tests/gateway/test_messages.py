@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import pytest
 from tests.support.engine_sim import running_vllm
 from tests.support.gateway import Running, document_of, endpoint_slice, eventually, running_gateway
@@ -16,6 +15,7 @@ from tests.support.hosted import HostedApi, Stream, Whole, fault
 from tests.support.hosted_answers import chat, event, hosted_api, openai_chunks, tool_call
 from tests.support.messages import message_events, put_together
 from tests.support.routing import HOSTED, SOUND
+from tests.support.sdk import anthropic
 
 from flotilla.gateway.limits import LimitStore
 from flotilla.gateway.local_limits import LocalLimits

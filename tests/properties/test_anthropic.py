@@ -5,16 +5,14 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from anthropic.types import MessageCreateParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from tests.support.hosted_answers import anthropic_events, message
+from tests.support.sdk import check_request
 
 from flotilla.domain.routing.collect import Collector, choices_of
 from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, request
 
-PARAMS: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 TEXT = st.text(max_size=30)
 NAMES = st.text("abcXYZ09_-", min_size=1, max_size=12)
 VALUES = st.recursive(
@@ -81,7 +79,7 @@ def test_a_request_is_of_the_types_of_anthropics_own_client_and_loses_no_word(
 ) -> None:
     body = json.loads(request({"model": "m", "messages": messages}, model).content)
 
-    PARAMS.validate_python(body)
+    check_request(body)
     roles = [turn["role"] for turn in body["messages"]]
     assert all(a != b for a, b in pairwise(roles))
     assert all(turn["content"] for turn in body["messages"])

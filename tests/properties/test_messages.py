@@ -5,13 +5,13 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any, cast
 
-from anthropic.types import MessageCreateParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParams
 from pydantic import TypeAdapter
 from tests.support.hosted_answers import anthropic_events, chat, message, openai_chunk, openai_chunks, tool_call
 from tests.support.messages import message_events, put_together
+from tests.support.sdk import check_request
 
 from flotilla.gateway import anthropic, messages
 from flotilla.gateway.anthropic import StreamTranslator, passed_on, request
@@ -20,7 +20,6 @@ from flotilla.gateway.messages import MessageStream, read
 from flotilla.gateway.relay import Relay
 from flotilla.gateway.request import Answer
 
-ASKED: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 CHAT: TypeAdapter[Any] = TypeAdapter(CompletionCreateParams)
 WORDS = st.text(min_size=1, max_size=20)
 NAMES = st.text("abcXYZ09_-", min_size=1, max_size=12)
@@ -81,7 +80,7 @@ BODIES = st.fixed_dictionaries(
 def test_a_request_through_both_translations_is_itself(body: dict[str, Any], choice: dict[str, Any]) -> None:
     if "tools" in body:
         body["tool_choice"] = choice
-    ASKED.validate_python(body)
+    check_request(body)
     asked = read(json.dumps(body).encode())
 
     CHAT.validate_python(asked.fields)

@@ -20,13 +20,16 @@ _NODES = {
 """Two thirds of the time of the tests on a whole cluster with simulated nodes, which those of a lane share."""
 _OWN = {"test_chart", "test_command", "test_demo", "test_own"}
 """Modules whose tests start clusters of their own."""
-_FIRST = ("nodes-1", "nodes-2", "nodes-3", "own", "api", "chart")
+_SDK = {"test_anthropic", "test_clients", "test_messages"}
+"""Modules whose tests load Anthropic's SDK."""
+_FIRST = ("nodes-1", "nodes-2", "nodes-3", "own", "api", "chart", "sdk")
 
 
 def lane(nodeid: str) -> str:
     """The name that the tests of one worker share: that of their module, or of a group of modules.
 
-    With more clusters at one time two cores starve. Those of `api` share a control plane, and those of `chart` a wheel.
+    With more clusters at one time two cores starve. Those of `api` share a control plane, those of `chart` a wheel, and
+    those of `sdk` a library that takes a second to load.
     """
     module = PurePosixPath(nodeid.split("::", 1)[0])
     folder = module.parts[1]
@@ -36,6 +39,8 @@ def lane(nodeid: str) -> str:
         return _NODES.get(module.stem, "nodes-3")
     if folder in {"api", "controlplane"}:
         return "api"
+    if module.stem in _SDK:
+        return "sdk"
     return "chart" if folder == "chart" else str(module)
 
 

@@ -6,10 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from anthropic.types import Message, RawMessageStreamEvent
-from pydantic import TypeAdapter
-
-EVENTS: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+from tests.support.sdk import check_event, check_message
 
 
 def message_events(text: str | bytes) -> list[dict[str, Any]]:
@@ -21,7 +18,7 @@ def message_events(text: str | bytes) -> list[dict[str, Any]]:
             event = json.loads(data.removeprefix("data: "))
             assert name == f"event: {event['type']}"
             if event["type"] not in ("ping", "error"):
-                EVENTS.validate_python(event)
+                check_event(event)
             found.append(event)
     return found
 
@@ -58,5 +55,5 @@ def put_together(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
             case "message_stop":
                 ended = True
     assert (ended, opened) == (True, False)
-    Message.model_validate(message)
+    check_message(message)
     return message

@@ -4,15 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import MessageCreateParams
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import TypeAdapter
 from tests.support.hosted_answers import anthropic_events, event, fault_body, message, named
+from tests.support.sdk import check_request
 
 from flotilla.domain.routing.money import DEFAULT_MAX_TOKENS, Usage, usage_of
 from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, error, headers, request
 
-PARAMS: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 HELLO = [{"role": "user", "content": "Hi"}]
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -24,7 +22,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 def sent(**fields: Any) -> dict[str, Any]:
     """The translated body, after Anthropic's own types have read it."""
     body = json.loads(request({"model": "m", "messages": HELLO, **fields}, "claude").content)
-    PARAMS.validate_python(body)
+    check_request(body)
     assert isinstance(body, dict)
     return body
 
@@ -140,7 +138,7 @@ def test_marks_for_the_prompt_cache_are_kept_and_other_extras_named() -> None:
     out = json.loads(translated.content)
     assert out["system"][0]["cache_control"] == out["tools"][0]["cache_control"] == mark
     assert translated.dropped == ("messages.content.x", "tools.function.y")
-    PARAMS.validate_python(out)
+    check_request(out)
 
 
 def test_what_only_steers_is_dropped_and_named() -> None:

@@ -4,17 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message, MessageCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParams
 from pydantic import TypeAdapter
 from tests.support.hosted_answers import DONE, chat, event, openai_chunk, openai_chunks, tool_call
 from tests.support.messages import message_events, put_together
+from tests.support.sdk import check_message, check_request
 
 from flotilla.gateway.anthropic import passed_on
 from flotilla.gateway.body import BadBody
 from flotilla.gateway.messages import MessageStream, answer, error, read
 
-ASKED: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
 CHAT: TypeAdapter[Any] = TypeAdapter(CompletionCreateParams)
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
 SCHEMA = {"type": "object", "properties": {"api_key": {"type": "string"}}}
@@ -167,13 +166,13 @@ def test_hints_are_dropped_and_named() -> None:
         system=[{"type": "text", "text": "S", **CACHED}],
         **CACHED,
     )
-    ASKED.validate_python(fields)
+    check_request(fields)
     assert sent(**fields)[1] == ("cache_control", "messages.content.cache_control", "service_tier", "thinking")
 
 
 def test_claude_is_sent_what_the_client_wrote_but_for_what_its_version_refuses() -> None:
     fields = asked(system=[{"type": "text", "text": "S", **CACHED}], thinking={"type": "disabled"}, **CACHED)
-    ASKED.validate_python(fields)
+    check_request(fields)
     body = read(json.dumps({**fields, "temperature": 1, "top_k": 3, "top_p": None}).encode())
     translated = passed_on(body.message, "claude")
     assert json.loads(translated.content) == {**fields, "model": "claude"}
@@ -249,7 +248,7 @@ def test_a_name_that_is_refused_elsewhere_is_the_clients_own_in_a_schema() -> No
 
 def given(body: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(answer(json.dumps(body).encode()))
-    Message.model_validate(found)
+    check_message(found)
     return found
 
 
