@@ -145,8 +145,7 @@ def test_it_fails_at_load_where_only_its_parser_was_content(
     ],
 )
 def test_images_are_played_by_their_engine(image: str, engine: str | None) -> None:
-    local = images.program(image, ADDRESS, [*COMMAND, "--model-path", "m"])
-    played = None if local is None else local[3:]
+    played = images.engine(image, ADDRESS, [*COMMAND, "--model-path", "m"])
     assert played == (None if engine is None else [engine, ADDRESS, "--", *COMMAND, "--model-path", "m"])
 
 

@@ -117,8 +117,13 @@ class Process:
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the log."""
-        try:
-            text = self.log.read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return tail(self.log, lines)
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a log, nothing where there is none."""
+    try:
+        text = log.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

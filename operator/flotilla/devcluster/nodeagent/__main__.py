@@ -11,6 +11,7 @@ import aiohttp
 
 from flotilla.devcluster.kubeconfig import load
 from flotilla.devcluster.nodeagent.agent import Agent
+from flotilla.devcluster.nodeagent.engines import Engines
 from flotilla.devcluster.nodeagent.nodes import AgentConfig
 from flotilla.kube.client import KubeClient
 from flotilla.telemetry import logs
@@ -18,15 +19,17 @@ from flotilla.telemetry import logs
 
 async def run(kubeconfig: Path, config: AgentConfig, directory: Path) -> None:
     """Until SIGTERM or SIGINT."""
+    engines = Engines.start(directory)
     client = await KubeClient.connect(kubeconfig=kubeconfig, user_agent="flotilla-nodeagent", pool=64)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        agent = Agent(client, session, config, access=load(kubeconfig), directory=directory)
+        agent = Agent(client, session, config, access=load(kubeconfig), directory=directory, engines=engines)
         work = asyncio.create_task(agent.run())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, work.cancel)
         with suppress(asyncio.CancelledError):
             await work
+    engines.stop()
     await client.close()
 
 

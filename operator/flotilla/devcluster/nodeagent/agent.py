@@ -13,6 +13,7 @@ from flotilla.devcluster.addresses import POD_NETWORK, local_address
 from flotilla.devcluster.kubeconfig import Access
 from flotilla.devcluster.nodeagent.clock import rfc3339, rfc3339_micro
 from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla.devcluster.nodeagent.engines import Engines
 from flotilla.devcluster.nodeagent.follow import follow
 from flotilla.devcluster.nodeagent.kubelet import KubeletApi
 from flotilla.devcluster.nodeagent.networks import PodNetworks
@@ -42,12 +43,14 @@ class Agent:
         *,
         access: Access,
         directory: Path,
+        engines: Engines,
     ) -> None:
         self._client = client
         self._access = access
         self._session = session
         self._config = config
         self._directory = directory
+        self._engines = engines
         self._networks = PodNetworks()
         self._nodes = {node.name: self._networks.claim() for node in config.nodes}
         self._workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
@@ -162,6 +165,7 @@ class Agent:
                 config=self._config,
                 access=self._access,
                 directory=self._directory,
+                engines=self._engines,
             )
             self._workers[uid] = (worker, asyncio.create_task(worker.run(), name=pod["metadata"]["name"]))
 

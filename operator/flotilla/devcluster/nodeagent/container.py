@@ -13,6 +13,7 @@ import aiohttp
 from flotilla.devcluster.nodeagent import images, probes
 from flotilla.devcluster.nodeagent.clock import rfc3339
 from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla.devcluster.nodeagent.engines import Engine, Engines
 from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.process import Process
 
@@ -42,6 +43,7 @@ class Container:
         fake_seconds: float,
         mounts: Mounts,
         programs: Mapping[str, Sequence[str]],
+        engines: Engines,
     ) -> None:
         self.spec = spec
         self.ready = False
@@ -59,7 +61,8 @@ class Container:
         self._mounts = mounts
         self._programs = programs
         self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
-        self._process: Process | None = None
+        self._engines = engines
+        self._process: Process | Engine | None = None
 
     def status(self) -> dict[str, Any]:
         """As `status.containerStatuses` has it."""
@@ -134,7 +137,7 @@ class Container:
     async def _once(self, environment: Mapping[str, str], simulate: str) -> tuple[int, str]:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
-        command = images.program(self.spec["image"], self._address, arguments)
+        command, engine = None, images.engine(self.spec["image"], self._address, arguments)
         if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
             self._mounts.make()
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
@@ -147,17 +150,17 @@ class Container:
         if simulate:
             await asyncio.sleep(self._fake_seconds)
             return (_KILLED, "OOMKilled") if simulate == "OOMKilled" else (1, "Error")
-        if command is None:
+        environment = {**_inherited(), **environment}
+        process: Process | Engine
+        if command is not None:
+            process = Process.start(self.spec["name"], command, log=log, env=environment)
+        elif engine is not None:
+            process = await self._engines.run(engine, env=environment, log=log)
+        else:  # of a program that nobody knows
             await asyncio.sleep(self._fake_seconds)
             self._ready(True)
             await asyncio.Event().wait()
-        assert command is not None
-        process = Process.start(
-            self.spec["name"],
-            command,
-            log=log,
-            env={**_inherited(), **environment},
-        )
+            raise AssertionError
         self._process = process
         prober = asyncio.create_task(self._probe(process))
         try:
@@ -169,7 +172,7 @@ class Container:
         code = process.exit_code or 0
         return (128 - code if code < 0 else code), ("Completed" if code == 0 else "Error")
 
-    async def _probe(self, process: Process) -> None:
+    async def _probe(self, process: Process | Engine) -> None:
         startup = self.spec.get("startupProbe")
         if startup is not None and not await self._until_success(startup):
             process.terminate()
@@ -205,7 +208,7 @@ class Container:
                 self._ready(False)
             await asyncio.sleep(float(probe.get("periodSeconds") or 10))
 
-    async def _liveness(self, process: Process) -> None:
+    async def _liveness(self, process: Process | Engine) -> None:
         probe = self.spec.get("livenessProbe")
         if probe is None:
             return

@@ -29,12 +29,12 @@ def network(address: str) -> dict[str, str]:
     return {"FLOTILLA_LISTEN_HOST": address, "FLOTILLA_POD_ADDRESS_MAP": POD_ADDRESS_MAP}
 
 
-def program(image: str, address: str, arguments: list[str]) -> list[str] | None:
-    """The local command for a container, None when the image is not known and is played by a timer.
+def engine(image: str, address: str, arguments: list[str]) -> list[str] | None:
+    """What `python -m flotilla.devcluster.engine` is asked for a container, None when the image is no engine's.
 
     `arguments` are the container's, as its image's entrypoint would get them.
     """
-    for engine, pattern in _ENGINES:
+    for name, pattern in _ENGINES:
         if pattern.search(image):
-            return [sys.executable, "-m", "flotilla.devcluster.engine", engine, address, "--", *arguments]
+            return [name, address, "--", *arguments]
     return None

@@ -14,6 +14,7 @@ from flotilla.devcluster.nodeagent.account import login
 from flotilla.devcluster.nodeagent.clock import rfc3339
 from flotilla.devcluster.nodeagent.container import Container
 from flotilla.devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla.devcluster.nodeagent.engines import Engines
 from flotilla.devcluster.nodeagent.environment import environment
 from flotilla.devcluster.nodeagent.mounts import Mounts
 from flotilla.devcluster.nodeagent.nodes import AgentConfig
@@ -43,6 +44,7 @@ class PodWorker:
         config: AgentConfig,
         access: Access,
         directory: Path,
+        engines: Engines,
     ) -> None:
         self.pod = pod
         self.frozen = False
@@ -71,6 +73,7 @@ class PodWorker:
                 fake_seconds=config.fake_seconds,
                 mounts=Mounts(pod, spec, folder=folder, claims=config.claims),
                 programs=config.programs,
+                engines=engines,
             )
             for spec in pod["spec"]["containers"]
         ]
@@ -131,8 +134,12 @@ class PodWorker:
                 log.warning("the environment of a container is retried", extra={"cause": str(error)})
             else:
                 simulate = failure if failure in ("CrashLoop", "OOMKilled") else ""
-                await container.run({**self._config.simulation, **values}, simulate)
-                return
+                try:
+                    await container.run({**self._config.simulation, **values}, simulate)
+                except NotReady as error:
+                    container.waits("RunContainerError", str(error))
+                else:
+                    return
             await asyncio.sleep(_RETRY_S)
 
     async def _report(self) -> None:
