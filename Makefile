@@ -9,8 +9,8 @@ RUN := $(UV) run --locked
 export UV_NO_PROGRESS ?= 1
 # Images for CI often forbid it; then each of the hundreds of processes that tests start compiles all that it imports.
 export PYTHONDONTWRITEBYTECODE :=
-# Three lanes of tests with simulated nodes and one of tests with clusters of their own, which mostly wait; then the rest.
-WORKERS ?= 4
+# Three lanes of tests with simulated nodes and one of tests with clusters of their own, which mostly wait; one for the rest.
+WORKERS ?= 5
 
 .PHONY: help
 help: ## List the targets.
