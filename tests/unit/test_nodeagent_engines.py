@@ -1,6 +1,7 @@
 """Engines that are forked are processes as good as those that are started."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -120,6 +121,20 @@ async def test_who_leaves_without_a_word_disturbs_nobody(engines: Fleet, tmp_pat
     second = await engines.run(tmp_path / "1.log", *VLLM)
     await up(first)
     await up(second)
+
+
+async def test_an_engine_whose_caller_gives_up_does_not_stay(engines: Fleet, tmp_path: Path) -> None:
+    await engines.run(tmp_path / "first.log", *VLLM)
+    reader, writer = await asyncio.open_unix_connection(f"\0{engines.server.name}")
+    wanted = {"arguments": VLLM, "env": {"PATH": os.environ["PATH"]}, "log": str(tmp_path / "left.log")}
+    writer.write(json.dumps(wanted).encode() + b"\n")
+    pid = json.loads(await reader.readline())["pid"]
+    assert alive(pid)
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while alive(pid):
+            await asyncio.sleep(0.01)
 
 
 def test_another_user_of_the_machine_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:

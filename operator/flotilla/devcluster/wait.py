@@ -8,7 +8,6 @@ from flotilla.errors import NotReady, Transient
 
 T = TypeVar("T")
 
-
 _LONGEST_PAUSE_S = 0.25
 
 

@@ -5,6 +5,7 @@ standard library's forkserver loads the program that asks into each child, and s
 
 NAME is that of an abstract Unix socket. Each connection is one engine: a line of JSON comes in, `{"arguments": [...],
 "env": {...}, "log": PATH}`, and two go out, `{"pid": N}` and, when it has ended, `{"exit": N}`, negative for a signal.
+Whoever closes the connection kills the engine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import socket
 import struct
 import sys
 import traceback
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from flotilla.devcluster.engine.__main__ import ENGINES, main
@@ -39,19 +42,15 @@ class ForkServer:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._engines: dict[int, socket.socket] = {}
+        self._ready = selectors.DefaultSelector()
+        self._ready.register(self._listener, selectors.EVENT_READ, self._start)
+        self._ready.register(self._ended, selectors.EVENT_READ, self._collect)
 
     def serve(self) -> None:
         """Until killed."""
-        ready = selectors.DefaultSelector()
-        ready.register(self._listener, selectors.EVENT_READ)
-        ready.register(self._ended, selectors.EVENT_READ)
         while True:
-            for key, _ in ready.select():
-                if key.fileobj is self._listener:
-                    self._start()
-                else:
-                    self._ended.recv(4096)
-                    self._collect()
+            for key, _ in self._ready.select():
+                key.data()
 
     def _start(self) -> None:
         connection, _ = self._listener.accept()
@@ -65,14 +64,23 @@ class ForkServer:
         if pid == 0:
             _become(wanted, parent)
         self._engines[pid] = connection
+        self._ready.register(connection, selectors.EVENT_READ, partial(self._left, pid))
         _say(connection, pid=pid)
 
+    def _left(self, pid: int) -> None:
+        if pid in self._engines:
+            self._ready.unregister(self._engines[pid])
+            os.kill(pid, signal.SIGKILL)
+
     def _collect(self) -> None:
+        self._ended.recv(4096)
         while self._engines:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             connection = self._engines.pop(pid)
+            with suppress(KeyError):
+                self._ready.unregister(connection)
             _say(connection, exit=os.waitstatus_to_exitcode(status))
             connection.close()
 

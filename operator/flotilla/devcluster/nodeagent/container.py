@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 
@@ -156,11 +156,8 @@ class Container:
             process = Process.start(self.spec["name"], command, log=log, env=environment)
         elif engine is not None:
             process = await self._engines.run(engine, env=environment, log=log)
-        else:  # of a program that nobody knows
-            await asyncio.sleep(self._fake_seconds)
-            self._ready(True)
-            await asyncio.Event().wait()
-            raise AssertionError
+        else:
+            await self._play()
         self._process = process
         prober = asyncio.create_task(self._probe(process))
         try:
@@ -171,6 +168,13 @@ class Container:
             prober.cancel()
         code = process.exit_code or 0
         return (128 - code if code < 0 else code), ("Completed" if code == 0 else "Error")
+
+    async def _play(self) -> NoReturn:
+        """A program that nobody knows gets ready after a while, and stays."""
+        await asyncio.sleep(self._fake_seconds)
+        self._ready(True)
+        while True:
+            await asyncio.Event().wait()
 
     async def _probe(self, process: Process | Engine) -> None:
         startup = self.spec.get("startupProbe")

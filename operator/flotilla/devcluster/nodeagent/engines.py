@@ -76,11 +76,14 @@ class Engines:
         log.parent.mkdir(parents=True, exist_ok=True)
         reader, writer = await self._connect()
         wanted = {"arguments": list(arguments), "env": dict(env), "log": str(log)}
-        writer.write(json.dumps(wanted).encode() + b"\n")
-        line = await reader.readline()
-        if not line:
+        try:
+            writer.write(json.dumps(wanted).encode() + b"\n")
+            line = await reader.readline()
+            if not line:
+                raise NotReady(f"No engine was started. The end of {self._process.log}:\n{self._process.log_tail()}")
+        except BaseException:
             writer.close()
-            raise NotReady(f"No engine was started. The end of {self._process.log}:\n{self._process.log_tail()}")
+            raise
         return Engine(json.loads(line)["pid"], log, reader, writer)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -31,16 +31,18 @@ class Volumes:
         self._sources = {volume["name"]: list(_sources(volume)) for volume in pod["spec"].get("volumes") or ()}
         self._written: dict[str, Files] = {}
         self._stale = asyncio.Event()
+        self._filling = asyncio.Lock()
 
     async def fill(self) -> None:
         """Write what changed; raises NotReady in the kubelet's words when a Secret or ConfigMap is missing."""
-        for volume, sources in self._sources.items():
-            files: Files = {}
-            for kind, source in sources:
-                files |= await self._read(kind, source)
-            if sources and self._written.get(volume) != files:
-                _swap(self._folder / volume, files, len(self._written.get(volume, ())))
-                self._written[volume] = files
+        async with self._filling:  # else an older reading could be written last
+            for volume, sources in self._sources.items():
+                files: Files = {}
+                for kind, source in sources:
+                    files |= await self._read(kind, source)
+                if sources and self._written.get(volume) != files:
+                    _swap(self._folder / volume, files, len(self._written.get(volume, ())))
+                    self._written[volume] = files
 
     def changed(self, kind: Kind, obj: Mapping[str, Any]) -> None:
         """A ConfigMap or Secret of any pod came, changed or went."""
