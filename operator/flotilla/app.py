@@ -140,6 +140,7 @@ async def _lead(config: OperatorConfig, client: KubeClient, control: ControlLoop
         return EXIT_LOST_LEASE if lost.is_set() else code
     finally:
         elector.cancel()
+        await asyncio.gather(elector, return_exceptions=True)
         if not lost.is_set():
             await lease.release()
 

@@ -1,6 +1,7 @@
 """Workers, status writer, lease and events, with an apiserver that only remembers."""
 
 import asyncio
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from flotilla.control.workers import Workers
 from flotilla.devcluster.demo.report import samples, value
 from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.lease import Lease
 from flotilla.kube.protocol import FieldConflict, failure, watch_event
 from flotilla.kube.store import Store
@@ -205,6 +206,64 @@ async def test_a_renewal_without_an_answer_is_not_taken_for_another_holder() -> 
     assert not lost.is_set()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+class Late(Slow):
+    """A write that is cut off arrives all the same: at once, or after the next look at the Lease, or never."""
+
+    cut = False
+    arrives = ""
+    written: Any = None
+
+    async def update(self, kind: Kind, obj: Any) -> Any:
+        if self.cut:
+            self.cut, self.written = False, deepcopy(obj)
+            await self._arrive("at once")
+            await asyncio.Event().wait()
+        return await super().update(kind, obj)
+
+    async def get(self, kind: Kind, name: str, *, namespace: str) -> Any:
+        found = deepcopy(self.lease)
+        if self.written:
+            await self._arrive("after a look")
+        return found
+
+    async def _arrive(self, when: str) -> None:
+        if self.arrives == when:
+            await super().update(LEASE, self.written)
+            self.written = None
+
+
+@pytest.mark.parametrize("arrives", ["at once", "after a look", "never"])
+async def test_a_lease_is_given_back_although_a_renewal_was_cut_off(arrives: str) -> None:
+    client = Late()
+    client.arrives = arrives
+    lease = elector(client, [0.0])
+    running = asyncio.create_task(lease.run(on_lost=lambda: None))
+    await asyncio.wait_for(lease.acquired(), 5)
+    client.cut = True
+    while client.cut:
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await lease.release()
+    assert client.lease is not None
+    assert client.lease["spec"]["holderIdentity"] == ""
+
+
+async def test_a_lease_whose_taking_was_cut_off_is_given_back() -> None:
+    client = Late()
+    client.lease = {"metadata": {"name": "l", "namespace": "ns", "resourceVersion": "9"}, "spec": {}}
+    client.cut, client.arrives = True, "at once"
+    lease = elector(client, [0.0])
+    running = asyncio.create_task(lease.run(on_lost=lambda: None))
+    while client.cut:
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert client.lease["spec"]["holderIdentity"] == "me"
+    await lease.release()
+    assert client.lease["spec"]["holderIdentity"] == ""
 
 
 async def test_a_lease_that_cannot_be_renewed_is_lost_after_the_deadline_only() -> None:

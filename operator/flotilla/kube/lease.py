@@ -18,6 +18,8 @@ from flotilla.kube.kinds import LEASE
 
 log = logging.getLogger(__name__)
 
+_RELEASES = 3
+
 
 class Lease:
     """Run `run` as a task, wait for `acquired`, and end the process when `on_lost` is called."""
@@ -70,11 +72,26 @@ class Lease:
         on_lost()
 
     async def release(self) -> None:
-        """Give the Lease up, so that a standby need not wait for it to expire. Failing to is no harm."""
-        if self._held is not None:
-            self._held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
-            await self._attempt(self._write)
-            self._held = None
+        """Give the Lease up, so that a standby need not wait for it to expire. Failing to is no harm.
+
+        A write that was cut off by our end may still arrive, and make this one a conflict: then it is done once more.
+        """
+        for _ in range(_RELEASES):
+            if not await self._attempt(self._let_go):
+                break
+        self._held, self._doubtful = None, False
+
+    async def _let_go(self) -> bool:
+        """Whether to try again."""
+        await self._settle()
+        if self._held is None:
+            return False
+        self._held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+        try:
+            await self._write()
+        except Conflict:
+            return True
+        return False
 
     async def _attempt(self, action: Callable[[], Any]) -> bool:
         try:
@@ -96,13 +113,15 @@ class Lease:
                 "spec": {"leaseTransitions": 0},
             }
             self._stamp(lease, taken=True)
+            self._doubtful = True
             self._held = await self._client.create(LEASE, lease)
+            self._doubtful = False
             return True
         if not self._expired(lease):
             return False
         self._stamp(lease, taken=True)
-        self._held = await self._client.update(LEASE, lease)
-        return True
+        self._held = lease
+        return await self._write()
 
     def _expired(self, lease: dict[str, Any]) -> bool:
         holder = lease["spec"].get("holderIdentity") or ""
@@ -114,11 +133,15 @@ class Lease:
             return False
         return self._clock() - since > float(lease["spec"].get("leaseDurationSeconds") or self._duration_s)
 
-    async def _renew(self) -> bool:
+    async def _settle(self) -> None:
+        """Look whether a doubtful write has happened."""
         if self._doubtful:
             lease = await self._client.get(LEASE, self._name, namespace=self._namespace)
             mine = lease is not None and lease["spec"].get("holderIdentity") == self._identity
             self._held, self._doubtful = (lease if mine else None), False
+
+    async def _renew(self) -> bool:
+        await self._settle()
         if self._held is None:
             return False
         self._stamp(self._held, taken=False)
