@@ -199,15 +199,13 @@ class Watch:
         """Where kopf's end hangs, stop the loop below it, so that kopf is started again; nobody would watch otherwise.
 
         Seen after a watch error while other watches waited for a new login. kopf's own remedy kills the process.
+        The task that watches may end before we first look: it counts as seen at the start.
         """
-        watched = False
-        while True:
+        seen = time.monotonic()
+        while time.monotonic() - seen < _ENDING_S:
             await asyncio.sleep(_ENDING_S / 20)
-            watches = any(task.get_name() == _ROOT_TASK for task in asyncio.all_tasks())
-            if watched and not watches:
-                break
-            watched |= watches
-        await asyncio.sleep(_ENDING_S)
+            if any(task.get_name() == _ROOT_TASK for task in asyncio.all_tasks()):
+                seen = time.monotonic()
         log.warning("the end of the watch layer hangs and is cut short")
         asyncio.get_running_loop().stop()
 
