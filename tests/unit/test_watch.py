@@ -22,15 +22,16 @@ async def stubborn() -> None:
             continue
 
 
+@pytest.mark.parametrize("watched_s", [0.1, 0], ids=["it watched", "it broke off at once"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_an_end_of_kopf_that_hangs_is_cut_short_and_kopf_started_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, watched_s: float
 ) -> None:
     starts: list[float] = []
 
     async def hanging(**_: Any) -> None:
         starts.append(time.monotonic())
-        root = asyncio.create_task(asyncio.sleep(0.1), name="multidimensional multitasker")
+        root = asyncio.create_task(asyncio.sleep(watched_s), name="multidimensional multitasker")
         hung = asyncio.create_task(stubborn())
         await root
         hung.cancel()
