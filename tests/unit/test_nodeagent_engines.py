@@ -121,6 +121,8 @@ async def test_who_leaves_without_a_word_disturbs_nobody(engines: Fleet, tmp_pat
     second = await engines.run(tmp_path / "1.log", *VLLM)
     await up(first)
     await up(second)
+    assert first.running
+    assert second.running
 
 
 async def test_an_engine_whose_caller_gives_up_does_not_stay(engines: Fleet, tmp_path: Path) -> None:
