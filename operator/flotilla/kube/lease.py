@@ -104,21 +104,15 @@ class Lease:
             return False
 
     async def _take(self) -> bool:
-        lease = await self._client.get(LEASE, self._name, namespace=self._namespace)
-        if lease is None:
-            lease = {
-                "apiVersion": LEASE.api_version,
-                "kind": LEASE.kind,
-                "metadata": {"name": self._name, "namespace": self._namespace},
-                "spec": {"leaseTransitions": 0},
-            }
-            self._stamp(lease, taken=True)
-            self._doubtful = True
-            self._held = await self._client.create(LEASE, lease)
-            self._doubtful = False
-            return True
-        if not self._expired(lease):
+        found = await self._client.get(LEASE, self._name, namespace=self._namespace)
+        if found is not None and not self._expired(found):
             return False
+        lease = found or {
+            "apiVersion": LEASE.api_version,
+            "kind": LEASE.kind,
+            "metadata": {"name": self._name, "namespace": self._namespace},
+            "spec": {"leaseTransitions": 0},
+        }
         self._stamp(lease, taken=True)
         self._held = lease
         return await self._write()
@@ -150,7 +144,8 @@ class Lease:
     async def _write(self) -> bool:
         assert self._held is not None
         self._doubtful = True
-        self._held = await self._client.update(LEASE, self._held)
+        write = self._client.update if "resourceVersion" in self._held["metadata"] else self._client.create
+        self._held = await write(LEASE, self._held)
         self._doubtful = False
         return True
 
