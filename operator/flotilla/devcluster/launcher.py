@@ -14,15 +14,20 @@ PR_SET_PDEATHSIG = 1
 """From linux/prctl.h; survives execve (prctl(2))."""
 
 
-def main() -> None:
-    """Ask for SIGKILL at the parent's death, then become the program."""
-    parent_pid, argv = int(sys.argv[1]), sys.argv[2:]
+def die_with(parent_pid: int, program: str) -> None:
+    """Ask for SIGKILL at the parent's death; SystemExit when it is dead already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         # The parent died before prctl took effect, so its death will send no signal any more.
-        sys.exit(f"The parent process {parent_pid} is gone, so {argv[0]} is not started.")
+        sys.exit(f"The parent process {parent_pid} is gone, so {program} is not started.")
+
+
+def main() -> None:
+    """Ask for SIGKILL at the parent's death, then become the program."""
+    parent_pid, argv = int(sys.argv[1]), sys.argv[2:]
+    die_with(parent_pid, argv[0])
     # Python ignores these two, and an ignored signal stays ignored across execve.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)

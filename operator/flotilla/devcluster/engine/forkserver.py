@@ -10,7 +10,6 @@ Whoever closes the connection kills the engine.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -26,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from flotilla.devcluster.engine.__main__ import ENGINES, main
-from flotilla.devcluster.launcher import PR_SET_PDEATHSIG
+from flotilla.devcluster.launcher import die_with
 
 
 class ForkServer:
@@ -105,9 +104,7 @@ def _become(wanted: dict[str, Any], parent: int) -> None:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            return
+        die_with(parent, wanted["arguments"][0])
         log = os.open(wanted["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for standard in (1, 2):
             os.dup2(log, standard)
@@ -116,7 +113,7 @@ def _become(wanted: dict[str, Any], parent: int) -> None:
         os.environ.update(wanted["env"])
         code = main(wanted["arguments"])
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception:  # noqa: BLE001  # what Python would do at the end of a program
         traceback.print_exc()
     finally:

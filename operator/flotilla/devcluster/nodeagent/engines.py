@@ -91,10 +91,10 @@ class Engines:
         while True:
             try:
                 return await asyncio.open_unix_connection(f"\0{self.name}")
-            except OSError:
+            except OSError as error:
                 self._process.check()
                 if time.monotonic() > deadline:
-                    raise
+                    raise NotReady(f"No engine can be started for {_START_S:g} s: {error}.") from error
             await asyncio.sleep(_RETRY_S)
 
     def stop(self) -> None:
