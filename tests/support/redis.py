@@ -1,11 +1,7 @@
 """A real redis-server of the test's own, on a socket file, so that no port can be taken."""
 
-import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from flotilla.devcluster import debian
+from flotilla.devcluster.process import Process
+from flotilla.devcluster.wait import until
 
 _START_S = 30
 
@@ -23,31 +21,24 @@ class RedisServer:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self.url = f"unix://{directory}/redis.sock"
 
     def start(self) -> None:
         """Start, with what is on disk, and wait until it answers."""
         keep = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
         place = ("--dir", str(self._directory), "--unixsocket", str(self._directory / "redis.sock"), "--port", "0")
-        with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(debian.find("redis-server")), *keep, *place],
-                env=debian.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                with self.client() as client:
-                    client.ping()
-                return
-            except RedisError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError((self._directory / "log").read_text()) from None
-            time.sleep(0.02)
+        argv = [str(debian.find("redis-server")), *keep, *place]
+        process = Process.start("redis-server", argv, log=self._directory / "log", env=debian.environment())
+        self._process = process
+
+        def answers() -> bool:
+            process.check()
+            with suppress(RedisError), self.client() as client:
+                return bool(client.ping())
+            return False
+
+        until(answers, what="redis-server to answer", timeout_s=_START_S, interval_s=0.02)
 
     def client(self) -> Redis:
         """A client for looking at what is stored."""
@@ -55,25 +46,18 @@ class RedisServer:
 
     def kill(self) -> None:
         """As a machine that fails: no shutdown, no farewell to clients."""
-        self._signal(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait(10)
+        if self._process is not None:
+            self._process.kill()
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Connections are accepted and nothing is answered meanwhile."""
-        self._signal(signal.SIGSTOP)
         assert self._process is not None
-        # kill(2) returns before the process has stopped, and it could still answer.
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        self._process.pause()
         try:
             yield
         finally:
-            self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
+            self._process.resume()
 
 
 @contextmanager
@@ -86,6 +70,5 @@ def running_redis() -> Iterator[RedisServer]:
         server.start()
         yield server
     finally:
-        with suppress(AssertionError, ProcessLookupError):
-            server.kill()
+        server.kill()
         shutil.rmtree(directory, ignore_errors=True)
