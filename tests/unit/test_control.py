@@ -120,7 +120,7 @@ async def test_two_writes_of_one_resource_are_an_interval_apart_but_for_urgent_o
     assert await writer.write(KEY, live(), {"a": 3}, urgent=True) is None
     verb, body = client.calls[-1]
     assert verb == "status flotilla-status"
-    assert body["metadata"]["uid"] == "u"
+    assert body["metadata"] == {"name": "a", "namespace": "ns", "uid": "u", "resourceVersion": "1"}
     assert set(body) == {"apiVersion", "kind", "metadata", "status"}
 
 

@@ -29,7 +29,9 @@ class StatusWriter:
     ) -> float | None:
         """Write if different. Returns None when the cluster has `status`, else the seconds to come back in.
 
-        `urgent` skips the wait: for errors, which a user waits for, and for a spec that was not answered before.
+        `urgent` skips the wait: for errors, which a user waits for, and for a spec that was not answered before. Raises
+        Conflict when the resource is another by now: the answer would hold a spec that nobody has looked at, and its
+        event, being older, would tell the store nothing new.
         """
         old: Mapping[str, Any] = live.get("status") or {}
         if old == status:
@@ -41,7 +43,11 @@ class StatusWriter:
         body = {
             "apiVersion": API_VERSION,
             "kind": key.kind.kind,
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": live["metadata"]["uid"]},
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                **{name: live["metadata"][name] for name in ("uid", "resourceVersion")},
+            },
             "status": status,
         }
         applied = await self._client.apply_status(key.kind, body, manager=STATUS_MANAGER)
