@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.support.routing import FACTS, SOUND, resource
+from tests.support.routing import FACTS, SOUND, compile_document, resource
 
 from flotilla.constants import API_VERSION, GATEWAY
 from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS
@@ -12,7 +12,6 @@ from flotilla.devcluster.api import Api, NotFound
 from flotilla.devcluster.cluster import Cluster
 from flotilla.devcluster.kubeconfig import load
 from flotilla.devcluster.wait import until
-from flotilla.domain.routing.document import compile_document
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
 from flotilla.kube.kinds import ROUTING_POLICY
 from flotilla.render.gateway import GatewaySettings, Owner, children

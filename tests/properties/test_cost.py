@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from flotilla.domain.cost.comparison import (
     NEVER,
     IdleRule,
-    Routing,
     attribute,
     break_even_tasks_per_day,
     cost_ratio,
@@ -17,7 +16,7 @@ from flotilla.domain.cost.comparison import (
 )
 from flotilla.domain.cost.hosted import Terms, hosted_usd
 from flotilla.domain.cost.tokens import MILLION, TokenPrices, Usage, Weights, unit_costs
-from flotilla.domain.cost.utilization import at_full_load, effective, saturation_ratio, split
+from flotilla.domain.cost.utilization import at_full_load, saturation_ratio
 
 D = Decimal
 CENT_OF_A_CENT = D("0.0001")
@@ -44,15 +43,6 @@ def test_rates_times_tokens_are_the_cost(usd: Decimal, usage: Usage, weights: We
     parts = costs.input * usage.uncached + costs.cached_input * usage.cached + costs.output * usage.generated
     assert abs(parts / MILLION - usd) < CENT_OF_A_CENT
     assert abs(costs.blended * usage.total / MILLION - usd) < CENT_OF_A_CENT
-
-
-@given(usd=USD, active=decimals("-0.5", "1.5"), saturation=decimals("-0.5", "1.5"))
-def test_used_headroom_and_idle_are_the_cost_and_never_negative(
-    usd: Decimal, active: Decimal, saturation: Decimal
-) -> None:
-    parts = split(usd, active_ratio=active, saturation_ratio=saturation)
-    assert abs(parts.used + parts.headroom + parts.idle - usd) < CENT_OF_A_CENT
-    assert min(parts.used, parts.headroom, parts.idle) >= -CENT_OF_A_CENT
 
 
 @given(usd=USD, usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4))
@@ -149,26 +139,8 @@ def test_a_ratio_has_no_figure_without_both_bills() -> None:
     assert cost_ratio(D(5), D(0)) is None
 
 
-@given(
-    tasks=st.integers(1, 10**6).map(D), share=decimals("0", "0.99", 2), own=decimals("0", "1000", 2),
-    frontier=decimals("0.001", "1", 3),
-)  # fmt: skip
-def test_routing_breaks_even_where_its_savings_are_none(
-    tasks: Decimal, share: Decimal, own: Decimal, frontier: Decimal
-) -> None:
-    routing = Routing(tasks, tasks * share, own, tasks * share * frontier, frontier)
-    limit = routing.break_even_escalation
-    assert limit is not None
-    at_limit = Routing(tasks, tasks * limit, own, tasks * limit * frontier, frontier)
-    assert abs(at_limit.savings_usd) < CENT_OF_A_CENT
-    assert routing.wasted_usd is not None
-    assert abs(routing.wasted_usd - own * share) < CENT_OF_A_CENT
-
-
 def test_saturation_turns_one_unit_cost_into_the_other() -> None:
     saturation = saturation_ratio(D(250_000), seconds=D(1000), tokens_per_second=D(1000))
     assert saturation == D("0.25")
-    assert effective(D(1), saturation) == 4
     assert at_full_load(D(4), saturation) == 1
     assert saturation_ratio(D(1), seconds=D(0), tokens_per_second=D(5)) is None
-    assert effective(D(1), D(0)) is None

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.routing import CLASSES, FAILURES, FEATURES, SIGNALS, SOUND, compiled, policies, resource
+from tests.support.routing import (
+    CLASSES,
+    FAILURES,
+    FEATURES,
+    SIGNALS,
+    SOUND,
+    compile_document,
+    compiled,
+    policies,
+    resource,
+)
 
 from flotilla.api.routes import Match, Signal
 from flotilla.domain.routing.check import check
@@ -24,7 +34,7 @@ from flotilla.domain.routing.decide import (
     next_step,
     restrict,
 )
-from flotilla.domain.routing.document import GatewayDocument, compile_document, load_document
+from flotilla.domain.routing.document import GatewayDocument, load_document
 from flotilla.domain.routing.match import covers, matches
 from flotilla.domain.routing.request import Features
 

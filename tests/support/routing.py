@@ -1,12 +1,13 @@
 """A sound RoutingPolicy, and random ones with random requests and failures, for properties pure and over sockets."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
 
 from flotilla.api.routes import DeterministicSignal, Failure, Signal
 from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.domain.routing.document import DeploymentFacts, Policy, compile_policy
+from flotilla.domain.routing.document import DeploymentFacts, GatewayDocument, Policy, compile_policy
 from flotilla.domain.routing.request import Features, Operation
 
 FACTS = {
@@ -61,6 +62,14 @@ def resource(
 def compiled(spec: dict[str, Any]) -> Policy:
     """The policy as a gateway has it."""
     return compile_policy(resource(spec), FACTS)
+
+
+def compile_document(
+    namespace: str, resources: Iterable[RoutingPolicy], facts: Mapping[str, DeploymentFacts]
+) -> GatewayDocument:
+    """The document of sound policies, without the checks of `admission.admit`."""
+    found = (compile_policy(one, facts) for one in resources)
+    return GatewayDocument(namespace=namespace, policies=tuple(sorted(found, key=lambda policy: policy.name)))
 
 
 @st.composite

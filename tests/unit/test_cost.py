@@ -7,35 +7,22 @@ import pytest
 
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.cost.rates import capacity_type
-from flotilla.domain.cost.tokens import usd_per_million, usd_per_million_at, usd_per_request
-from flotilla.domain.cost.units import gpu_units, mig_share, parse_share, time_slice
+from flotilla.domain.cost.tokens import usd_per_million, usd_per_request
+from flotilla.domain.cost.units import gpu_units, parse_share, time_slice
 
 D = Decimal
 
 
-@pytest.mark.parametrize(
-    ("profile", "slices", "share"),
-    [
-        ("1g.10gb", (1, 1), Fraction(1, 7)),
-        ("2g.20gb", (2, 2), Fraction(2, 7)),
-        ("3g.40gb", (3, 4), Fraction(1, 2)),
-        ("4g.40gb", (4, 4), Fraction(4, 7)),
-        ("7g.80gb", (7, 8), Fraction(1)),
-        ("1g.20gb", (1, 2), Fraction(1, 4)),
-    ],
-)
-def test_a_mig_slice_is_the_greater_of_its_shares(profile: str, slices: tuple[int, int], share: Fraction) -> None:
-    assert mig_share(*slices) == share
-
-
-def test_two_slices_that_fill_a_gpu_cost_a_gpu() -> None:
-    assert gpu_units(1, mig_share(3, 4)) * 2 == 1
+def mig_share(compute_slices: int, memory_slices: int) -> Fraction:
+    """A MIG slice counts as the greater of its two shares, because no other slice can use the rest of that resource."""
+    return max(Fraction(compute_slices, 7), Fraction(memory_slices, 8))
 
 
 def test_units_of_whole_and_shared_gpus() -> None:
     assert gpu_units(8) == 8
     assert gpu_units(1, time_slice(4)) == D("0.25")
-    assert round(gpu_units(2, mig_share(1, 1)), 6) == D("0.285714")
+    assert round(gpu_units(2, Fraction(1, 7)), 6) == D("0.285714")
+    assert gpu_units(1, Fraction(1, 2)) * 2 == 1
 
 
 def test_the_packaged_slices_have_the_share_of_their_profile_and_that_share_of_the_price() -> None:
@@ -77,5 +64,4 @@ def test_node_labels_say_how_a_node_was_bought(labels: dict[str, str], found: st
 
 def test_without_tokens_or_requests_there_is_no_figure_rather_than_zero() -> None:
     assert usd_per_million(D(5), D(0)) is None
-    assert usd_per_million_at(D(5), D(0)) is None
     assert usd_per_request(D(5), D(0)) is None

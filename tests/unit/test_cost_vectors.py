@@ -6,7 +6,7 @@ import pytest
 
 from flotilla.domain.cost.comparison import break_even_tasks_per_day
 from flotilla.domain.cost.hosted import hosted_usd
-from flotilla.domain.cost.rates import HOURS_PER_YEAR, Owned, node_inclusive, opencost_parts
+from flotilla.domain.cost.rates import HOURS_PER_YEAR, Owned, node_inclusive
 from flotilla.domain.cost.tokens import (
     MILLION,
     TokenPrices,
@@ -15,13 +15,16 @@ from flotilla.domain.cost.tokens import (
     accrued_usd,
     unit_costs,
     usd_per_million,
-    usd_per_million_at,
     usd_per_request,
 )
-from flotilla.domain.cost.utilization import effective
 
 D = Decimal
 HOUR = D(3600)
+
+
+def at_throughput(usd_per_hour: Decimal, tokens_per_second: Decimal) -> Decimal | None:
+    """US dollars per million tokens of hardware that serves so many tokens per second."""
+    return usd_per_million(usd_per_hour, tokens_per_second * HOUR)
 
 
 def close(got: Decimal | None, published: str) -> bool:
@@ -54,7 +57,7 @@ def close(got: Decimal | None, published: str) -> bool:
 def test_dollars_per_million_tokens_of_published_throughputs(
     usd_per_hour: str, tokens_per_second: str, published: str
 ) -> None:
-    assert close(usd_per_million_at(D(usd_per_hour), D(tokens_per_second)), published)
+    assert close(at_throughput(D(usd_per_hour), D(tokens_per_second)), published)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +83,9 @@ def test_silybench_qwen3_8b(
     per_thousand: str,
 ) -> None:
     rate, requests = D(usd_per_hour), D(requests_per_second)
-    assert close(usd_per_million_at(rate, requests * shape[1]), output)
+    assert close(at_throughput(rate, requests * shape[1]), output)
     if total is not None:
-        assert close(usd_per_million_at(rate, requests * sum(shape)), total)
+        assert close(at_throughput(rate, requests * sum(shape)), total)
     per_request = usd_per_request(rate, requests * HOUR)
     assert per_request is not None
     assert close(per_request * 1000, per_thousand)
@@ -119,12 +122,11 @@ def test_opencosts_example_split_by_half_and_by_its_fallback_weight() -> None:
     [("8155.0661", "2492.8951", "3.2713"), ("8155.0661", "255.38374", "31.932"), ("2906.2669", "254.38753", "11.424")],
 )
 def test_a_cost_that_ignores_utilization_is_too_low_by_its_inverse(full: str, now: str, penalty: str) -> None:
-    at_full = usd_per_million_at(D("6.98"), D(full))
+    at_full = at_throughput(D("6.98"), D(full))
     assert at_full is not None
-    dear = effective(at_full, D(now) / D(full))
-    assert dear is not None
+    dear = at_full / (D(now) / D(full))
     assert close(dear / at_full, penalty)
-    assert abs(dear - (usd_per_million_at(D("6.98"), D(now)) or 0)) < D("1e-20")
+    assert abs(dear - (at_throughput(D("6.98"), D(now)) or 0)) < D("1e-20")
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,9 @@ def test_a_cost_that_ignores_utilization_is_too_low_by_its_inverse(full: str, no
 def test_published_costs_at_a_utilization(
     usd_per_hour: str, tokens_per_second: str, utilization: str, published: str
 ) -> None:
-    full = usd_per_million_at(D(usd_per_hour), D(tokens_per_second))
+    full = at_throughput(D(usd_per_hour), D(tokens_per_second))
     assert full is not None
-    assert close(effective(full, D(utilization)), published)
+    assert close(full / D(utilization), published)
 
 
 def test_a_month_of_720_hours_against_a_capacity_of_730_is_not_our_figure() -> None:
@@ -171,29 +173,9 @@ def test_owned_hardware_pays_maintenance_in_each_year_and_its_power() -> None:
     assert mine.gpu_usd_per_hour * 8 == mine.capital_usd_per_hour + mine.power_usd_per_hour
 
 
-@pytest.mark.parametrize(
-    ("node", "usd", "gpu", "vcpu", "gib", "share"),
-    [
-        ((1, 4, 16), ".8048", ".668184", ".0222336", ".00298010", None),
-        ((8, 192, 2048), "55.04", "2.339855", None, None, ".340095"),
-    ],
-)
-def test_opencosts_split_of_a_nodes_price(
-    node: tuple[int, int, int], usd: str, gpu: str, vcpu: str | None, gib: str | None, share: str | None
-) -> None:
-    gpus, vcpus, memory = map(D, node)
-    parts = opencost_parts(D(usd), gpus=gpus, vcpus=vcpus, memory_gib=memory)
-    assert close(parts.gpu, gpu)
-    assert vcpu is None or close(parts.vcpu, vcpu)
-    assert gib is None or close(parts.gib, gib)
-    assert share is None or close(parts.gpu * gpus / D(usd), share)
-    assert abs(parts.gpu * gpus + parts.vcpu * vcpus + parts.gib * memory - D(usd)) < D("1e-20")
-
-
-def test_a_gpu_of_a_rented_node_costs_its_part_of_the_whole_and_not_opencosts_part() -> None:
+def test_a_gpu_of_a_rented_node_costs_its_part_of_the_whole() -> None:
     whole = node_inclusive(D("55.04"), node_gpus=D(8), gpu_units=D(1))
     assert whole == D("6.88")
-    assert opencost_parts(D("55.04"), gpus=D(8), vcpus=D(192), memory_gib=D(2048)).gpu < whole / 2
 
 
 CLASSIFY, EXTRACT, RAG = (500, 10), (1000, 150), (3000, 300)

@@ -118,18 +118,36 @@ async def test_nodes_are_listed_when_pods_are_on_unknown_ones_and_forgotten_with
     assert (book.node("a"), book.node("b"), client.lists) == (None, NodeFacts("b"), 2)
 
 
-async def test_an_operator_that_may_not_see_nodes_stops_asking() -> None:
-    client, seen = Nodes(node("a")), Seen()
-    book = PriceBook(seen, lambda: 0.0, 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
+async def test_a_failed_list_of_nodes_is_retried_in_half_a_minute_and_not_sooner() -> None:
+    now, client, seen = [0.0], Nodes(node("a"), node("b")), Seen()
+    book = PriceBook(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
     book.node("a")
     client.fails = Transient("later")
     await book.look()
-    client.fails = Forbidden("no")
     book.node("b")
+    for at in (2.0, 29.0):
+        now[0] = at
+        await book.look()
+    assert (client.lists, book.node("a")) == (1, None)
+    now[0], client.fails = 30.0, None
     await book.look()
-    book.node("c")
+    assert (client.lists, book.node("a"), book.node("b")) == (2, NodeFacts("a"), NodeFacts("b"))
+    for at, lists in ((629.0, 2), (630.0, 3), (632.0, 3)):
+        now[0] = at
+        await book.look()
+        assert client.lists == lists
+
+
+async def test_an_operator_that_may_not_see_nodes_stops_asking() -> None:
+    now, client, seen = [0.0], Nodes(node("a")), Seen()
+    book = PriceBook(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
+    book.node("a")
+    client.fails = Forbidden("no")
     await book.look()
-    assert (client.lists, book.node("a"), seen.changes) == (2, None, 0)
+    book.node("b")
+    now[0] = 3600.0
+    await book.look()
+    assert (client.lists, book.node("a"), seen.changes) == (1, None, 0)
 
 
 OPENCOST = """
@@ -169,6 +187,12 @@ async def test_opencost_is_asked_at_its_interval_and_its_last_prices_stay_when_i
         now[0] = at
         await book.look()
     assert (answers, book.sources.opencost, seen.changes) == ([], {"a": D(1)}, 1)
+    answers.append({"a": D(2)})
+    for at, left in ((1229.0, 1), (1230.0, 0)):
+        now[0] = at
+        await book.look()
+        assert len(answers) == left
+    assert book.sources.opencost == {"a": D(2)}
 
 
 def spec(**cost: Any) -> ModelDeploymentSpec:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.support.routing import FACTS, SOUND, resource
+from tests.support.routing import FACTS, SOUND, compile_document, resource
 
 from flotilla.constants import ANNOTATION_HASH, GATEWAY
-from flotilla.domain.routing.document import DOCUMENT_FILE, compile_document, key_file, load_document
+from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.render import rbac
 from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint, selector
 

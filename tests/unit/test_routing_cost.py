@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flotilla.domain.cost.comparison import Routing, attribute
+from flotilla.domain.cost.comparison import attribute
 from flotilla.domain.cost.tokens import Usage, Weights
-from flotilla.domain.cost.utilization import split
 
 FILE = Path(__file__).parents[1] / "promtool" / "recording-routing.yaml"
 MINUTES = 60
@@ -78,34 +77,31 @@ def test_shares_of_adapters_are_those_of_attribute(scenario: dict[str, object]) 
     assert rule[frozenset({"shop", "small", "qwen"})] == pytest.approx(whole)
 
 
-def test_savings_waste_and_break_even_are_those_of_routing(scenario: dict[str, object]) -> None:
+def test_savings_waste_and_break_even_of_escalation(scenario: dict[str, object]) -> None:
     own = {name: usd for name, usd in shares(scenario).items() if name != DIRECT}
     # Each task of the scenario is of one size, and one in seven is asked again.
-    routing = Routing(
-        tasks=Decimal(7 * MINUTES),
-        escalated=Decimal(MINUTES),
-        own_usd=sum(own.values(), Decimal(0)),
-        escalation_usd=given(scenario, "flotilla_gateway_cost_usd_total", '"support"'),
-        frontier_usd_per_task=given(scenario, "flotilla_gateway_counterfactual_cost_usd_total") / (7 * MINUTES),
-    )
+    tasks, escalated = Decimal(7 * MINUTES), Decimal(MINUTES)
+    own_usd = sum(own.values(), Decimal(0))
+    escalation_usd = given(scenario, "flotilla_gateway_cost_usd_total", '"support"')
+    baseline_usd = given(scenario, "flotilla_gateway_counterfactual_cost_usd_total")
     policy, compared = frozenset({"shop", "support"}), frozenset({"shop", "support", "frontier"})
     for rule, key, value in (
-        ("policy:flotilla_route_cost_usd", policy, routing.own_usd + routing.escalation_usd),
-        ("policy:flotilla_escalation_cost_usd", policy, routing.escalation_usd),
-        ("policy:flotilla_wasted_cost_usd", policy, routing.wasted_usd),
-        ("policy_comparator:flotilla_routing_savings_usd", compared, routing.savings_usd),
-        ("policy_comparator:flotilla_break_even_escalation", compared, routing.break_even_escalation),
+        ("policy:flotilla_route_cost_usd", policy, own_usd + escalation_usd),
+        ("policy:flotilla_escalation_cost_usd", policy, escalation_usd),
+        ("policy:flotilla_wasted_cost_usd", policy, own_usd * escalated / tasks),
+        ("policy_comparator:flotilla_routing_savings_usd", compared, baseline_usd - own_usd - escalation_usd),
+        ("policy_comparator:flotilla_break_even_escalation", compared, 1 - own_usd / baseline_usd),
     ):
-        assert value is not None
         assert expected(scenario, rule) == {key: pytest.approx(float(value))}, rule
 
 
-def test_the_three_uses_are_those_of_split_and_start_up_is_idle(scenario: dict[str, object]) -> None:
+def test_used_headroom_and_idle_add_up_and_start_up_is_idle(scenario: dict[str, object]) -> None:
     serving, idle, startup = (
         given(scenario, "flotilla_deployment_cost_usd_total", '"small"', f'state="{state}"')
         for state in ("serving", "idle", "startup")
     )
-    parts = split(serving + idle, active_ratio=Decimal("0.75"), saturation_ratio=Decimal("0.25"))
+    usd, active, saturation = serving + idle, Decimal("0.75"), Decimal("0.25")
+    uses = {"used": usd * saturation, "headroom": usd * (active - saturation), "idle": usd * (1 - active) + startup}
     rule = expected(scenario, "modeldeployment_use:flotilla_deployment_cost_usd")
-    for use, usd in (("used", parts.used), ("headroom", parts.headroom), ("idle", parts.idle + startup)):
+    for use, usd in uses.items():
         assert rule[frozenset({"shop", "small", use})] == pytest.approx(float(usd))

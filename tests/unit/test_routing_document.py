@@ -4,12 +4,12 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.support.routing import FACTS, SOUND, resource
+from tests.support.routing import FACTS, SOUND, compile_document, resource
 from tests.support.schema import REMOVED, Path, put
 from tests.support.whole import ROUTING_POLICY
 
 from flotilla.api.secrets import SecretKeyRef
-from flotilla.domain.routing.document import compile_document, facts_of, key_file, load_document
+from flotilla.domain.routing.document import facts_of, key_file, load_document
 from flotilla.errors import InvalidSpec
 
 DOCUMENT = compile_document("team", [resource(SOUND), resource(ROUTING_POLICY["spec"], name="whole")], FACTS)

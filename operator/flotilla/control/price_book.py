@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """Between two looks at the catalogue's file, and the least time between two lists of nodes."""
+_RETRY_S = 30.0
+"""Until a failed list of nodes or a failed question to OpenCost is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,13 @@ class PriceBook:
     _facts: dict[str, NodeFacts] = field(default_factory=dict)
     _wanted: set[str] = field(default_factory=set)
     _missing: set[str] = field(default_factory=set)
-    """Asked for since the last list."""
+    """Asked for since the last list that succeeded."""
     _read: tuple[int, int, int] | None = None
-    _listed: float = -math.inf
-    _asked: float = -math.inf
+    _no_list_before: float = -math.inf
+    """When a list of nodes may be tried again after one that failed."""
+    _list_due: float = -math.inf
+    """When the nodes that are known are read again."""
+    _opencost_due: float = -math.inf
 
     @property
     def version(self) -> str:
@@ -87,12 +92,10 @@ class PriceBook:
         """Ask each source whose time has come."""
         self.reread()
         now = self.clock()
-        if self._missing or (self._wanted and now - self._listed >= self.interval_s):
-            self._listed = now
-            await self._list()
-        if self.opencost is not None and now - self._asked >= self.interval_s:
-            self._asked = now
-            await self._ask(self.opencost)
+        if now >= self._no_list_before and (self._missing or (self._wanted and now >= self._list_due)):
+            await self._list(now)
+        if self.opencost is not None and now >= self._opencost_due:
+            await self._ask(self.opencost, now)
 
     def reread(self) -> None:
         """Take the catalogue's content if it changed; keep the last good one if it is wrong, and say so."""
@@ -126,31 +129,38 @@ class PriceBook:
             return None
         return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
-    async def _list(self) -> None:
+    async def _list(self, now: float) -> None:
+        asked, self._missing = self._missing, set()
         if self.nodes is None:
-            self._missing.clear()
             return
-        self._missing.clear()
         try:
             found = dict(await self.nodes(frozenset(self._wanted)))
         except Forbidden as refused:
-            log.warning("nodes are not visible: spot prices and annotations are not", extra={"cause": str(refused)})
+            log.warning(
+                "no permission to list nodes; spot prices and node annotations are ignored",
+                extra={"cause": str(refused)},
+            )
             self.nodes = None
             return
         except Transient as failure:
-            log.info("nodes are listed again later", extra={"cause": str(failure)})
+            self._missing |= asked
+            self._no_list_before = now + min(_RETRY_S, self.interval_s)
+            log.info("the list of nodes failed and will be retried", extra={"cause": str(failure)})
             return
+        self._list_due = now + self.interval_s
         self._wanted &= found.keys()
         if found != self._facts:
             self._facts = found
             self.changed()
 
-    async def _ask(self, opencost: OpenCost) -> None:
+    async def _ask(self, opencost: OpenCost, now: float) -> None:
         try:
             prices = dict(await opencost())
         except FlotillaError as failure:
-            log.warning("OpenCost's prices are those of before", extra={"cause": str(failure)})
+            self._opencost_due = now + min(_RETRY_S, self.interval_s)
+            log.warning("the OpenCost query failed; the last prices stay in use", extra={"cause": str(failure)})
             return
+        self._opencost_due = now + self.interval_s
         if prices != (self.sources.opencost or {}):
             self.sources = replace(self.sources, opencost=prices)
             self.changed()

@@ -1,7 +1,6 @@
 """Self-hosted against hosted: savings, break-even, routing, and who among several users pays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
@@ -69,38 +68,6 @@ def break_even_tasks_per_day(
 def break_even_utilization(full_load_usd: Decimal, hosted_usd: Decimal) -> Decimal | None:
     """The saturation above which self-hosting is cheaper, both per million tokens; above 1 never. None if unpriced."""
     return full_load_usd / hosted_usd if hosted_usd > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """A small model that hands what it cannot do to a frontier model, against the frontier model alone."""
-
-    tasks: Decimal
-    escalated: Decimal
-    """Of `tasks`."""
-    own_usd: Decimal
-    """The small model's share of its deployment, what it did in vain included."""
-    escalation_usd: Decimal
-    """Billed by the frontier model."""
-    frontier_usd_per_task: Decimal
-
-    @property
-    def baseline_usd(self) -> Decimal:
-        return self.tasks * self.frontier_usd_per_task
-
-    @property
-    def savings_usd(self) -> Decimal:
-        return self.baseline_usd - self.own_usd - self.escalation_usd
-
-    @property
-    def wasted_usd(self) -> Decimal | None:
-        """The small model's attempts at tasks that were escalated; None without tasks."""
-        return self.own_usd * self.escalated / self.tasks if self.tasks > 0 else None
-
-    @property
-    def break_even_escalation(self) -> Decimal | None:
-        """Escalating a greater share than this costs more than the frontier model alone; None without a baseline."""
-        return _ONE - self.own_usd / self.baseline_usd if self.baseline_usd > 0 else None
 
 
 class IdleRule(StrEnum):

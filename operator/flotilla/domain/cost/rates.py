@@ -1,4 +1,4 @@
-"""What hardware costs per hour, rented by the node or owned; how a node was bought; how OpenCost divides its price."""
+"""What hardware costs per hour, rented by the node or owned; how a node was bought."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,32 +64,3 @@ class Owned:
     def gpu_usd_per_hour(self) -> Decimal:
         """One GPU's part of both."""
         return (self.capital_usd_per_hour + self.power_usd_per_hour) / self.gpus
-
-
-@dataclass(frozen=True, slots=True)
-class NodeParts:
-    """A node's price by part, in US dollars per hour of one."""
-
-    gpu: Decimal
-    vcpu: Decimal
-    gib: Decimal
-
-
-def opencost_parts(
-    node_usd_per_hour: Decimal,
-    *,
-    gpus: Decimal,
-    vcpus: Decimal,
-    memory_gib: Decimal,
-    gpu_price: Decimal = Decimal("0.95"),
-    vcpu_price: Decimal = Decimal("0.031611"),
-    gib_price: Decimal = Decimal("0.004237"),
-) -> NodeParts:
-    """How OpenCost divides a node's price, with the defaults of its configs/default.json.
-
-    The GPU's part is far below the node's price on large nodes: 34 % of a p5.48xlarge. It is here to explain that
-    number, and never taken as the price of a GPU.
-    """
-    multiple = gpus * gpu_price / gib_price + vcpus * vcpu_price / gib_price + memory_gib
-    gib = node_usd_per_hour / multiple
-    return NodeParts(gpu=gib * gpu_price / gib_price, vcpu=gib * vcpu_price / gib_price, gib=gib)

@@ -82,11 +82,6 @@ def usd_per_million(usd: Decimal, tokens: Decimal) -> Decimal | None:
     return usd / tokens * MILLION if tokens > 0 else None
 
 
-def usd_per_million_at(usd_per_hour: Decimal, tokens_per_second: Decimal) -> Decimal | None:
-    """Unit cost of hardware at a throughput; None without one."""
-    return usd_per_million(usd_per_hour, tokens_per_second * SECONDS_PER_HOUR)
-
-
 def usd_per_request(usd: Decimal, requests: Decimal) -> Decimal | None:
     """None without requests."""
     return usd / requests if requests > 0 else None

@@ -4,19 +4,12 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-COMPUTE_SLICES, MEMORY_SLICES = 7, 8
-"""Of the GPUs that have MIG, from the A100 on."""
 _SHARE = re.compile(r"^([1-9]\d{0,3})/([1-9]\d{0,3})$")
 
 
 def gpu_units(count: int, share: Fraction = Fraction(1)) -> Decimal:
     """`count` units of a class, each of which is `share` of a GPU."""
     return Decimal(count) * share.numerator / share.denominator
-
-
-def mig_share(compute_slices: int, memory_slices: int) -> Fraction:
-    """The greater of the slice's two shares, so that what no other slice can use is paid for: two 3g.40gb are a GPU."""
-    return max(Fraction(compute_slices, COMPUTE_SLICES), Fraction(memory_slices, MEMORY_SLICES))
 
 
 def time_slice(replicas: int) -> Fraction:

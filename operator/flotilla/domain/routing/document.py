@@ -262,22 +262,6 @@ def _unknown(where: str, why: str) -> InvalidSpec:
     )
 
 
-def compile_document(
-    namespace: str,
-    policies: Iterable[RoutingPolicy],
-    deployments: Mapping[str, DeploymentFacts],
-    *,
-    allow_private_hosted_addresses: bool = False,
-) -> GatewayDocument:
-    """The document of sound policies, in order of their names. `admission.admit` judges them first."""
-    compiled = (compile_policy(policy, deployments) for policy in policies)
-    return GatewayDocument(
-        namespace=namespace,
-        allow_private_hosted_addresses=allow_private_hosted_addresses,
-        policies=tuple(sorted(compiled, key=lambda policy: policy.name)),
-    )
-
-
 def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFacts]) -> Policy:
     """Resolve targets and data classes. A ModelDeployment that does not exist yet is a target without endpoints."""
     spec = policy.spec
