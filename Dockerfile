@@ -10,6 +10,8 @@ ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PROJECT
 WORKDIR /src
 # Dependencies first: they change less often than the code.
 COPY pyproject.toml uv.lock ./
+# The lock covers the whole workspace, so uv asks for each member's metadata; nothing else of it is copied or installed.
+COPY devcluster/pyproject.toml devcluster/
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --extra redis --extra otlp --no-dev --no-install-project
 COPY README.md LICENSE ./
 COPY operator operator

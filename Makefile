@@ -25,7 +25,7 @@ sync: $(filter .uv/bin/uv,$(UV))
 
 .PHONY: demo
 demo: sync ## Local control plane, operator, three models, traffic, scaling, a cost table. KEEP=1 leaves it running.
-	$(RUN) python -m flotilla.devcluster.demo $(if $(KEEP),--keep)
+	$(RUN) python -m flotilla_devcluster.demo $(if $(KEEP),--keep)
 
 .PHONY: test
 test: lint ## Everything that CI runs. WORKERS=1 for one test at a time.

@@ -22,12 +22,12 @@ from typing import Any
 import aiohttp
 
 from flotilla.constants import API_VERSION
-from flotilla.devcluster.nodeagent.nodes import AgentConfig
-from flotilla.devcluster.stack import Stack
-from flotilla.devcluster.wait import until
 from flotilla.errors import Transient
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import DEPLOYMENT
+from flotilla_devcluster.nodeagent.nodes import AgentConfig
+from flotilla_devcluster.stack import Stack
+from flotilla_devcluster.wait import until
 
 ROOT = Path(__file__).parent.parent
 NAME, NAMESPACE = "reaction", "default"

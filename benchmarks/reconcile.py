@@ -24,11 +24,11 @@ from typing import Any
 import psutil
 
 from flotilla.constants import API_VERSION
-from flotilla.devcluster.audit import WRITE_VERBS, AuditLog, select
-from flotilla.devcluster.controlplane import ControlPlane
-from flotilla.devcluster.operator import USER, OperatorProcess, install
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
+from flotilla_devcluster.audit import WRITE_VERBS, AuditLog, select
+from flotilla_devcluster.controlplane import ControlPlane
+from flotilla_devcluster.operator import USER, OperatorProcess, install
 
 ROOT = Path(__file__).parent.parent
 SUBMITTERS = 16

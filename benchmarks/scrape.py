@@ -29,8 +29,6 @@ from flotilla.control.fleet import Fleet
 from flotilla.control.keys import Key, owner
 from flotilla.control.price_book import PriceBook
 from flotilla.control.scaler import Scaler
-from flotilla.devcluster.engine.vllm import VllmEngine
-from flotilla.devcluster.engine.vllm_config import configure
 from flotilla.domain.pricing import CostBasis
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.domain.simulation.sequences import Sequence
@@ -39,6 +37,8 @@ from flotilla.kube.store import Store
 from flotilla.telemetry.addresses import AddressMap
 from flotilla.telemetry.ledger import Ledger
 from flotilla.telemetry.scrape import EngineSample, Scraper
+from flotilla_devcluster.engine.vllm import VllmEngine
+from flotilla_devcluster.engine.vllm_config import configure
 
 _PORT = 8000
 _QUEUES = 16

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flotilla.api.crd import PlainDumper
-from flotilla.devcluster import binaries
+from flotilla_devcluster import binaries
 
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts/flotilla"

@@ -11,8 +11,8 @@ from tests.support.schema import put
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, files
-from flotilla.devcluster.cluster import Cluster
 from flotilla.errors import InvalidSpec
+from flotilla_devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.controlplane
 

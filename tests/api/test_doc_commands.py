@@ -9,8 +9,8 @@ import pytest
 from tests.support.doc_commands import PAGES, QUICK_START, ROOT, Line, blocks, checkout, in_shell, reader
 from tests.support.helm import Helm
 
-from flotilla.devcluster import binaries, crds
-from flotilla.devcluster.controlplane import ControlPlane
+from flotilla_devcluster import binaries, crds
+from flotilla_devcluster.controlplane import ControlPlane
 
 pytestmark = pytest.mark.controlplane
 

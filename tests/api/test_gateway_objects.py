@@ -7,14 +7,14 @@ from tests.support.routing import FACTS, SOUND, compile_document, resource
 
 from flotilla.constants import API_VERSION, GATEWAY
 from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS
-from flotilla.devcluster import operator
-from flotilla.devcluster.api import Api, NotFound
-from flotilla.devcluster.cluster import Cluster
-from flotilla.devcluster.kubeconfig import load
-from flotilla.devcluster.wait import until
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
 from flotilla.kube.kinds import ROUTING_POLICY
 from flotilla.render.gateway import GatewaySettings, Owner, children
+from flotilla_devcluster import operator
+from flotilla_devcluster.api import Api, NotFound
+from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.kubeconfig import load
+from flotilla_devcluster.wait import until
 
 pytestmark = pytest.mark.controlplane
 

@@ -14,9 +14,9 @@ from tests.chart.test_chart import MONITORS, whole
 from tests.chart.test_kustomize import kustomized
 from tests.support.helm import Helm, Object
 
-from flotilla.devcluster import crds
-from flotilla.devcluster.cluster import Cluster
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
+from flotilla_devcluster import crds
+from flotilla_devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.controlplane
 

@@ -7,8 +7,8 @@ from tests.support.schema import REMOVED, Path, Violation, cel_messages, missing
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, crd
-from flotilla.devcluster.cluster import Cluster
 from flotilla.errors import InvalidSpec
+from flotilla_devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.controlplane
 

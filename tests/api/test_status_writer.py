@@ -7,12 +7,12 @@ import pytest
 from flotilla.constants import API_VERSION
 from flotilla.control.keys import Key, owner
 from flotilla.control.status import StatusWriter
-from flotilla.devcluster.cluster import Cluster
-from flotilla.devcluster.stack import MODEL_DEPLOYMENTS
 from flotilla.errors import Conflict
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
+from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.stack import MODEL_DEPLOYMENTS
 
 pytestmark = pytest.mark.controlplane
 STATUS = {"observedGeneration": 1, "replicas": 1}

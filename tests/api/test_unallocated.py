@@ -12,14 +12,14 @@ from tests.support.unallocated import node, pod
 from flotilla.constants import LABEL_MANAGED_BY, MANAGER
 from flotilla.control.keys import owner
 from flotilla.control.unallocated import Unallocated
-from flotilla.devcluster import operator
-from flotilla.devcluster.cluster import Cluster
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.pricing import NO_SOURCES
 from flotilla.errors import Forbidden
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import POD
 from flotilla.kube.store import Store
+from flotilla_devcluster import operator
+from flotilla_devcluster.cluster import Cluster
 
 pytestmark = pytest.mark.controlplane
 H200 = "nvidia-h200"

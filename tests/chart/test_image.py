@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LAST_STAGE = DOCKERFILE.rpartition("\nFROM ")[2]
 
 
-def uv(*arguments: str | Path, cwd: Path = ROOT) -> str:
+def uv(*arguments: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> str:
     program = os.environ.get("UV") or shutil.which("uv")  # `uv run` names itself
     assert program is not None, "uv is not on the PATH"
-    done = subprocess.run([program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -56,12 +60,43 @@ def test_the_bill_of_materials_names_every_dependency() -> None:
     assert not {"pytest", "ruff"} & names
 
 
+def test_the_recipe_installs_the_operator_and_nothing_of_devcluster(tmp_path: Path) -> None:
+    """Its two `uv sync` lines, run on nothing but the build context."""
+    context = tmp_path / "context"
+    for name in re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        (context / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, context / name)
+    environ = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(tmp_path / "env")}
+    commands = re.findall(r" uv (sync .*)$", DOCKERFILE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        uv(*command.split(), cwd=context, env=environ)
+    (packages,) = (tmp_path / "env/lib").glob("python*/site-packages")
+    assert (packages / "flotilla/py.typed").is_file()
+    assert [path.name for path in packages.iterdir() if "devcluster" in path.name] == []
+    assert not {"openai", "pytest"} & {path.name for path in packages.iterdir()}
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`flotilla` of a fresh environment that holds the wheel and its dependencies, as the image does."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operator's wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     uv("build", "--wheel", "--quiet", "--out-dir", folder)
-    (wheel,) = folder.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_nothing_of_devcluster(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "flotilla/app.py" in names
+    assert [name for name in names if "devcluster" in name] == []
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """`flotilla` of a fresh environment that holds the wheel and its dependencies, as the image does."""
+    folder = wheel.parent
     locked = folder / "locked.txt"
     locked.write_text(uv("export", "--no-dev", "--locked", "--no-emit-project", "--quiet"))
     uv("venv", "--quiet", folder / "env")
@@ -92,3 +127,8 @@ def test_the_wheel_alone_starts_the_operator_up_to_the_cluster(installed: Path, 
     settings = tmp_path / "config.yaml"
     settings.write_text("listen_port: 0\nkubeconfig: /nowhere/config\n")
     assert "/nowhere/config" in run(installed, "operator", "--config", str(settings), code=3)
+
+
+def test_the_wheel_alone_says_what_to_install_for_devcluster(installed: Path) -> None:
+    assert "devcluster" in run(installed, "--help")
+    assert "pip install flotilla-devcluster" in run(installed, "devcluster", "up", "--detach", code=1)

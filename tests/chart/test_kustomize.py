@@ -9,7 +9,7 @@ import yaml
 from hack import manifests
 from tests.support.helm import Helm, Object
 
-from flotilla.devcluster import binaries
+from flotilla_devcluster import binaries
 
 DESCRIPTIVE = (
     "app.kubernetes.io/instance",

@@ -12,8 +12,8 @@ import pytest
 from tests.support.hosted import HostedApi, Received, Whole
 from tests.support.models import Models
 
-from flotilla.devcluster.nodeagent.nodes import AgentConfig
-from flotilla.devcluster.stack import Stack
+from flotilla_devcluster.nodeagent.nodes import AgentConfig
+from flotilla_devcluster.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 FAST = {

@@ -11,9 +11,9 @@ from aiohttp import web
 from tests.support.flaky import Fault, FlakyProxy, answer_status
 from tests.support.models import Models
 
-from flotilla.devcluster import kubeconfig
-from flotilla.devcluster.kubeconfig import Access
-from flotilla.devcluster.stack import Stack
+from flotilla_devcluster import kubeconfig
+from flotilla_devcluster.kubeconfig import Access
+from flotilla_devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster
 

@@ -21,11 +21,11 @@ from tests.support.doc_commands import ROOT, own, reader, typed
 from tests.support.helm import Helm
 
 from flotilla.control.ledger_store import record_name
-from flotilla.devcluster.addresses import local_address
-from flotilla.devcluster.audit import AuditLog, select
-from flotilla.devcluster.controlplane import ControlPlane
-from flotilla.devcluster.nodeagent import NodeAgent
-from flotilla.devcluster.wait import until
+from flotilla_devcluster.addresses import local_address
+from flotilla_devcluster.audit import AuditLog, select
+from flotilla_devcluster.controlplane import ControlPlane
+from flotilla_devcluster.nodeagent import NodeAgent
+from flotilla_devcluster.wait import until
 
 pytestmark = pytest.mark.cluster
 

@@ -10,11 +10,11 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.control.ledger_store import record_name
-from flotilla.devcluster.audit import select
-from flotilla.devcluster.demo import load
-from flotilla.devcluster.demo.report import samples, value
-from flotilla.devcluster.operator import NAMESPACE, USER
-from flotilla.devcluster.stack import Stack
+from flotilla_devcluster.audit import select
+from flotilla_devcluster.demo import load
+from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.operator import NAMESPACE, USER
+from flotilla_devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster
 CATALOG = 'source: contract\nasOf: 2020-01-01\ngpus: [{class: nvidia-l4, usd: "%s"}]\n'

@@ -6,9 +6,9 @@ import openai
 import pytest
 from tests.support.models import Models
 
-from flotilla.devcluster.stack import Stack
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.rollout import free_units
+from flotilla_devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster
 

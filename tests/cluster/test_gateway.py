@@ -12,8 +12,8 @@ from tests.support.hosted import HostedApi
 from tests.support.models import Models
 
 from flotilla.constants import GATEWAY
-from flotilla.devcluster.audit import select
-from flotilla.devcluster.operator import USER
+from flotilla_devcluster.audit import select
+from flotilla_devcluster.operator import USER
 
 pytestmark = pytest.mark.cluster
 

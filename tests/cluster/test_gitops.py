@@ -10,8 +10,8 @@ import yaml
 from tests.support.controlplane import Kubectl
 from tests.support.models import Models
 
-from flotilla.devcluster import binaries
-from flotilla.devcluster.demo import load
+from flotilla_devcluster import binaries
+from flotilla_devcluster.demo import load
 
 pytestmark = pytest.mark.cluster
 

@@ -18,10 +18,10 @@ from tests.support.scraping import Discovery, of_pods, of_process, point
 from tests.unit.test_monitoring import BOARDS, filled
 
 from flotilla.constants import GATEWAY
-from flotilla.devcluster.demo import load
-from flotilla.devcluster.demo.report import samples, value
 from flotilla.render.monitoring import monitors
 from flotilla.render.monitoring.rules import plain
+from flotilla_devcluster.demo import load
+from flotilla_devcluster.demo.report import samples, value
 
 pytestmark = pytest.mark.cluster
 

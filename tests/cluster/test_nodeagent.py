@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
-from flotilla.devcluster.nodeagent.environment import expand
 from flotilla.errors import Transient
+from flotilla_devcluster.nodeagent.environment import expand
 
 pytestmark = pytest.mark.cluster
 

@@ -8,11 +8,11 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.control.ledger_store import record_name
-from flotilla.devcluster.audit import select
-from flotilla.devcluster.demo import load
-from flotilla.devcluster.demo.report import samples, value
-from flotilla.devcluster.operator import NAMESPACE, USER
 from flotilla.render.rbac import permissions
+from flotilla_devcluster.audit import select
+from flotilla_devcluster.demo import load
+from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.operator import NAMESPACE, USER
 
 pytestmark = pytest.mark.cluster
 

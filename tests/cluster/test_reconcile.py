@@ -10,9 +10,9 @@ import yaml
 from tests.support.models import Models
 
 from flotilla.constants import API_VERSION
-from flotilla.devcluster import binaries
-from flotilla.devcluster.audit import select
-from flotilla.devcluster.operator import USER
+from flotilla_devcluster import binaries
+from flotilla_devcluster.audit import select
+from flotilla_devcluster.operator import USER
 
 pytestmark = pytest.mark.cluster
 

@@ -14,10 +14,10 @@ from tests.support.external_metrics import METRIC, external_metric
 from tests.support.models import Models
 
 from flotilla.constants import GATEWAY, LABEL_MODEL
-from flotilla.devcluster.addresses import local_address
-from flotilla.devcluster.demo import load
 from flotilla.domain.observed import DELETION_COST
 from flotilla.errors import FlotillaError
+from flotilla_devcluster.addresses import local_address
+from flotilla_devcluster.demo import load
 
 pytestmark = pytest.mark.cluster
 

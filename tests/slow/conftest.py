@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from flotilla.devcluster.nodeagent.nodes import AgentConfig
-from flotilla.devcluster.stack import Stack
+from flotilla_devcluster.nodeagent.nodes import AgentConfig
+from flotilla_devcluster.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 VLLM_VERSION, TORCH_VERSION = "0.32.0", "2.13.0"

@@ -14,9 +14,9 @@ from tests.support.combinations import COMBINATIONS
 from tests.support.models import Models
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.devcluster.demo.report import samples, value
-from flotilla.devcluster.stack import Stack
 from flotilla.domain.resolve import load_catalog, resolve
+from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.stack import Stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

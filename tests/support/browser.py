@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from flotilla.devcluster import debian
+from flotilla_devcluster import debian
 
 _START_S = 30.0
 

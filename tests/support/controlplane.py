@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from flotilla.devcluster import binaries, cluster
-from flotilla.devcluster.cluster import Cluster
-from flotilla.devcluster.controlplane import ControlPlane
 from flotilla.errors import FlotillaError
+from flotilla_devcluster import binaries, cluster
+from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import ControlPlane
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 _CLUSTERS = {"controlplane", "stack", "site"}

@@ -18,7 +18,7 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 QUICK_START = "docs/guides/quick-start.md"
-"""Its lines are typed one after another, on the cluster that it starts: tests/controlplane/test_command.py."""
+"""Its lines are typed one after another on a cluster: devcluster/tests/controlplane/test_command.py."""
 Surroundings = Literal["quick start", "prometheus", "fleet", "none"]
 _ASK_A_FLEET = frozenset({"cost", "describe", "doctor", "logs", "status", "top"})
 _SHELL = frozenset({"", "sh", "bash", "console"})

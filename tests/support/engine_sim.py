@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 
-from flotilla.devcluster.engine import tgi, tgi_config, vllm, vllm_config
-from flotilla.devcluster.engine.serving import RunningServer, bind
+from flotilla_devcluster.engine import tgi, tgi_config, vllm, vllm_config
+from flotilla_devcluster.engine.serving import RunningServer, bind
 
 FAST = {"FLOTILLA_SIM_STEP_SECONDS": "0.001", "FLOTILLA_SIM_TOKENS_PER_SECOND": "100000"}
 
@@ -89,7 +89,7 @@ _ARGUMENTS = {
 @asynccontextmanager
 async def running_any(engine: str) -> AsyncIterator[Running]:
     """An engine by its name, with the model m/x loaded."""
-    package = "flotilla.devcluster.engine"
+    package = "flotilla_devcluster.engine"
     config = import_module(f"{package}.{engine}_config").configure(_ARGUMENTS[engine], FAST)
     made = import_module(f"{package}.{engine}").make(config)
     async with _running(config, made) as running:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hack import manifests
 
-from flotilla.devcluster import binaries
+from flotilla_devcluster import binaries
 
 Object = dict[str, Any]
 

@@ -32,7 +32,7 @@ def lane(nodeid: str) -> str:
     those of `sdk` a library that takes a second to load.
     """
     module = PurePosixPath(nodeid.split("::", 1)[0])
-    folder = module.parts[1]
+    folder = module.parent.name
     if folder in {"cluster", "controlplane"} and module.stem in _OWN:
         return "own"
     if folder == "cluster":

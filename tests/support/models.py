@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flotilla.constants import API_VERSION
-from flotilla.devcluster.demo.report import samples, value
-from flotilla.devcluster.stack import Stack
-from flotilla.devcluster.wait import until
 from flotilla.errors import FlotillaError
+from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.stack import Stack
+from flotilla_devcluster.wait import until
 
 PATHS = {
     "ModelDeployment": "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/modeldeployments",

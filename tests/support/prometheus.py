@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from flotilla.devcluster import debian, ports
-from flotilla.devcluster.process import Process
-from flotilla.devcluster.wait import until
 from flotilla.errors import Transient
+from flotilla_devcluster import debian, ports
+from flotilla_devcluster.process import Process
+from flotilla_devcluster.wait import until
 
 _START_S = 60.0
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from flotilla.devcluster import debian
-from flotilla.devcluster.process import Process
-from flotilla.devcluster.wait import until
+from flotilla_devcluster import debian
+from flotilla_devcluster.process import Process
+from flotilla_devcluster.wait import until
 
 _START_S = 30
 

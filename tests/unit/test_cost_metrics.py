@@ -7,7 +7,6 @@ from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from flotilla.devcluster.demo.report import samples, value
 from flotilla.domain.accelerators import load_accelerators
 from flotilla.domain.cost.hosted import Terms
 from flotilla.domain.cost.tokens import MEASURED, TokenPrices, Weights
@@ -17,6 +16,7 @@ from flotilla.telemetry import ledger_record
 from flotilla.telemetry.account import Account
 from flotilla.telemetry.collector import DeploymentView, FleetCollector
 from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
+from flotilla_devcluster.demo.report import samples, value
 
 D = Decimal
 Found = dict[str, list[tuple[dict[str, str], Decimal]]]

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from flotilla.cli import app
 
 ELSEWHERE: dict[Surroundings, str] = {
-    "quick start": "tests/controlplane/test_command.py",
+    "quick start": "devcluster/tests/controlplane/test_command.py",
     "fleet": "tests/cluster/test_chart.py",
     "prometheus": "tests/cluster/test_monitoring.py",
 }
@@ -33,8 +33,8 @@ ELSEWHERE: dict[Surroundings, str] = {
 PROGRAMS = {
     "kubectl": "tests/api/test_doc_commands.py",
     "helm": "tests/api/test_doc_commands.py",
-    "curl": "tests/controlplane/test_command.py",
-    "export": "tests/controlplane/test_command.py",
+    "curl": "devcluster/tests/controlplane/test_command.py",
+    "export": "devcluster/tests/controlplane/test_command.py",
 }
 """Programs whose lines that test runs, in a cluster."""
 NOT_RUN = {

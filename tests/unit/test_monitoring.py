@@ -17,7 +17,6 @@ from tests.support.promql import metric_names
 from tests.support.scraping import of_pods
 from tests.unit.test_cost_metrics import Fleet
 
-from flotilla.devcluster import debian
 from flotilla.engines.metric_name import metric_name
 from flotilla.engines.profile import load_profiles
 from flotilla.gateway.app import Gateway, Settings
@@ -26,6 +25,7 @@ from flotilla.render.monitoring.panels import Dashboard, Panel
 from flotilla.render.monitoring.rules import RUNBOOKS, Alert, Recording
 from flotilla.telemetry.collector import FleetCollector
 from flotilla.telemetry.metrics import Metrics
+from flotilla_devcluster import debian
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = sorted((ROOT / "tests/promtool").glob("*.yaml"))
@@ -36,7 +36,7 @@ BOARDS = dashboards.boards(load_profiles())
 PANELS = [(board, panel) for board in BOARDS for panel in board.panels()]
 VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$namespace": ".+", "$modeldeployment": ".+"}
 VARIABLES |= {"$policy": ".+", "$comparator": ".+", "$window": "1h"}
-ENGINE_FAMILIES = ROOT / "operator/flotilla/devcluster/engine/data"
+ENGINE_FAMILIES = ROOT / "devcluster/src/flotilla_devcluster/engine/data"
 
 
 def filled(expr: str) -> str:

@@ -17,10 +17,10 @@ from flotilla.api.crd import dump
 from flotilla.app import load_config, main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
-from flotilla.devcluster.demo.report import samples, value
 from flotilla.telemetry import health
 from flotilla.telemetry.logs import JsonFormatter, redact
 from flotilla.telemetry.metrics import Metrics
+from flotilla_devcluster.demo.report import samples, value
 
 D = Decimal
 

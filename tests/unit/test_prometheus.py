@@ -15,13 +15,13 @@ from aiohttp import web
 from tests.support.prometheus import Page, Prometheus, running_prometheus, serving
 
 from flotilla.config import OperatorConfig
-from flotilla.devcluster.certs import Authority
 from flotilla.engines.profile import load_profiles
 from flotilla.errors import Forbidden, Incomplete, InvalidSpec, Transient
 from flotilla.telemetry.prometheus import Point, PrometheusClient
 from flotilla.telemetry.prometheus_engines import Aged, PodSeries, PrometheusEngines, engine_query
 from flotilla.telemetry.promql import quoted, selector
 from flotilla.telemetry.scrape import EngineSample, ScrapeError
+from flotilla_devcluster.certs import Authority
 
 VLLM = load_profiles()["vllm"].metrics.names
 ODD = "a\"b\\c'd\n{e}|f.*$"

@@ -12,10 +12,10 @@ from tests.support.combinations import COMBINATIONS as CASES
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
-from flotilla.devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config
 from flotilla.domain.resolve import load_catalog, resolve
 from flotilla.render import rbac
 from flotilla.render.workload import children
+from flotilla_devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"

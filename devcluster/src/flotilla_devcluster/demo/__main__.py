@@ -1,0 +1,235 @@
+"""Run with `make demo` or `python -m flotilla_devcluster.demo [--keep]`."""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from flotilla.errors import FlotillaError
+from flotilla_devcluster import binaries
+from flotilla_devcluster.demo import load, report
+from flotilla_devcluster.nodeagent.nodes import AgentConfig
+from flotilla_devcluster.stack import SIMULATION, Stack
+from flotilla_devcluster.wait import until
+
+ROOT = Path(__file__).parents[4]
+SAMPLES = ROOT / "manifests" / "samples"
+BURST_MODEL = "qwen2-5-7b"
+SCALE_DOWN_DELAY_S = 5
+"""The samples wait minutes before they shrink, and do it by and by; nobody watches a demo for so long."""
+CONCURRENCY, BACKGROUND = 40, 4
+BURST_S = 14.0
+
+WIDTH = 120
+"""Of the output where there is no terminal that says its own, such as in a CI log."""
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+
+
+class Steps:
+    """Numbered lines with the time since the start."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        console.print(f"[dim]{self.elapsed_s():5.1f} s[/]  {text}")
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+
+def samples() -> list[dict[str, Any]]:
+    """The three ModelDeployments of manifests/samples, that scale in fast."""
+    found = [yaml.safe_load(path.read_text()) for path in sorted(SAMPLES.glob("*.yaml"))]
+    models = [manifest for manifest in found if manifest["kind"] == "ModelDeployment"]
+    for model in models:
+        scaling = model["spec"].setdefault("scaling", {})
+        scaling |= {"scaleDownDelaySeconds": SCALE_DOWN_DELAY_S, "scaleDownPercentPerMinute": 100}
+    return models
+
+
+def fleet(models: list[dict[str, Any]]) -> Table:
+    """The fleet as `kubectl get mdep` shows it, by the conditions' own words."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2))
+    for name in ("MODEL", "ENGINE", "QUANTIZATION", "ACCELERATOR", "READY", "STATE"):
+        grid.add_column(name, no_wrap=True)
+    for model in models:
+        status = model.get("status", {})
+        ready: dict[str, Any] = next((c for c in status.get("conditions", ()) if c["type"] == "Ready"), {})
+        accelerator = status.get("accelerator", {})
+        grid.add_row(
+            model["metadata"]["name"],
+            status.get("engine", {}).get("name", "-"),
+            status.get("quantization", {}).get("method", "-"),
+            f"{accelerator.get('count', '-')} x {accelerator.get('class', '-')}",
+            status.get("readySummary", "-"),
+            ready.get("reason", "Pending"),
+        )
+    return grid
+
+
+def watch_until(stack: Stack, done: Callable[[list[dict[str, Any]]], bool], *, timeout_s: float, what: str) -> None:
+    """Show the fleet live until `done`."""
+    with Live(console=console, refresh_per_second=4, transient=not console.is_terminal) as live:
+
+        def probe() -> bool:
+            models = stack.models()
+            live.update(fleet(models))
+            return done(models)
+
+        until(probe, what=what, timeout_s=timeout_s, interval_s=0.25)
+
+
+def ready(models: list[dict[str, Any]]) -> bool:
+    """Every model serves."""
+    return bool(models) and all(
+        any(c["type"] == "Ready" and c["status"] == "True" for c in m.get("status", {}).get("conditions", ()))
+        for m in models
+    )
+
+
+def burst(stack: Stack, crowds: Sequence[load.Crowd], peaks: dict[str, int]) -> load.Tally:
+    """Let the crowds send for a while; remember the most ready replicas of each model that were seen."""
+    tally, deadline = load.Tally(), time.monotonic() + BURST_S
+    with Live(console=console, refresh_per_second=4, transient=not console.is_terminal) as live:
+
+        async def run() -> None:
+            traffic = asyncio.create_task(load.burst(crowds, until=lambda: time.monotonic() > deadline, tally=tally))
+            while not traffic.done():
+                models = await asyncio.to_thread(stack.models)
+                note_peaks(models, peaks)
+                live.update(fleet(models))
+                await asyncio.wait({traffic}, timeout=0.5)
+            await traffic
+
+        asyncio.run(run())
+    return tally
+
+
+def note_peaks(models: list[dict[str, Any]], peaks: dict[str, int]) -> None:
+    """Raise each model's peak to what it has now."""
+    for model in models:
+        name = model["metadata"]["name"]
+        peaks[name] = max(peaks.get(name, 0), model.get("status", {}).get("readyReplicas", 0))
+
+
+def crowd(stack: Stack, manifest: dict[str, Any]) -> load.Crowd:
+    """The clients of a model: many for the one that is to scale, a few for the others."""
+    name = _name(manifest)
+    url = until(lambda: stack.service_url(name), what=f"the Service {name}", timeout_s=10)
+    served = manifest["spec"]["model"].get("servedName", name)
+    return load.Crowd(url, served, CONCURRENCY if name == BURST_MODEL else BACKGROUND)
+
+
+def _name(manifest: dict[str, Any]) -> str:
+    return str(manifest["metadata"]["name"])
+
+
+def replicas(models: list[dict[str, Any]], name: str) -> int:
+    """Pods of a model, ready or not."""
+    return next((m.get("status", {}).get("replicas", 0) for m in models if m["metadata"]["name"] == name), 0)
+
+
+def show(stack: Stack, steps: Steps) -> None:
+    """The demo itself, on a running stack."""
+    peaks: dict[str, int] = {}
+    manifests = samples()
+    for manifest in manifests:
+        stack.apply_model(manifest)
+    steps.say(f"Applied {len(manifests)} ModelDeployments from manifests/samples.")
+    watch_until(stack, ready, timeout_s=60, what="the three models to serve")
+    note_peaks(stack.models(), peaks)
+    crowds = [crowd(stack, manifest) for manifest in manifests]
+    first = next(c for c, manifest in zip(crowds, manifests, strict=True) if _name(manifest) == BURST_MODEL)
+    steps.say(f"All models serve. An OpenAI client streams from [bold]{first.model}[/] at {first.url}:")
+    console.print("         ", end="")
+    first_s, tokens = load.stream(first.url, first.model, lambda text: console.print(text, end="", style="cyan"))
+    console.print()
+    steps.say(f"{tokens} tokens, the first after {1000 * first_s:.0f} ms. Now {CONCURRENCY} clients at once:")
+    tally = burst(stack, crowds, peaks)
+    if tally.failed or peaks[BURST_MODEL] < 2:
+        raise FlotillaError(
+            f"The burst went wrong: {tally.failed} of {tally.requests + tally.failed} requests failed, and "
+            f"{BURST_MODEL} had {peaks[BURST_MODEL]} ready replicas at most. See the operator's log."
+        )
+    steps.say(
+        f"{tally.requests} requests and {tally.output_tokens:,} tokens without a failure; "
+        f"{BURST_MODEL} went from 1 to {peaks[BURST_MODEL]} replicas. The load is gone, so it shrinks again:"
+    )
+    watch_until(
+        stack,
+        lambda models: replicas(models, BURST_MODEL) == 1,
+        timeout_s=40,
+        what=f"{BURST_MODEL} to shrink to 1",
+    )
+    console.print()
+    console.print(report.table(stack.models(), report.samples(stack.operator.metrics()), peaks))
+    console.print(
+        "[dim]Hosted prices are those of the model in spec.cost.compareWith for the same tokens; GPU prices are list\n"
+        "prices with a date (status.cost). The engines are simulated: tokens and latencies show the mechanics, not a\n"
+        "GPU's speed.[/]"
+    )
+
+
+def keep(stack: Stack) -> None:
+    """Leave everything running until Ctrl-C."""
+    console.print(f"\nStill running, until Ctrl-C.\n\n  export KUBECONFIG={stack.plane.kubeconfig}")
+    console.print("  kubectl get mdep -o wide\n")
+    for model in stack.models():
+        name = model["metadata"]["name"]
+        console.print(f"  {name:<16} {stack.service_url(name)}")
+    console.print(f"  {'operator':<16} {stack.operator.url}/metrics")
+    console.print(f"  {'console':<16} {stack.operator.url}/console/\n")
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background it would be ignored
+    binaries.find()
+    steps = Steps()
+    with tempfile.TemporaryDirectory(prefix="flotilla-demo-") as directory:
+        try:
+            with console.status("Starting etcd, Kubernetes, two GPU nodes, one CPU node and the operator"):
+                stack = Stack.start(
+                    directory=Path(directory),
+                    crds=ROOT / "crds",
+                    nodes=AgentConfig(simulation=SIMULATION),
+                    settings={"console": "Enabled"},
+                )
+            with stack:
+                steps.say(
+                    f"Kubernetes {binaries.KUBERNETES_VERSION} is up with 3 nodes; the operator was ready "
+                    f"{stack.operator.ready_s:.1f} s after its start."
+                )
+                show(stack, steps)
+                steps.say("Done.")
+                if options.keep:
+                    keep(stack)
+        except FlotillaError as error:
+            console.print(f"[red]{error}[/]")
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

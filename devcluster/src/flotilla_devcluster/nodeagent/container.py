@@ -1,0 +1,234 @@
+"""One container: its process, its probes, and the state that its pod's status shows."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import aiohttp
+
+from flotilla_devcluster.nodeagent import images, probes
+from flotilla_devcluster.nodeagent.clock import rfc3339
+from flotilla_devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla_devcluster.nodeagent.engines import Engine, Engines
+from flotilla_devcluster.nodeagent.mounts import Mounts
+from flotilla_devcluster.process import Process
+
+_POLL_S = 0.05
+_ANYWHERE = re.compile(r"^0\.0\.0\.0(?=:|$)")
+_KILLED = 137
+_BACKOFF_CAP_S = 300.0
+_BACKOFF_RESET_S = 600.0
+
+_MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
+"""What the kubelet keeps of a log as the message of a container's end."""
+
+
+class Container:
+    """Runs until its pod says `stop`; calls `changed` whenever the status that it would report is another."""
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        address: str,
+        directory: Path,
+        session: aiohttp.ClientSession,
+        changed: Callable[[], None],
+        backoff_s: float,
+        restart: bool,
+        fake_seconds: float,
+        mounts: Mounts,
+        programs: Mapping[str, Sequence[str]],
+        engines: Engines,
+    ) -> None:
+        self.spec = spec
+        self.ready = False
+        self.logs = ContainerLogs(directory)
+        self._started = False
+        self._restarts = 0
+        self._state: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
+        self._last: dict[str, Any] = {}
+        self._address = address
+        self._session = session
+        self._changed = changed
+        self._backoff_s = backoff_s
+        self._restart = restart
+        self._fake_seconds = fake_seconds
+        self._mounts = mounts
+        self._programs = programs
+        self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
+        self._engines = engines
+        self._process: Process | Engine | None = None
+
+    def status(self) -> dict[str, Any]:
+        """As `status.containerStatuses` has it."""
+        return {
+            "name": self.spec["name"],
+            "image": self.spec["image"],
+            "imageID": f"simulated://{self.spec['image']}",
+            "containerID": f"simulated://{self.spec['name']}-{self._restarts}",
+            "ready": self.ready,
+            "started": self._started,
+            "restartCount": self._restarts,
+            "state": self._state,
+            "lastState": self._last,
+        }
+
+    def waits(self, reason: str, message: str = "") -> None:
+        """Show why the container does not run."""
+        waiting = {"reason": reason, **({"message": message} if message else {})}
+        if self._state != {"waiting": waiting}:
+            self._state = {"waiting": waiting}
+            self._changed()
+
+    async def run(self, environment: Mapping[str, str], simulate: str = "") -> None:
+        """Start, restart with back-off, until cancelled; returns when the pod's policy says that is all."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            code, reason = await self._once(environment, simulate)
+            self.logs.end()
+            ended = {"exitCode": code, "reason": reason, "startedAt": self._since, "finishedAt": rfc3339()}
+            if code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError" and self._process:
+                ended["message"] = self._process.log_tail(_MESSAGE_LINES)[-_MESSAGE_BYTES:]
+            self.ready = self._started = False
+            if not self._restart:
+                self._state = {"terminated": ended}
+                self._changed()
+                return
+            failures = 0 if time.monotonic() - began > _BACKOFF_RESET_S else failures
+            delay_s = min(self._backoff_s * 2**failures, _BACKOFF_CAP_S)
+            failures += 1
+            self._last = {"terminated": ended}
+            name = self.spec["name"]
+            self.waits("CrashLoopBackOff", f"back-off {delay_s:g}s restarting failed container={name}")
+            await asyncio.sleep(delay_s)
+            self._restarts += 1
+
+    async def stop(self, grace_s: float) -> None:
+        """preStop, SIGTERM, and SIGKILL when the grace is over; the preStop hook counts against it."""
+        deadline = time.monotonic() + grace_s
+        hook = (self.spec.get("lifecycle") or {}).get("preStop") or {}
+        if self._process is not None and self._process.running and grace_s > 0:
+            await self._pre_stop(hook, grace_s)
+            self._process.terminate()
+            while self._process.running and time.monotonic() < deadline:
+                await asyncio.sleep(_POLL_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+        self.logs.end()
+
+    async def _pre_stop(self, hook: Mapping[str, Any], grace_s: float) -> None:
+        if sleep := hook.get("sleep"):
+            await asyncio.sleep(min(float(sleep["seconds"]), grace_s))
+        elif get := hook.get("httpGet"):
+            await probes.succeeds(
+                self._session, {"httpGet": get, "timeoutSeconds": grace_s}, self._address, self._ports
+            )
+
+    async def _once(self, environment: Mapping[str, str], simulate: str) -> tuple[int, str]:
+        self._since = rfc3339()
+        arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
+        command, engine = None, images.engine(self.spec["image"], self._address, arguments)
+        if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
+            self._mounts.make()
+            heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
+            command = [*real, *map(self._mounts.local, heard)]
+            local = {name: self._mounts.local(value) for name, value in environment.items()}
+            environment = {**images.network(self._address), **local}
+        log = self.logs.start(self._restarts)
+        self._state = {"running": {"startedAt": self._since}}
+        self._changed()
+        if simulate:
+            await asyncio.sleep(self._fake_seconds)
+            return (_KILLED, "OOMKilled") if simulate == "OOMKilled" else (1, "Error")
+        environment = {**_inherited(), **environment}
+        process: Process | Engine
+        if command is not None:
+            process = Process.start(self.spec["name"], command, log=log, env=environment)
+        elif engine is not None:
+            process = await self._engines.run(engine, env=environment, log=log)
+        else:
+            await self._play()
+        self._process = process
+        prober = asyncio.create_task(self._probe(process))
+        try:
+            while process.running:
+                self.logs.mark()
+                await asyncio.sleep(_POLL_S)
+        finally:
+            prober.cancel()
+        code = process.exit_code or 0
+        return (128 - code if code < 0 else code), ("Completed" if code == 0 else "Error")
+
+    async def _play(self) -> NoReturn:
+        """A program that nobody knows gets ready after a while, and stays."""
+        await asyncio.sleep(self._fake_seconds)
+        self._ready(True)
+        while True:
+            await asyncio.Event().wait()
+
+    async def _probe(self, process: Process | Engine) -> None:
+        startup = self.spec.get("startupProbe")
+        if startup is not None and not await self._until_success(startup):
+            process.terminate()
+            return
+        if not self._started:
+            self._started = True
+            self._changed()
+        await asyncio.gather(self._readiness(), self._liveness(process))
+
+    async def _until_success(self, probe: Mapping[str, Any]) -> bool:
+        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        for _ in range(int(probe.get("failureThreshold") or 3)):
+            if await probes.succeeds(self._session, probe, self._address, self._ports):
+                return True
+            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
+        return False
+
+    async def _readiness(self) -> None:
+        probe = self.spec.get("readinessProbe")
+        if probe is None:
+            self._ready(True)
+            return
+        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        good = bad = 0
+        while True:
+            if await probes.succeeds(self._session, probe, self._address, self._ports):
+                good, bad = good + 1, 0
+            else:
+                good, bad = 0, bad + 1
+            if good >= int(probe.get("successThreshold") or 1):
+                self._ready(True)
+            if bad >= int(probe.get("failureThreshold") or 3):
+                self._ready(False)
+            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
+
+    async def _liveness(self, process: Process | Engine) -> None:
+        probe = self.spec.get("livenessProbe")
+        if probe is None:
+            return
+        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        bad = 0
+        while bad < int(probe.get("failureThreshold") or 3):
+            good = await probes.succeeds(self._session, probe, self._address, self._ports)
+            bad = 0 if good else bad + 1
+            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
+        process.terminate()
+
+    def _ready(self, ready: bool) -> None:
+        if self.ready != ready or not self._started:
+            self.ready, self._started = ready, True
+            self._changed()
+
+
+def _inherited() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "LANG", "VIRTUAL_ENV") if name in os.environ}
