@@ -139,6 +139,12 @@ class Group:
         """Of the hosted models that all members are compared with, where there was traffic."""
         return next((c for c in self.comparisons() if c.complete and c.hosted_usd > 0), None)
 
+    @property
+    def widest(self) -> "Comparison | None":
+        """With the hosted model that most of the cost is compared with; the cheaper one of two. The report's page."""
+        found = [one for one in self.comparisons() if one.hosted_usd > 0]
+        return max(found, key=lambda one: (one.own_usd, -one.hosted_usd), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
