@@ -1,4 +1,4 @@
-"""Wire the operator: the start order, the stop order, and what ends the process."""
+"""The operator's process: what is started and stopped in which order, and what ends it."""
 
 import asyncio
 import gc
@@ -7,13 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import uvloop
-import yaml
-from pydantic import ValidationError
 
 from flotilla import __version__
 from flotilla.config import OperatorConfig
@@ -32,35 +28,13 @@ log = logging.getLogger(__name__)
 EXIT_OK, EXIT_CONFIG, EXIT_ACCESS, EXIT_LOST_LEASE = 0, 2, 3, 4
 
 
-def load_config(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bool | None) -> OperatorConfig:
-    """Merge file and options; raises ValueError with the file, field and reason."""
-    values: dict[str, Any] = {}
-    if file is not None:
-        loaded = yaml.safe_load(file.read_text())
-        if not isinstance(loaded, dict | None):
-            raise ValueError(f"{file}: a mapping of settings is expected, not {type(loaded).__name__}.")
-        values = dict(loaded or {})
-    values.update(overrides)
-    if leader_election is not None:
-        values["leader_election"] = {**values.get("leader_election", {}), "enabled": leader_election}
-    try:
-        return OperatorConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [
-            f"{file or 'options'}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (value: {e['input']!r})"
-            for e in error.errors()
-        ]
-        raise ValueError("\n".join(lines)) from error
-
-
-def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bool | None = None) -> int:
+def main(config: OperatorConfig) -> int:
     """Run until SIGTERM; returns the exit code."""
     try:
-        config = load_config(file, overrides, leader_election=leader_election)
         catalog = load_catalog(
             engines=config.engines, accelerator_table=config.accelerators, prices=config.price_catalog
         )
-    except (OSError, ValueError, yaml.YAMLError, InvalidSpec) as error:
+    except (OSError, InvalidSpec) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format)
@@ -68,13 +42,13 @@ def main(file: Path | None, overrides: Mapping[str, Any], *, leader_election: bo
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(config, catalog))
     except FlotillaError as error:
-        log.error("operator ends", extra={"cause": str(error)})
+        log.error("the operator stops", extra={"cause": str(error)})
         return EXIT_ACCESS
 
 
 async def _run(config: OperatorConfig, catalog: Catalog) -> int:
-    # Python's defaults walk the whole store at each burst: a sixth of the CPU at 1000 objects. Reference counts free
-    # nearly everything; the collector only has to find what tracebacks hold.
+    # Python's default thresholds traverse the whole store at each burst: a sixth of the CPU at 1000 objects. Reference
+    # counts free nearly everything; the collector only has to find cycles, which tracebacks make.
     gc.set_threshold(10_000, 20, 50)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

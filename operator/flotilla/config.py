@@ -1,4 +1,4 @@
-"""What an administrator may set on the operator, and nothing about a single model."""
+"""The settings of the operator. `flotilla.settings` reads them from options, environment variables and a file."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,134 +13,155 @@ from flotilla.errors import InvalidSpec
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]
 
 _OWN_CREDENTIALS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod has its token for the apiserver."""
+"""Where the kubelet mounts the token of the pod's ServiceAccount."""
 
 
 class HostedModel(BaseModel):
-    """A hosted model by the names that genai-prices knows it by."""
+    """A hosted model, by its provider and name in the genai-prices package."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    provider: str
-    model: str
+    provider: str = Field(description="Provider in genai-prices, such as openai.")
+    model: str = Field(description="Model of that provider, such as gpt-5-mini.")
 
 
 class LeaderElection(BaseModel):
-    """One operator acts at a time; the others stand by with the Lease in view.
+    """Only the operator that holds the Lease acts; the others wait for it.
 
-    The times outlast an apiserver that is away for half a minute, as an upgrade of a control plane takes; an operator
-    that ends in order gives the Lease up at once. (OpenShift's library-go chose 137, 107 and 26 s for the same reason.)
+    The defaults tolerate an apiserver that is unavailable for half a minute, as during the upgrade of a control plane.
+    An operator that shuts down in order releases the Lease at once. (OpenShift's library-go uses 137, 107 and 26 s for
+    the same reason.)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Take a Lease before acting, so that only one operator acts at a time.")
     namespace: Name = Field(
         "flotilla-system",
-        description="Where the operator itself lives: its Lease, and what deployments have cost, which is kept there "
-        "without leader election too.",
+        description="Namespace of the operator: of its Lease, and of the ConfigMaps with the recorded cost, which are "
+        "kept there without leader election too.",
     )
-    name: Name = "flotilla-operator"
-    duration_s: float = Field(60, gt=0, description="Others may take the Lease this long after the last renewal.")
-    renew_deadline_s: float = Field(45, gt=0, description="The leader ends itself when it could not renew for so long.")
-    retry_s: float = Field(2, gt=0, description="Pause between attempts to take or renew.")
+    name: Name = Field("flotilla-operator", description="Name of the Lease.")
+    duration_s: float = Field(
+        60, gt=0, description="Seconds after the last renewal from which another operator may take the Lease."
+    )
+    renew_deadline_s: float = Field(
+        45, gt=0, description="Seconds without a successful renewal after which the leader stops."
+    )
+    retry_s: float = Field(2, gt=0, description="Seconds between attempts to take or renew the Lease.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if not self.duration_s > self.renew_deadline_s > self.retry_s:
             raise ValueError(
                 f"duration_s ({self.duration_s:g}) must exceed renew_deadline_s ({self.renew_deadline_s:g}), and that "
-                f"retry_s ({self.retry_s:g}): else two operators could act at once"
+                f"must exceed retry_s ({self.retry_s:g}); otherwise two operators could act at the same time"
             )
         return self
 
 
 class OperatorConfig(BaseModel):
-    """Settings of `flotilla operator`; each is an option and an environment variable of the command too."""
+    """The settings of `flotilla operator`.
+
+    Each is an option of the command, an environment variable and a key of the settings file: `flotilla.settings`
+    derives all three from this model. The schema of the Helm chart's `config` comes from it too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kubeconfig: Path | None = Field(None, description="None: the pod's ServiceAccount.")
-    namespaces: tuple[Name, ...] = Field((), description="Empty: the whole cluster.")
+    kubeconfig: Path | None = Field(
+        None, description="Kubeconfig files, separated by colons. Default: the pod's ServiceAccount."
+    )
+    namespaces: tuple[Name, ...] = Field((), description="Namespaces to watch. Default: the whole cluster.")
     workers: int = Field(8, ge=1, le=64, description="Resources that are reconciled at the same time.")
     resync_interval_s: float = Field(
-        600, ge=5, description="A full LIST replaces the store so often: watches can miss deletions."
+        600, ge=5, description="Seconds between two full LISTs, which repair what a watch has missed."
     )
-    scaling_interval_s: float = Field(2, ge=0.2, le=60, description="Between two reads of the engines' queues.")
+    scaling_interval_s: float = Field(2, ge=0.2, le=60, description="Seconds between two reads of the engines' queues.")
     status_interval_s: float = Field(
-        1, ge=0, description="Two status writes of one resource and generation are at least so far apart."
+        1, ge=0, description="Least seconds between two status writes of one resource and generation."
     )
-    request_timeout_s: float = Field(10, gt=0, description="Of one call to the apiserver.")
-    listen_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from other hosts
-    listen_port: int = Field(8080, ge=0, le=65535, description="/healthz, /readyz and /metrics; 0 takes a free one.")
+    request_timeout_s: float = Field(10, gt=0, description="Timeout of one call to the apiserver, in seconds.")
+    listen_host: str = Field(
+        "0.0.0.0",  # noqa: S104 - probes and Prometheus come from other hosts
+        description="Address of /healthz, /readyz and /metrics.",
+    )
+    listen_port: int = Field(
+        8080, ge=0, le=65535, description="Port of /healthz, /readyz and /metrics; 0 takes a free one."
+    )
     console: Literal["Enabled", "Disabled"] = Field(
-        "Disabled", description="A read-only page of the fleet under /console/, for whoever reaches listen_port."
+        "Disabled", description="A read-only page of the fleet at /console/, for everyone who can reach listen_port."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "text"] = "json"
-    leader_election: LeaderElection = LeaderElection()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_format: Literal["json", "text"] = Field("json", description="Format of the log lines.")
+    leader_election: LeaderElection = Field(LeaderElection(), description="Which of several operators acts.")
     compare_with: HostedModel | None = Field(
         HostedModel(provider="openai", model="gpt-5-mini"),
-        description="The hosted model that a ModelDeployment without spec.cost.compareWith is priced against.",
+        description="The hosted model that a ModelDeployment without spec.cost.compareWith is compared with.",
     )
     engines: Path | None = Field(
-        None, description="A folder with engine profiles (*.yaml), which add to the packaged ones and win over them."
+        None, description="Folder with engine profiles (*.yaml), which add to the packaged ones and override them."
     )
     accelerators: Path | None = Field(
-        None, description="A YAML list of accelerator classes, which add to the packaged ones and win over them."
+        None, description="YAML list of accelerator classes, which add to the packaged ones and override them."
     )
     prometheus_url: str | None = Field(
         None,
-        description="Of the Prometheus that scrapes the engines, such as http://prometheus.monitoring.svc:9090; "
-        "None: nothing asks one.",
+        description="Address of the Prometheus that scrapes the engines, such as "
+        "http://prometheus.monitoring.svc:9090. Default: no Prometheus is queried.",
     )
     prometheus_ca_file: Path | None = Field(
-        None, description="Authorities that its certificate may come from; None: the public ones."
+        None, description="Certificate authorities for prometheus_url. Default: the public ones."
     )
     prometheus_bearer_token_file: Path | None = Field(
-        None, description="A token for it, read with each query. The operator's own token is refused."
+        None,
+        description="File with a bearer token for prometheus_url, read with each query. The operator's own token is "
+        "refused.",
     )
     scaling_source: Literal["Auto", "Pods", "Prometheus"] = Field(
         "Auto",
-        description="Where queues are read: Auto asks the pods, and Prometheus for those that do not answer; Pods asks "
-        "nobody else; Prometheus comes first, for networks in which the operator reaches no pod.",
+        description="Where queue lengths are read. Auto: from the pods, and from Prometheus for pods that do not "
+        "answer. Pods: only from the pods. Prometheus: from Prometheus first, for networks in which "
+        "the operator cannot reach pods.",
     )
     wake_query: str | None = Field(
         None,
-        description="PromQL for requests per second to models without replicas, by the labels namespace and "
-        "modeldeployment: more than 0 starts one. For traffic that comes through no gateway of ours.",
+        description="PromQL for requests per second to models without replicas, with the labels namespace and "
+        "modeldeployment; a value above 0 starts a replica. For traffic that does not pass Flotilla's gateway.",
     )
     ledger_interval_s: float = Field(
         300,
         ge=10,
-        description="What a deployment with pods has cost is written to its ConfigMap so often, and whenever its pods "
-        "change.",
+        description="Seconds between two writes of a deployment's recorded cost to its ConfigMap; it is also written "
+        "when its pods change.",
     )
     price_catalog: Path | None = Field(
         None,
-        description="A YAML file with GPU and hosted prices of your own, read again when it changes; a wrong change is "
-        "refused and said in CostKnown.",
+        description="YAML file with your own GPU and hosted prices, read again when it changes. A faulty change is "
+        "refused and reported in CostKnown.",
     )
-    price_stale_days: int = Field(60, ge=1, le=3650, description="CostKnown warns of prices that are older.")
+    price_stale_days: int = Field(
+        60, ge=1, le=3650, description="Age in days from which CostKnown warns that a price is old."
+    )
     pod_address_map: str = Field(
         "",
-        description="CIDR=CIDR pairs for networks in which pods are reached by another address than their own.",
+        description="CIDR=CIDR pairs, for networks in which pods are reached at another address than their own.",
     )
-    gateway_image: str = Field(f"{IMAGE}:{__version__}", min_length=1, description="Image of gateways.")
+    gateway_image: str = Field(f"{IMAGE}:{__version__}", min_length=1, description="Image of the gateways.")
     gateway_replicas: int = Field(2, ge=1, le=100, description="Pods of each gateway.")
     gateway_redis_secret: str = Field(
         "",
         max_length=253,
-        description="Name of a Secret, in each namespace with a gateway, whose key `url` leads to a Redis or Valkey by "
-        "which the gateway's pods share rate limits and budgets. Empty: each pod counts by itself.",
+        description="Name of a Secret, in each namespace with a gateway, whose key `url` is the address of a Redis or "
+        "Valkey in which the gateway's pods share rate limits and budgets. Default: each pod counts by itself.",
     )
     gateway_env: dict[str, str] = Field(
-        {}, description="More environment variables of gateways, such as OTEL_EXPORTER_OTLP_ENDPOINT."
+        {}, description="Additional environment variables of the gateways, such as OTEL_EXPORTER_OTLP_ENDPOINT."
     )
     allow_private_hosted_addresses: bool = Field(
         False,
-        description="Let hosted targets of RoutingPolicies be http or at private addresses. For tests on one machine: "
-        "whoever may write a RoutingPolicy can then make the gateway call any address of the cluster.",
+        description="Allow http and private addresses for hosted targets of RoutingPolicies, for tests on one machine. "
+        "Everyone who may write a RoutingPolicy can then make the gateway call any address of the cluster.",
     )
 
     @field_validator("prometheus_url")
@@ -152,7 +173,7 @@ class OperatorConfig(BaseModel):
             raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
-    def _prometheus_is_there_to_be_asked(self) -> Self:
+    def _prometheus_is_named(self) -> Self:
         wants = "scaling_source Prometheus" if self.scaling_source == "Prometheus" else ""
         wants = "wake_query" if self.wake_query else wants
         if wants and not self.prometheus_url:
@@ -164,8 +185,8 @@ class OperatorConfig(BaseModel):
         token = self.prometheus_bearer_token_file
         if (token or self.prometheus_ca_file) and not (self.prometheus_url or "").startswith("https://"):
             raise ValueError(
-                "prometheus_bearer_token_file and prometheus_ca_file need a prometheus_url with https://: over http "
-                "everybody on the way reads the token"
+                "prometheus_bearer_token_file and prometheus_ca_file need a prometheus_url with https://; over http "
+                "the token can be read on the network"
             )
         if token is not None and _OWN_CREDENTIALS.resolve() in token.resolve().parents:
             raise ValueError(

@@ -12,10 +12,10 @@ from hack import manifests, values
 from tests.support.helm import Helm, Object
 
 from flotilla.api import crd
-from flotilla.app import load_config
 from flotilla.config import OperatorConfig
 from flotilla.domain.resolve import load_catalog
 from flotilla.render import rbac
+from flotilla.settings import load
 
 ENGINE = re.search(
     r"```yaml\n(name: tensorflux.*?)```", (manifests.ROOT / "docs/guides/adding-an-engine.md").read_text(), re.DOTALL
@@ -192,7 +192,7 @@ def kubelet(objects: list[Object], folder: Path) -> Path:
 
 
 def test_the_operator_starts_with_no_values(helm: Helm, tmp_path: Path) -> None:
-    config = load_config(kubelet(helm.render(), tmp_path), {}, leader_election=None)
+    config = load({}, environ={}, file=kubelet(helm.render(), tmp_path))
     defaults = OperatorConfig()
     assert config == defaults
 
@@ -208,7 +208,7 @@ def test_the_operator_reads_what_the_values_say(helm: Helm, tmp_path: Path) -> N
     files = {"engines": CHANGES["engines"], "accelerators": [CLASS], "priceCatalog": PRICES}
     asked = {"config": settings, **files, "fullnameOverride": "x"}
     objects = helm.render(asked)
-    config = load_config(kubelet_of(objects, tmp_path, "x-operator"), {}, leader_election=None)
+    config = load({}, environ={}, file=kubelet_of(objects, tmp_path, "x-operator"))
     assert (config.workers, config.namespaces, config.compare_with, config.log_level) == (3, ("a", "b"), None, "DEBUG")
     assert (config.leader_election.duration_s, config.leader_election.retry_s) == (30, 2)
     assert (config.leader_election.namespace, config.leader_election.name) == ("flotilla-system", "x-operator")

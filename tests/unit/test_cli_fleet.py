@@ -197,7 +197,7 @@ def test_shells_complete_the_verbs(shell: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command_starts_without_what_its_verbs_need() -> None:
     """Its start is mostly imports: --help and completion must be quick."""
-    heavy = ("rich", "pydantic", "yaml", "kubernetes", "aiohttp", "kopf", "jinja2")
+    heavy = ("rich", "pydantic", "pydantic_settings", "yaml", "kubernetes", "aiohttp", "kopf", "jinja2")
     code = (
         "import sys\nfrom flotilla.cli import app\napp(['--help'], standalone_mode=False)\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"

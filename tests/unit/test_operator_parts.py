@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flotilla import __version__
 from flotilla.api.crd import dump
-from flotilla.app import load_config, main
+from flotilla.app import main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
 from flotilla.telemetry import health
@@ -25,32 +25,13 @@ from flotilla_devcluster.demo.report import samples, value
 D = Decimal
 
 
-def test_options_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text("workers: 3\nlog_level: DEBUG\nleader_election: {name: mine}\n")
-    config = load_config(file, {"log_level": "ERROR"}, leader_election=False)
-    assert (config.workers, config.log_level, config.listen_port) == (3, "ERROR", OperatorConfig().listen_port)
-    assert (config.leader_election.name, config.leader_election.enabled) == ("mine", False)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("worker: 3", "worker: Extra inputs are not permitted (value: 3)"),
-        ("workers: many", "workers: Input should be a valid integer"),
-        ("- 1", "a mapping of settings is expected, not list"),
-        ("leader_election: {duration_s: 5}", "duration_s (5) must exceed renew_deadline_s (45)"),
-    ],
-)
-def test_a_wrong_configuration_names_file_field_and_value(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+def test_a_faulty_price_catalogue_ends_the_operator_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "c.yaml"
-    file.write_text(text)
-    assert main(file, {}) == 2
-    told = capsys.readouterr().err
-    assert str(file) in told
-    assert message in told
+    file = tmp_path / "prices.yaml"
+    file.write_text("source: [")
+    assert main(OperatorConfig(price_catalog=file)) == 2
+    assert str(file) in capsys.readouterr().err
 
 
 def test_a_kubeconfig_that_is_not_there_ends_the_operator_with_words(tmp_path: Path) -> None:

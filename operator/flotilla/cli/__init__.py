@@ -1,23 +1,72 @@
-"""The `flotilla` command.
+"""The `flotilla` command: one module per command, imported when the command runs.
 
-Each module of `_VERBS` and `_GROUPS` has an `app` with its verbs' options; a verb imports what it needs when it runs,
-so that `flotilla --help` stays quick. `flotilla.cli.plugins` finds the commands of other distributions.
+`flotilla --help` and completion read the table below; `Commands` then imports `flotilla.cli.NAME`, whose `app` is the
+command with its options. What several commands share: `common` (options, exit codes, output), `kubeconfig` (the way to
+the cluster), `sources` (the way to Prometheus or the operator's metrics), `manifests` (resources from files).
 """
 
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from flotilla import __version__
 from flotilla.cli import plugins
 
-_VERBS = ("fleet", "money", "files", "processes")
-_GROUPS = ("route", "simulate")
+COMMANDS = {
+    "status": "Show the fleet: replicas, state, dollars.",
+    "top": "Show what each model does now: queue, tokens, dollars.",
+    "describe": "Show one model: decisions, conditions, pods, events.",
+    "logs": "Print the logs of all pods of a model or gateway.",
+    "doctor": "Check what a cluster lacks, with a remedy for each.",
+    "cost": "Print what models cost, compared with hosted ones.",
+    "report": "Write the costs of the fleet as one HTML page.",
+    "advise": "Compare hosted and self-hosted models for a workload.",
+    "render": "Print the manifests the operator would apply.",
+    "convert": "Convert manifests of KubeAI, KServe and LLMKube.",
+    "crds": "Print the CustomResourceDefinitions.",
+    "estimate": "Check whether a model fits an accelerator.",
+    "operator": "Run the operator until SIGTERM.",
+    "gateway": "Run the gateway of one namespace until SIGTERM.",
+    "route": "Show what a RoutingPolicy does with a request.",
+    "simulate": "Replay a load through the operator's scaling.",
+}
+"""The summaries leave out details, so that each fits on a line of 80 columns."""
+
+_TOGETHER = {
+    **dict.fromkeys(("status", "top", "describe", "logs", "doctor"), "fleet"),
+    **dict.fromkeys(("cost", "report", "advise"), "money"),
+    **dict.fromkeys(("render", "convert", "crds", "estimate"), "files"),
+}
+"""Commands whose options share a module."""
+
+
+class Commands(TyperGroup):
+    """The commands by name, as placeholders until one of them is to run or to be completed."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, summary in (*COMMANDS.items(), *plugins.SUMMARIES.items()):
+            self.add_command(TyperCommand(name, help=summary))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the first argument names, imported; from another distribution where it is none of ours."""
+        name: str | None = args[0]
+        if name not in COMMANDS and (plugin := plugins.find(args[0])) is not None:
+            return name, plugin, args[1:]
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in plugins.SUMMARIES:
+            command = plugins.missing(name)
+        elif name in COMMANDS:
+            command = typer.main.get_command(import_module(f"flotilla.cli.{_TOGETHER.get(name, name)}").app)
+            command = getattr(command, "commands", {}).get(name, command)
+        return name, command, rest
+
 
 app = typer.Typer(
     name="flotilla",
-    cls=plugins.CommandGroup,
+    cls=Commands,
     help="Self-hosted fleets of small language models on Kubernetes, priced against the hosted API.",
     no_args_is_help=True,
     add_completion=True,
@@ -33,13 +82,6 @@ def _root(
     if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-for _name in _VERBS:
-    app.add_typer(import_module(f"flotilla.cli.{_name}").app)
-for _name in _GROUPS:
-    app.add_typer(import_module(f"flotilla.cli.{_name}").app, name=_name)
-plugins.announce(app)
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""`flotilla gateway`: the process that serves requests. The operator runs it in pods that it creates."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flotilla.cli.endings import end
+from flotilla.errors import InvalidSpec
+from flotilla.gateway import app as serving
+from flotilla.telemetry.addresses import AddressMap
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def gateway(
+    document: Annotated[Path, typer.Option(envvar="FLOTILLA_DOCUMENT", help="The routing document.")] = Path(
+        "/etc/flotilla/document.json"
+    ),
+    keys: Annotated[Path, typer.Option(envvar="FLOTILLA_KEYS", help="Folder with the mounted keys of Secrets.")] = Path(
+        "/etc/flotilla/keys"
+    ),
+    state: Annotated[
+        Path | None, typer.Option(envvar="FLOTILLA_STATE", help="Folder in which the last valid document is kept.")
+    ] = None,
+    listen: Annotated[str, typer.Option(envvar="FLOTILLA_LISTEN", help="HOST:PORT for clients.")] = "0.0.0.0:8000",
+    admin_listen: Annotated[
+        str, typer.Option(envvar="FLOTILLA_ADMIN_LISTEN", help="HOST:PORT of /healthz, /readyz, /metrics, /config.")
+    ] = "0.0.0.0:9090",
+    kubeconfig: Annotated[
+        Path | None, typer.Option(envvar="KUBECONFIG", help="Default: the pod's ServiceAccount.")
+    ] = None,
+    pod_address_map: Annotated[
+        str, typer.Option(envvar="FLOTILLA_POD_ADDRESS_MAP", help="CIDR=CIDR pairs, as in the operator's setting.")
+    ] = "",
+    lame_duck: Annotated[
+        float,
+        typer.Option(
+            envvar="FLOTILLA_LAME_DUCK_SECONDS", help="Seconds after SIGTERM in which new connections are accepted."
+        ),
+    ] = 3,
+    grace: Annotated[
+        float, typer.Option(envvar="FLOTILLA_GRACE_SECONDS", help="Seconds after that in which requests may complete.")
+    ] = 600,
+    access_log: Annotated[
+        bool, typer.Option(envvar="FLOTILLA_ACCESS_LOG", help="Log one line for each request.")
+    ] = True,
+    log_level: Annotated[
+        str, typer.Option(envvar="FLOTILLA_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+    ] = "INFO",
+    log_format: Annotated[str, typer.Option(envvar="FLOTILLA_LOG_FORMAT", help="json or text.")] = "json",
+) -> None:
+    """Run the gateway of one namespace until SIGTERM. The operator runs this command in pods."""
+    try:
+        host, port = _address(listen, "--listen")
+        admin_host, admin_port = _address(admin_listen, "--admin-listen")
+        settings = serving.Settings(
+            document=document,
+            keys=keys,
+            state=state,
+            host=host,
+            port=port,
+            admin_host=admin_host,
+            admin_port=admin_port,
+            kubeconfig=kubeconfig,
+            pod_address_map=AddressMap.parse(pod_address_map),
+            lame_duck_s=lame_duck,
+            grace_s=grace,
+            access_log=access_log,
+        )
+    except InvalidSpec as error:
+        end(error, serving.EXIT_CONFIG)
+    raise typer.Exit(serving.main(settings, log_level=log_level, log_format=log_format))
+
+
+def _address(text: str, option: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidSpec(f"{text!r} is not HOST:PORT. An example is 0.0.0.0:8000.", field=option)
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - as asked
