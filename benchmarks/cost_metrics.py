@@ -17,24 +17,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment
+from flotilla.console import metrics as exposition
+from flotilla.console.metrics import Metrics
 from flotilla.constants import API_VERSION, LABEL_MODEL, LABEL_TEAM
-from flotilla.control.fleet import Fleet
-from flotilla.control.keys import Key, owner
-from flotilla.control.price_book import PriceBook
-from flotilla.control.scaler import Scaler
-from flotilla.domain.prices import Comparator, HostedPrice, Tiers
-from flotilla.domain.pricing import CostBasis
-from flotilla.domain.resolve import load_catalog, resolve
-from flotilla.domain.scaling.state import Demand, Sample
+from flotilla.cost import ledger
+from flotilla.cost.accounting_loop import Fleet
+from flotilla.cost.gpu_prices import CostBasis
+from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers
+from flotilla.cost.ledger import Ledger
+from flotilla.cost.metrics import FleetCollector
+from flotilla.cost.price_loop import PriceBook
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
-from flotilla.telemetry import exposition, ledger_record
-from flotilla.telemetry.addresses import AddressMap
-from flotilla.telemetry.collector import FleetCollector
-from flotilla.telemetry.ledger import Ledger
-from flotilla.telemetry.metrics import Metrics
-from flotilla.telemetry.scrape import EngineSample, Scraper
+from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.scaling.autoscaler import Demand, Sample
+from flotilla.scaling.scaling_loop import Scaler
+from flotilla.scaling.scrape_client import EngineSample, Scraper
 
 _PODS = 4
 _CATALOG = 'source: contract\nasOf: 2026-11-01\ngpus: [{class: nvidia-l4, usd: "0.62"}]\n'
@@ -164,7 +165,7 @@ def main() -> None:
     for step in range(20):
         bench.look(_BEGIN_S + _DAY_S + 2 * step, 289 * 1234.0 + step)
     look_us = (time.process_time() - started) * 1e6 / 20 / arguments.deployments
-    record = ledger_record.dump(bench.ledger.accounts["uid-model-0"])
+    record = ledger.dump(bench.ledger.accounts["uid-model-0"])
     print(f"{arguments.deployments} deployments, {arguments.comparators} comparators, {_PODS} pods each")
     print(f"  series                   {series:>10,}")
     print(f"  scrape, best / median ms {min(times):>10.1f} / {statistics.median(times):.1f}")

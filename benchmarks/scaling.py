@@ -20,15 +20,11 @@ from pathlib import Path
 
 from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
-from flotilla.api import scaling as api
-from flotilla.domain.scaling import ScalingSpec
-from flotilla.domain.simulation import shapes
-from flotilla.domain.simulation.deployment import L4_SPEED
-from flotilla.domain.simulation.figures import figures
-from flotilla.domain.simulation.fleet import simulate
-from flotilla.domain.simulation.policy import Flotilla, Policy
-from flotilla.domain.simulation.replica import Engine
-from flotilla.domain.simulation.sequences import Limits
+from flotilla.api import model_deployment as api
+from flotilla.scaling.autoscaler import ScalingSpec
+from flotilla.simulation import trace as shapes
+from flotilla.simulation.engine import Limits
+from flotilla.simulation.fleet import L4_SPEED, Engine, Flotilla, Policy, figures, simulate
 
 _LEAST, _MOST = 1, 12
 _PATIENCE_S = 60.0

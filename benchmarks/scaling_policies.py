@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flotilla.domain.simulation.policy import Observation
+from flotilla.simulation.fleet import Observation
 
 _TOLERANCE = 0.1
 _STABILIZATION_S = 300.0

@@ -23,20 +23,20 @@ from typing import Any
 
 import psutil
 
+from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import API_VERSION, LABEL_MODEL
-from flotilla.control.fleet import Fleet
-from flotilla.control.keys import Key, owner
-from flotilla.control.price_book import PriceBook
-from flotilla.control.scaler import Scaler
-from flotilla.domain.pricing import CostBasis
-from flotilla.domain.resolve import load_catalog, resolve
-from flotilla.domain.simulation.sequences import Sequence
+from flotilla.cost.accounting_loop import Fleet
+from flotilla.cost.gpu_prices import CostBasis
+from flotilla.cost.ledger import Ledger
+from flotilla.cost.price_loop import PriceBook
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
-from flotilla.telemetry.addresses import AddressMap
-from flotilla.telemetry.ledger import Ledger
-from flotilla.telemetry.scrape import EngineSample, Scraper
+from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.scaling.scaling_loop import Scaler
+from flotilla.scaling.scrape_client import EngineSample, Scraper
+from flotilla.simulation.engine import SimulatedSequence
 from flotilla_devcluster.engine.vllm import VllmEngine
 from flotilla_devcluster.engine.vllm_config import configure
 
@@ -55,7 +55,9 @@ def texts() -> list[bytes]:
     async def loaded() -> str:
         engine = VllmEngine(configure(["Qwen/Qwen2.5-7B-Instruct", "--max-num-seqs=8"], {}))
         for number in range(40):
-            engine.loop.submit([Sequence(prompt_tokens=400 + number, output_tokens=50 + number)], streaming=False)
+            engine.loop.submit(
+                [SimulatedSequence(prompt_tokens=400 + number, output_tokens=50 + number)], streaming=False
+            )
         await asyncio.sleep(2)
         engine.loop.refresh()
         return engine.metrics.text()

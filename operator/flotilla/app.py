@@ -11,17 +11,17 @@ from typing import Any
 
 import uvloop
 
-from flotilla import __version__
+from flotilla import __version__, logs
 from flotilla.config import OperatorConfig
 from flotilla.console import server as console
-from flotilla.control.control_loop import ControlLoop
-from flotilla.domain.resolve import Catalog, load_catalog
+from flotilla.console import server as health
+from flotilla.console.metrics import Metrics
+from flotilla.controller.access import missing_permissions
+from flotilla.controller.control_loop import ControlLoop
 from flotilla.errors import FlotillaError, InvalidSpec
-from flotilla.kube.access import missing_permissions
 from flotilla.kube.client import KubeClient
 from flotilla.kube.lease import Lease
-from flotilla.telemetry import health, logs
-from flotilla.telemetry.metrics import Metrics
+from flotilla.planning.resolve import Catalog, load_catalog
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from flotilla import __version__
+from flotilla.addresses import base_url
 from flotilla.constants import IMAGE
-from flotilla.domain.endpoints import base_url
 from flotilla.errors import InvalidSpec
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=253)]

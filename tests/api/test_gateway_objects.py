@@ -6,7 +6,7 @@ import pytest
 from tests.support.routing import FACTS, SOUND, compile_document, resource
 
 from flotilla.constants import API_VERSION, GATEWAY
-from flotilla.control.executor import CHILD_KINDS, LISTED_KINDS
+from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
 from flotilla.kube.kinds import ROUTING_POLICY
 from flotilla.render.gateway import GatewaySettings, Owner, children

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from flotilla.constants import API_VERSION
-from flotilla.control.keys import Key, owner
-from flotilla.control.status import StatusWriter
+from flotilla.controller.apply import StatusWriter
 from flotilla.errors import Conflict
 from flotilla.kube.client import KubeClient
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
 from flotilla_devcluster.cluster import Cluster

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.support.unallocated import node, pod
 
+from flotilla.catalog.accelerators import load_accelerators
 from flotilla.constants import LABEL_MANAGED_BY, MANAGER
-from flotilla.control.keys import owner
-from flotilla.control.unallocated import Unallocated
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.pricing import NO_SOURCES
+from flotilla.cost.gpu_prices import NO_SOURCES
+from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.errors import Forbidden
 from flotilla.kube.client import KubeClient
+from flotilla.kube.keys import owner
 from flotilla.kube.kinds import POD
 from flotilla.kube.store import Store
 from flotilla_devcluster import operator

@@ -13,7 +13,7 @@ from tests.support.helm import Helm, Object
 
 from flotilla.api import crd
 from flotilla.config import OperatorConfig
-from flotilla.domain.resolve import load_catalog
+from flotilla.planning.resolve import load_catalog
 from flotilla.render import rbac
 from flotilla.settings import load
 

@@ -20,7 +20,7 @@ from tests.cluster.conftest import FAST, NODES
 from tests.support.doc_commands import ROOT, own, reader, typed
 from tests.support.helm import Helm
 
-from flotilla.control.ledger_store import record_name
+from flotilla.cost.ledger_store import record_name
 from flotilla_devcluster.addresses import local_address
 from flotilla_devcluster.audit import AuditLog, select
 from flotilla_devcluster.controlplane import ControlPlane

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
-from flotilla.control.ledger_store import record_name
+from flotilla.cost.ledger_store import record_name
 from flotilla_devcluster.audit import select
 from flotilla_devcluster.demo import load
 from flotilla_devcluster.demo.report import samples, value

@@ -6,8 +6,8 @@ import openai
 import pytest
 from tests.support.models import Models
 
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.rollout import free_units
+from flotilla.catalog.accelerators import load_accelerators
+from flotilla.controller.rollout import free_units
 from flotilla_devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster

@@ -18,8 +18,8 @@ from tests.support.scraping import Discovery, of_pods, of_process, point
 from tests.unit.test_monitoring import BOARDS, filled
 
 from flotilla.constants import GATEWAY
-from flotilla.render.monitoring import monitors
-from flotilla.render.monitoring.rules import plain
+from flotilla.reports.monitoring import monitors
+from flotilla.reports.monitoring.rules import plain
 from flotilla_devcluster.demo import load
 from flotilla_devcluster.demo.report import samples, value
 

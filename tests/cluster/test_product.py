@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support.models import Models
 
-from flotilla.control.ledger_store import record_name
+from flotilla.cost.ledger_store import record_name
 from flotilla.render.rbac import permissions
 from flotilla_devcluster.audit import select
 from flotilla_devcluster.demo import load

@@ -14,8 +14,8 @@ from tests.support.external_metrics import METRIC, external_metric
 from tests.support.models import Models
 
 from flotilla.constants import GATEWAY, LABEL_MODEL
-from flotilla.domain.observed import DELETION_COST
 from flotilla.errors import FlotillaError
+from flotilla.kube.observed import DELETION_COST
 from flotilla_devcluster.addresses import local_address
 from flotilla_devcluster.demo import load
 

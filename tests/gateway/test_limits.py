@@ -14,14 +14,14 @@ from tests.support.hosted_answers import chat, hosted_api, openai_chunks
 from tests.support.redis import running_redis
 from tests.support.routing import HOSTED, SOUND
 
-from flotilla.domain.routing.decide import Decision
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.request import Features
 from flotilla.gateway.accounts import Lease
 from flotilla.gateway.limits import REDIS_URL, Budget, LimitStore, Reservation, Spent, store_from
 from flotilla.gateway.local_limits import LocalLimits
 from flotilla.gateway.redis_limits import RedisLimits
 from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.routing.decide import Decision
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Features
 
 PUBLIC = {"x-data-class": "public"}
 CHEAP = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}

@@ -15,8 +15,8 @@ from tests.support.redis import RedisServer, running_redis
 from tests.support.routing import HOSTED, SOUND
 from tests.support.slices_api import slices_api
 
-from flotilla.domain.routing.money import ZERO, dollars
 from flotilla.gateway.limits import REDIS_URL
+from flotilla.routing.budgets import ZERO, dollars
 
 PUBLIC = {"x-data-class": "public"}
 ANSWER_USD = Decimal("0.0045")

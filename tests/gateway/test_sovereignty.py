@@ -18,12 +18,12 @@ from tests.support.hosted import Garbage, HostedApi, Reset, Stream, Whole, fault
 from tests.support.hosted_answers import chat, hosted_api, openai_chunks
 from tests.support.routing import CLASSES, SOUND, TASKS, policies
 
-from flotilla.domain.routing.decide import Permit, SovereigntyBreach
-from flotilla.domain.routing.document import key_file
-from flotilla.domain.routing.request import Features
 from flotilla.gateway.attempt import Attempt
 from flotilla.gateway.breaker import Breaker
 from flotilla.gateway.origin import Origin
+from flotilla.routing.decide import Permit, SovereigntyBreach
+from flotilla.routing.document import key_file
+from flotilla.routing.request import Features
 
 TARGETS = 5
 REPLIES = st.sampled_from(

@@ -11,12 +11,13 @@ from lupa.luajit21 import LuaRuntime
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.conditions import Verdict, set_conditions
-from flotilla.domain import observed, status
-from flotilla.domain.policy_status import GatewayView, Report, judge
-from flotilla.domain.readiness import fits_memory, model_loaded, scheduled, spec_valid, summary
-from flotilla.domain.routing.admission import Admission
-from flotilla.domain.routing.check import Finding, Problem
+from flotilla.controller import model_status
+from flotilla.controller.model_status import fits_memory, model_loaded, scheduled, spec_valid, summary
+from flotilla.controller.policy_status import GatewayView, Report, judge
 from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.kube import observed
+from flotilla.routing.budgets import Admission
+from flotilla.routing.check import Finding, Problem
 
 CONFIG = Path(__file__).parents[2] / "manifests/argocd/argocd-cm.yaml"
 Object = dict[str, Any]
@@ -125,7 +126,7 @@ def written(error: str, load: str, *pods: str) -> Object:
     fault = ERRORS[error]
     answers = [spec_valid(fault), fits_memory(fault, None), scheduled(of), model_loaded(of)]
     verdicts = [*summary(answers, of), *answers]
-    return {**live, "status": status.build(live, verdicts, of, now="2026-01-01T00:00:00Z", desired=of.wanted)}
+    return {**live, "status": model_status.build(live, verdicts, of, now="2026-01-01T00:00:00Z", desired=of.wanted)}
 
 
 def states() -> Iterator[tuple[str, ...]]:

@@ -8,9 +8,9 @@ from tests.support.routing import FACTS, SOUND
 from tests.support.schema import put
 
 from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.domain.routing.admission import Admitted, Candidate, admit
-from flotilla.domain.routing.document import GatewayDocument
 from flotilla.errors import InvalidSpec
+from flotilla.routing.budgets import Admitted, Candidate, admit
+from flotilla.routing.document import GatewayDocument
 
 NAMES = ("a", "b", "c")
 BAD = [

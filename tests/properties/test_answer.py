@@ -5,11 +5,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.api.routes import CalibrationPoint, Confidence, Signal
-from flotilla.domain.routing.answer import expectations, loops, signals
-from flotilla.domain.routing.collect import Collector, choices_of
-from flotilla.domain.routing.margin import margin_p10
-from flotilla.domain.routing.money import usage_of
+from flotilla.api.routing_policy import CalibrationPoint, Confidence, Signal
+from flotilla.routing.budgets import usage_of
+from flotilla.routing.check import Collector, choices_of
+from flotilla.routing.escalation import expectations, loops, margin_p10, signals
 
 KEYS = [
     *("type", "name", "function", "parameters", "schema", "json_schema", "properties", "required", "$ref", "index"),

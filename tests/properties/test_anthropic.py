@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.support.hosted_answers import anthropic_events, message
 from tests.support.sdk import check_request
 
-from flotilla.domain.routing.collect import Collector, choices_of
 from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, request
+from flotilla.routing.check import Collector, choices_of
 
 TEXT = st.text(max_size=30)
 NAMES = st.text("abcXYZ09_-", min_size=1, max_size=12)

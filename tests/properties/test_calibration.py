@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flotilla.api.routes import CalibrationPoint, Confidence
-from flotilla.domain.routing.calibration import (
+from flotilla.api.routing_policy import CalibrationPoint, Confidence
+from flotilla.errors import InvalidSpec
+from flotilla.routing.classify import (
     MAX_POINTS,
     MIN_OF_EACH,
     MIN_SAMPLES,
@@ -16,7 +17,6 @@ from flotilla.domain.routing.calibration import (
     expected_calibration_error,
     fit,
 )
-from flotilla.errors import InvalidSpec
 
 MARGINS = st.floats(0, 1, allow_nan=False)
 

@@ -5,18 +5,18 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.domain.cost.comparison import (
+from flotilla.cost.comparison import (
     NEVER,
     IdleRule,
+    at_full_load,
     attribute,
     break_even_tasks_per_day,
     cost_ratio,
     idle_shares,
     own_usd_per_day,
+    saturation_ratio,
 )
-from flotilla.domain.cost.hosted import Terms, hosted_usd
-from flotilla.domain.cost.tokens import MILLION, TokenPrices, Usage, Weights, unit_costs
-from flotilla.domain.cost.utilization import at_full_load, saturation_ratio
+from flotilla.cost.hosted_prices import MILLION, Terms, TokenPrices, Usage, Weights, hosted_usd, unit_costs
 
 D = Decimal
 CENT_OF_A_CENT = D("0.0001")

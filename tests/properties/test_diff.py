@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flotilla.api.types import amount
 from flotilla.constants import ANNOTATION_HASH
-from flotilla.domain.quantity import amount
-from flotilla.render.diff import needs_apply, within
+from flotilla.render.objects import needs_apply, within
 
 Path = tuple[str | int, ...]
 

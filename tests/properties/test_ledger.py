@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.domain.cost.hosted import Terms
-from flotilla.domain.prices import Comparator, HostedPrice, Tiers
-from flotilla.telemetry import ledger_record
-from flotilla.telemetry.account import STATES, Account, PodState
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
+from flotilla.cost import ledger as ledger_record
+from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers
+from flotilla.cost.ledger import STATES, Account, Counters, Ledger, PodObservation, PodState
 
 D = Decimal
 TINY = D("1e-9")

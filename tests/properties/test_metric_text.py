@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from flotilla.engines.metric_name import metric_name
-from flotilla.telemetry.metric_text import find
+from flotilla.catalog.engines import metric_name
+from flotilla.scaling.scrape_client import find
 
 NAMES = ("a", "a_total", "a:b", "ab", "b")
 LABEL_NAMES = ("x", "le", "engine", "_y")

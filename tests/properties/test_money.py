@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.api.secrets import SecretKeyRef
-from flotilla.api.targets import Capabilities, Price
-from flotilla.domain.routing.document import ClusterEndpoint, HostedEndpoint, Target
-from flotilla.domain.routing.money import (
+from flotilla.api.routing_policy import Capabilities, Price
+from flotilla.api.types import SecretKeyRef
+from flotilla.routing.budgets import (
     DEFAULT_MAX_TOKENS,
     ZERO,
     Usage,
@@ -21,7 +20,8 @@ from flotilla.domain.routing.money import (
     spent,
     usage_of,
 )
-from flotilla.domain.routing.request import Features, Operation
+from flotilla.routing.document import ClusterEndpoint, HostedEndpoint, Target
+from flotilla.routing.request import Features, Operation
 
 USD = st.decimals("0.01", "1000", places=4).map(lambda d: f"{d.normalize():f}")
 TOKENS = st.integers(0, 2_000_000)

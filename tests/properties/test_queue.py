@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flotilla.control.queue import Queue
+from flotilla.controller.queue import Queue
 
 KEYS = st.sampled_from("abc")
 

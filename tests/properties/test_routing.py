@@ -19,24 +19,25 @@ from tests.support.routing import (
     resource,
 )
 
-from flotilla.api.routes import Match, Signal
-from flotilla.domain.routing.check import check
-from flotilla.domain.routing.classify import question
-from flotilla.domain.routing.decide import (
+from flotilla.api.routing_policy import Match, Signal
+from flotilla.routing.check import check
+from flotilla.routing.classify import question
+from flotilla.routing.decide import (
     Attempt,
     Decision,
     Permit,
     SovereigntyBreach,
+    covers,
     data_class,
     decide,
     decision_header,
     escalate,
+    matches,
     next_step,
     restrict,
 )
-from flotilla.domain.routing.document import GatewayDocument, load_document
-from flotilla.domain.routing.match import covers, matches
-from flotilla.domain.routing.request import Features
+from flotilla.routing.document import GatewayDocument, load_document
+from flotilla.routing.request import Features
 
 BODY = {"messages": [{"role": "user", "content": "Which one?"}]}
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.loads import SANE, STALE_S, Step, World, histories, run, samples, specs
 
-from flotilla.domain.scaling import Demand, Sample, ScalingSpec, State, decide
-from flotilla.domain.scaling.reasons import (
+from flotilla.scaling.autoscaler import (
     AT_MAXIMUM,
     METRICS_MISSING,
     NO_READY_REPLICAS,
@@ -17,6 +16,11 @@ from flotilla.domain.scaling.reasons import (
     SCALED_OUT,
     SCALED_TO_ZERO,
     WOKEN,
+    Demand,
+    Sample,
+    ScalingSpec,
+    State,
+    decide,
 )
 
 STARTS = st.integers(min_value=0, max_value=13)

@@ -6,13 +6,10 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.domain.scaling import ScalingSpec
-from flotilla.domain.simulation.figures import figures, percentile
-from flotilla.domain.simulation.fleet import Run, simulate
-from flotilla.domain.simulation.policy import Flotilla, Observation, Policy
-from flotilla.domain.simulation.replica import Engine
-from flotilla.domain.simulation.sequences import Limits, Speed
-from flotilla.domain.simulation.trace import Request, Trace, from_requests
+from flotilla.scaling.autoscaler import ScalingSpec
+from flotilla.simulation.engine import Limits, Speed
+from flotilla.simulation.fleet import Engine, Flotilla, Observation, Policy, Run, figures, percentile, simulate
+from flotilla.simulation.trace import Request, Trace, from_requests
 
 SPEED = Speed(decode_tokens_per_s=211.0, prefill_tokens_per_s=1009.0, overhead_s=0.0213)
 

@@ -5,11 +5,9 @@ from decimal import Decimal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flotilla.domain import sizing
-from flotilla.domain.architecture import Architecture
-from flotilla.domain.kv_cache import layout
-from flotilla.domain.models import load_models
-from flotilla.domain.sizing import GIB, Fit, Settings, Weights
+from flotilla.catalog.models import Architecture, load_models
+from flotilla.planning import memory_fit
+from flotilla.planning.memory_fit import GIB, Fit, Settings, Weights, layout
 
 _MODELS = load_models()
 _KNOWN = [found.architecture for name in _MODELS.rows if (found := _MODELS.find(name)) is not None]
@@ -27,13 +25,13 @@ settings = st.builds(
 )
 memories_gib = st.integers(4, 300).map(Decimal)
 contexts = st.none() | st.integers(256, 200_000)
-_ORDER = (sizing.DOES_NOT_FIT, sizing.TIGHT, sizing.FITS)
+_ORDER = (memory_fit.DOES_NOT_FIT, memory_fit.TIGHT, memory_fit.FITS)
 
 
 def judge(
     of: Architecture, how: Weights, engine: Settings, memory_gib: Decimal, gpus: int | None, context: int | None
 ) -> Fit:
-    return sizing.fit(of, how, engine, memory_gib=memory_gib, gpus=gpus, context_length=context)
+    return memory_fit.fit_memory(of, how, engine, memory_gib=memory_gib, gpus=gpus, context_length=context)
 
 
 @given(architectures, weights, settings, memories_gib, st.integers(1, 100), contexts)
@@ -52,7 +50,7 @@ def test_more_gpus_never_shorten_the_context(
     of: Architecture, how: Weights, engine: Settings, memory_gib: Decimal, data: st.DataObject
 ) -> None:
     assume(of.kv_known)
-    legal = sizing.legal_counts(of, engine)
+    legal = memory_fit.legal_counts(of, engine)
     few, many = sorted((data.draw(st.sampled_from(legal)), data.draw(st.sampled_from(legal))))
     shorter = judge(of, how, engine, memory_gib, few, None)
     longer = judge(of, how, engine, memory_gib, many, None)
@@ -65,7 +63,7 @@ def test_a_plan_that_says_it_fits_is_within_the_budget(
     of: Architecture, how: Weights, engine: Settings, memory_gib: Decimal, context: int | None
 ) -> None:
     plan = judge(of, how, engine, memory_gib, None, context)
-    assume(plan.verdict == sizing.FITS)
+    assume(plan.verdict == memory_fit.FITS)
     split = plan.gpus if not engine.tensor_parallel else 1
     parts = layout(of, gpus=plan.gpus if engine.tensor_parallel else 1, element_bytes=how.kv_element_bytes)
     blocks = parts.blocks_per_request(plan.context_length, batched_tokens=engine.batched_tokens)
@@ -73,7 +71,7 @@ def test_a_plan_that_says_it_fits_is_within_the_budget(
     budget = float(memory_gib * engine.utilization) * GIB
     assert plan.weights_bytes + plan.working_bytes + cache <= budget
     assert plan.concurrency >= 1
-    assert plan.gpus in sizing.legal_counts(of, engine)
+    assert plan.gpus in memory_fit.legal_counts(of, engine)
     assert context is None or plan.context_length == context
 
 
@@ -82,7 +80,7 @@ def test_no_smaller_count_fits_than_the_one_chosen(
     of: Architecture, how: Weights, engine: Settings, memory_gib: Decimal, context: int | None
 ) -> None:
     plan = judge(of, how, engine, memory_gib, None, context)
-    assume(plan.verdict == sizing.FITS)
-    for fewer in sizing.legal_counts(of, engine):
+    assume(plan.verdict == memory_fit.FITS)
+    for fewer in memory_fit.legal_counts(of, engine):
         if fewer < plan.gpus:
-            assert judge(of, how, engine, memory_gib, fewer, context).verdict != sizing.FITS
+            assert judge(of, how, engine, memory_gib, fewer, context).verdict != memory_fit.FITS

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.control.keys import owner
+from flotilla.kube.keys import owner
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT
 from flotilla.kube.store import Store, replicas_managers
 

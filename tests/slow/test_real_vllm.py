@@ -14,7 +14,7 @@ from tests.support.combinations import COMBINATIONS
 from tests.support.models import Models
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.planning.resolve import load_catalog, resolve
 from flotilla_devcluster.demo.report import samples, value
 from flotilla_devcluster.stack import Stack
 

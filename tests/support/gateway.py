@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from flotilla.domain.routing.document import GatewayDocument, compile_policy, key_file
 from flotilla.gateway.accounts import Accounts
 from flotilla.gateway.app import Gateway, Settings
 from flotilla.gateway.reader import ServerLimits
+from flotilla.routing.document import GatewayDocument, compile_policy, key_file
 from tests.support.hosted import HostedApi
 from tests.support.routing import FACTS, resource
 

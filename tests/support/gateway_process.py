@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from flotilla.domain.routing.document import GatewayDocument, key_file
+from flotilla.routing.document import GatewayDocument, key_file
 from tests.support.engine_sim import eventually
 from tests.support.gateway import chat_body, endpoint_slice
 from tests.support.hosted import HostedApi, Received, Reply

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State, decide
+from flotilla.scaling.autoscaler import Decision, Demand, Sample, ScalingSpec, State, decide
 
 Step = tuple[float, Sample | None]
 """A second, and what was seen at it."""

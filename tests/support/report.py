@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from flotilla.domain.spending import Spent
-from flotilla.render.report.page import Report, Step
+from flotilla.cost.spending import Spent
+from flotilla.reports.cost_report import Report, Step
 
 D = Decimal
 END = datetime(2026, 11, 25, 9, tzinfo=UTC)

@@ -5,10 +5,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from flotilla.api.routes import DeterministicSignal, Failure, Signal
-from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.domain.routing.document import DeploymentFacts, GatewayDocument, Policy, compile_policy
-from flotilla.domain.routing.request import Features, Operation
+from flotilla.api.routing_policy import DeterministicSignal, Failure, RoutingPolicy, Signal
+from flotilla.routing.document import DeploymentFacts, GatewayDocument, Policy, compile_policy
+from flotilla.routing.request import Features, Operation
 
 FACTS = {
     "qwen-small": DeploymentFacts("qwen-small", "qwen2.5-1.5b", "vllm", ("triage",), 8192),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flotilla.domain.accelerators import find_loosely, load_accelerators, parse
+from flotilla.catalog.accelerators import find_loosely, load_accelerators, parse
 from flotilla.errors import InvalidSpec
 
 TABLE = load_accelerators()

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from flotilla.api.model_deployment import ModelDeployment
-from flotilla.domain.resolve import Resolved, load_catalog, resolve
-from flotilla.engines.profile import load_profiles
+from flotilla.catalog.engines import load_profiles
 from flotilla.errors import InvalidSpec
+from flotilla.planning.resolve import Resolved, load_catalog, resolve
 from flotilla.render.workload import children
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "adding-an-engine.md"

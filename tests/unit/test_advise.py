@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flotilla.cli import app
-from flotilla.domain import price_catalog
-from flotilla.domain.advice import Machine, Terms, Workload, advise, tasks_per_second
-from flotilla.domain.prices import HostedPrice, Tiers
+from flotilla.cost import gpu_prices
+from flotilla.cost.hosted_prices import HostedPrice, Tiers
+from flotilla.simulation.advice import Machine, Terms, Workload, advise, tasks_per_second
 
 D = Decimal
 LIST_PRICE = ("--peak", "1", "--utilization", "100", "-a", "L4", "-a", "H100-80GB=2.69", "-a", "H100-80GB=6.88")
@@ -221,6 +221,6 @@ def test_the_guides_table_is_what_the_command_says() -> None:
 
 def test_the_guides_catalogue_is_one() -> None:
     block = next(b for b in re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL) if b.startswith("source:"))
-    catalog = price_catalog.parse("the guide", block)
+    catalog = gpu_prices.parse("the guide", block)
     assert len(catalog.gpus) == 4
     assert catalog.find_hosted("acme", "acme-8b") is not None

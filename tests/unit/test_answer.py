@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from tests.support.hosted_answers import chat, completion, openai_chunk, tool_call
 
-from flotilla.api.routes import CalibrationPoint, Confidence, Signal
-from flotilla.domain.routing.answer import Expectations, expectations, loops, signals
-from flotilla.domain.routing.collect import Collector, choices_of
-from flotilla.domain.routing.margin import margin_p10
+from flotilla.api.routing_policy import CalibrationPoint, Confidence, Signal
+from flotilla.routing.check import Collector, choices_of
+from flotilla.routing.escalation import Expectations, expectations, loops, margin_p10, signals
 
 ALL = frozenset(Signal) - {Signal.LOW_CONFIDENCE}
 LABEL = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}

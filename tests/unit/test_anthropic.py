@@ -8,8 +8,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.support.hosted_answers import anthropic_events, event, fault_body, message, named
 from tests.support.sdk import check_request
 
-from flotilla.domain.routing.money import DEFAULT_MAX_TOKENS, Usage, usage_of
 from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, error, headers, request
+from flotilla.routing.budgets import DEFAULT_MAX_TOKENS, Usage, usage_of
 
 HELLO = [{"role": "user", "content": "Hi"}]
 WEATHER: dict[str, Any] = {

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.kv import BlockPool
-from flotilla.domain.simulation.sequences import Event, EventKind, Limits, Phase, Sequence, Speed, Steps
+from flotilla.simulation.engine import (
+    Batcher,
+    BlockPool,
+    Event,
+    EventKind,
+    Limits,
+    Phase,
+    SimulatedSequence,
+    Speed,
+    Steps,
+)
 
 SPEED = Speed(decode_tokens_per_s=2003.0, prefill_tokens_per_s=20011.0, overhead_s=0.0101234567)
 FOREVER_S = 1e6
@@ -29,7 +37,7 @@ class Operation:
 @dataclass
 class Outcome:
     batcher: Batcher
-    submitted: list[Sequence]
+    submitted: list[SimulatedSequence]
     events: list[Event | Steps]
     most_running: int
 
@@ -71,7 +79,7 @@ def run(limits: Limits, operations: list[Operation], *, looks: int = 1, reserve:
         now_s = later_s
         room = limits.kv_blocks * limits.block_size
         if operation.prompt and operation.prompt + operation.output <= room:
-            sequence = Sequence(operation.prompt, operation.output, operation.output if reserve else 0)
+            sequence = SimulatedSequence(operation.prompt, operation.output, operation.output if reserve else 0)
             batcher.submit(sequence, now_s)
             outcome.submitted.append(sequence)
         elif 0 <= operation.abort < len(outcome.submitted):
@@ -176,7 +184,7 @@ def test_the_pool_foresees_the_step_at_which_blocks_run_out(
 
 def test_a_lone_sequence_takes_its_prefill_and_one_step_per_token() -> None:
     batcher = Batcher(Limits(max_running=4, kv_blocks=100), Speed(1000.0, 10000.0, 0.01))
-    sequence = Sequence(prompt_tokens=100, output_tokens=11)
+    sequence = SimulatedSequence(prompt_tokens=100, output_tokens=11)
     batcher.submit(sequence, 5.0)
     batcher.advance(100.0)
     assert sequence.first_token_s == pytest.approx(5.0 + 0.01 + 100 / 10000)
@@ -187,7 +195,7 @@ def decode_rate(sequences: int) -> float:
     """Tokens a second of all together, once all decode."""
     batcher = Batcher(Limits(max_running=1000, kv_blocks=10**6), Speed(2000.0, 1e9, 0.01))
     for _ in range(sequences):
-        batcher.submit(Sequence(prompt_tokens=1, output_tokens=10**6), 0.0)
+        batcher.submit(SimulatedSequence(prompt_tokens=1, output_tokens=10**6), 0.0)
     batcher.advance(1.0)
     before = batcher.generated_tokens
     batcher.advance(101.0)
@@ -206,10 +214,10 @@ def test_speed_falls_per_sequence_and_rises_in_total_to_the_plateau() -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
     batcher = Batcher(Limits(max_running=4, kv_blocks=1000, max_batched_tokens=100), SPEED)
-    decoding = Sequence(prompt_tokens=10, output_tokens=1000)
+    decoding = SimulatedSequence(prompt_tokens=10, output_tokens=1000)
     batcher.submit(decoding, 0.0)
     batcher.advance(0.1)
-    batcher.submit(Sequence(prompt_tokens=500, output_tokens=5), 0.1)
+    batcher.submit(SimulatedSequence(prompt_tokens=500, output_tokens=5), 0.1)
     chunks = [
         (event.decoding, event.prefill_tokens)
         for event in batcher.advance(1.0)
@@ -221,7 +229,10 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
 
 def test_the_youngest_gives_way_when_the_cache_is_full_and_still_gets_all_its_tokens() -> None:
     batcher = Batcher(Limits(max_running=4, kv_blocks=8, block_size=4), SPEED)
-    old, young = Sequence(prompt_tokens=8, output_tokens=16), Sequence(prompt_tokens=8, output_tokens=16)
+    old, young = (
+        SimulatedSequence(prompt_tokens=8, output_tokens=16),
+        SimulatedSequence(prompt_tokens=8, output_tokens=16),
+    )
     batcher.submit(old, 0.0)
     batcher.submit(young, 0.0)
     batcher.advance(10.0)
@@ -234,7 +245,7 @@ def test_the_youngest_gives_way_when_the_cache_is_full_and_still_gets_all_its_to
 
 def test_what_was_preempted_goes_on_before_those_who_came_later() -> None:
     batcher = Batcher(Limits(max_running=2, kv_blocks=8, block_size=4), SPEED)
-    old, young, late = (Sequence(prompt_tokens=8, output_tokens=16) for _ in range(3))
+    old, young, late = (SimulatedSequence(prompt_tokens=8, output_tokens=16) for _ in range(3))
     for sequence in (old, young, late):
         batcher.submit(sequence, 0.0)
     batcher.advance(10.0)
@@ -246,7 +257,7 @@ def test_what_was_preempted_goes_on_before_those_who_came_later() -> None:
 
 def test_a_reservation_keeps_the_next_one_waiting_and_nothing_is_preempted() -> None:
     batcher = Batcher(Limits(max_running=4, kv_blocks=24, block_size=1), SPEED)
-    first, second = Sequence(4, 10, reserve_tokens=10), Sequence(4, 10, reserve_tokens=10)
+    first, second = SimulatedSequence(4, 10, reserve_tokens=10), SimulatedSequence(4, 10, reserve_tokens=10)
     batcher.submit(first, 0.0)
     batcher.submit(second, 0.0)
     batcher.advance(0.03)
@@ -259,7 +270,7 @@ def test_a_reservation_keeps_the_next_one_waiting_and_nothing_is_preempted() -> 
 
 def test_kv_usage_follows_the_tokens() -> None:
     batcher = Batcher(Limits(max_running=4, kv_blocks=10, block_size=16), SPEED)
-    batcher.submit(Sequence(prompt_tokens=32, output_tokens=100), 0.0)
+    batcher.submit(SimulatedSequence(prompt_tokens=32, output_tokens=100), 0.0)
     assert batcher.kv_usage == pytest.approx(0.3)  # the first output token has its block from the start
     batcher.advance(0.5)
     assert batcher.kv_usage == pytest.approx(-(-(32 + batcher.tokens(next(iter(batcher.running))) + 1) // 16) / 10)
@@ -269,7 +280,7 @@ def test_the_request_limit_counts_running_and_waiting() -> None:
     batcher = Batcher(Limits(max_running=1, kv_blocks=100, max_unfinished=3), SPEED)
     for _ in range(3):
         assert batcher.refusal() is None
-        batcher.submit(Sequence(prompt_tokens=1, output_tokens=5), 0.0)
+        batcher.submit(SimulatedSequence(prompt_tokens=1, output_tokens=5), 0.0)
     assert batcher.refusal() == "max_num_queued_reqs"
     batcher.advance(10.0)
     assert batcher.refusal(3) is None
@@ -278,7 +289,7 @@ def test_the_request_limit_counts_running_and_waiting() -> None:
 
 def test_the_backlog_limit_counts_prompts_that_are_not_prefilled() -> None:
     batcher = Batcher(Limits(max_running=8, kv_blocks=100, max_prefill_backlog_tokens=50), SPEED)
-    batcher.submit(Sequence(prompt_tokens=60, output_tokens=50), 0.0)
+    batcher.submit(SimulatedSequence(prompt_tokens=60, output_tokens=50), 0.0)
     assert batcher.refusal() == "max_num_queued_tokens"
     batcher.advance(0.1)
     assert batcher.refusal() is None
@@ -287,13 +298,13 @@ def test_the_backlog_limit_counts_prompts_that_are_not_prefilled() -> None:
 @pytest.mark.parametrize(
     ("sequence", "reason"),
     [
-        (Sequence(prompt_tokens=0, output_tokens=1), "at least one prompt token"),
-        (Sequence(prompt_tokens=1, output_tokens=0), "at least one prompt token"),
-        (Sequence(prompt_tokens=160, output_tokens=1), "161 tokens does not fit into 10"),
-        (Sequence(prompt_tokens=1, output_tokens=9, reserve_tokens=3), "hold the whole output"),
+        (SimulatedSequence(prompt_tokens=0, output_tokens=1), "at least one prompt token"),
+        (SimulatedSequence(prompt_tokens=1, output_tokens=0), "at least one prompt token"),
+        (SimulatedSequence(prompt_tokens=160, output_tokens=1), "161 tokens does not fit into 10"),
+        (SimulatedSequence(prompt_tokens=1, output_tokens=9, reserve_tokens=3), "hold the whole output"),
     ],
 )
-def test_a_sequence_that_can_never_run_is_refused(sequence: Sequence, reason: str) -> None:
+def test_a_sequence_that_can_never_run_is_refused(sequence: SimulatedSequence, reason: str) -> None:
     batcher = Batcher(Limits(max_running=1, kv_blocks=10), SPEED)
     with pytest.raises(ValueError, match=reason):
         batcher.submit(sequence, 0.0)

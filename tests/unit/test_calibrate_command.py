@@ -10,9 +10,9 @@ import yaml
 from tests.support.hosted_answers import chat
 from typer.testing import CliRunner
 
-from flotilla.api.routes import CalibrationPoint, Confidence
+from flotilla.api.routing_policy import CalibrationPoint, Confidence
 from flotilla.cli import app
-from flotilla.domain.routing.calibration import Judged, held_out_error, tradeoffs
+from flotilla.routing.classify import Judged, held_out_error, tradeoffs
 
 RUN = CliRunner()
 

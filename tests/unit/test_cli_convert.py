@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from flotilla.cli import app
 from flotilla.cli.convert import Conversion, convert
 from flotilla.cli.convert.flags import split
-from flotilla.domain.resolve import load_catalog
+from flotilla.planning.resolve import load_catalog
 from flotilla_devcluster.engine.flag_tables import rows
 
 CATALOG = load_catalog()

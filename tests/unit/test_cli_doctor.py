@@ -9,9 +9,9 @@ import pytest
 from tests.unit.test_cli_fleet import MODEL, POLICY
 
 from flotilla.api import crd
+from flotilla.catalog.accelerators import load_accelerators
 from flotilla.cli.doctor import as_json, facts, healthy
 from flotilla.cli.doctor_checks import Check, Facts, Result, examine
-from flotilla.domain.accelerators import load_accelerators
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import Kind
 from flotilla.kube.protocol import ObjectList

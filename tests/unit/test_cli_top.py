@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from flotilla.cli import app, top
 from flotilla.cli.sources import Place
 from flotilla.cli.top import Look
-from flotilla.domain.spending import Samples
+from flotilla.cost.spending import Samples
+from flotilla.cost.spending_client import totals
 from flotilla.errors import Transient
-from flotilla.telemetry.spending import totals
 
 HEAD = 'flotilla_build_info{version="1"} 1\nflotilla_leader 1\n'
 

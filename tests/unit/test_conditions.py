@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from flotilla.api.conditions import Verdict, set_conditions
-from flotilla.domain import observed
-from flotilla.domain.observed import Workload
-from flotilla.domain.readiness import fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
-from flotilla.domain.scaling import ScalingSpec, State, decide
-from flotilla.domain.scaling.reasons import METRICS_MISSING, METRICS_PARTIAL
+from flotilla.controller.model_status import fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.errors import InvalidSpec, NameTaken
+from flotilla.kube import observed
+from flotilla.kube.observed import Workload
+from flotilla.scaling.autoscaler import METRICS_MISSING, METRICS_PARTIAL, ScalingSpec, State, decide
 
 
 def pod(**changes: Any) -> observed.Pod:

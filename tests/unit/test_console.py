@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from flotilla.console import server, view
+from flotilla.console import server as health
 from flotilla.console.view import Sample
-from flotilla.telemetry import health
 
 BASE = {"namespace": "ml", "modeldeployment": "small"}
 

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from tests.support.browser import Page, browser
 
 from flotilla.console import server, view
+from flotilla.console import server as health
 from flotilla.console.view import Sample
-from flotilla.telemetry import health
 
 MINUS = chr(0x2212)
 BASE = {"namespace": "support", "modeldeployment": "qwen"}

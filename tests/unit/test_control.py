@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 
-from flotilla.control.keys import Key, owner
-from flotilla.control.queue import Queue
-from flotilla.control.status import StatusWriter
-from flotilla.control.workers import Workers
+from flotilla.console.metrics import Metrics
+from flotilla.controller.apply import StatusWriter
+from flotilla.controller.queue import Queue, Workers
 from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 from flotilla.kube.events import EventRecorder
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.lease import Lease
 from flotilla.kube.protocol import FieldConflict, failure, watch_event
 from flotilla.kube.store import Store
-from flotilla.telemetry.metrics import Metrics
 from flotilla_devcluster.demo.report import samples, value
 
 

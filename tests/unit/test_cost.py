@@ -5,10 +5,9 @@ from fractions import Fraction
 
 import pytest
 
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.cost.rates import capacity_type
-from flotilla.domain.cost.tokens import usd_per_million, usd_per_request
-from flotilla.domain.cost.units import gpu_units, parse_share, time_slice
+from flotilla.catalog.accelerators import gpu_units, load_accelerators, parse_share, time_slice
+from flotilla.cost.gpu_prices import capacity_type
+from flotilla.cost.hosted_prices import usd_per_million, usd_per_request
 
 D = Decimal
 

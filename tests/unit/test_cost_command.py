@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from flotilla.cli import app, periods
 from flotilla.cli.terminal import plain
-from flotilla.domain.spending import Spent, grouped
+from flotilla.cost.spending import Spent, grouped
 from flotilla.errors import InvalidSpec
-from flotilla.render import focus
+from flotilla.reports import focus
 
 D = Decimal
 KUBECONFIG = """\

@@ -7,15 +7,12 @@ from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.cost.hosted import Terms
-from flotilla.domain.cost.tokens import MEASURED, TokenPrices, Weights
-from flotilla.domain.prices import Comparator, HostedPrice, Tiers
-from flotilla.domain.pricing import CostBasis, Rate
-from flotilla.telemetry import ledger_record
-from flotilla.telemetry.account import Account
-from flotilla.telemetry.collector import DeploymentView, FleetCollector
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
+from flotilla.catalog.accelerators import load_accelerators
+from flotilla.cost import ledger as ledger_record
+from flotilla.cost.gpu_prices import CostBasis, Rate
+from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, Weights
+from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation
+from flotilla.cost.metrics import DeploymentView, FleetCollector
 from flotilla_devcluster.demo.report import samples, value
 
 D = Decimal

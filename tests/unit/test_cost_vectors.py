@@ -4,15 +4,15 @@ from decimal import Decimal
 
 import pytest
 
-from flotilla.domain.cost.comparison import break_even_tasks_per_day
-from flotilla.domain.cost.hosted import hosted_usd
-from flotilla.domain.cost.rates import HOURS_PER_YEAR, Owned, node_inclusive
-from flotilla.domain.cost.tokens import (
+from flotilla.cost.comparison import break_even_tasks_per_day
+from flotilla.cost.gpu_prices import HOURS_PER_YEAR, Owned, node_inclusive
+from flotilla.cost.hosted_prices import (
     MILLION,
     TokenPrices,
     Usage,
     Weights,
     accrued_usd,
+    hosted_usd,
     unit_costs,
     usd_per_million,
     usd_per_request,

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flotilla.api.model import ArchitectureSpec
+from flotilla.api.model_deployment import ArchitectureSpec
+from flotilla.catalog.models import load_models
 from flotilla.cli import app
-from flotilla.domain.models import load_models
 
 
 def run(*arguments: str, columns: int = 160) -> tuple[int, str, str]:

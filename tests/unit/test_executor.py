@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flotilla.control.executor import Executor, Object
-from flotilla.control.keys import Key, owner
+from flotilla.controller.apply import Executor, Object
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Kind
 from flotilla.kube.store import Store
 

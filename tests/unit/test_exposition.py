@@ -9,8 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from flotilla.telemetry import exposition
-from flotilla.telemetry.metrics import Metrics
+from flotilla.console import metrics as exposition
+from flotilla.console.metrics import Metrics
 
 Parsed = dict[str, tuple[str, str, list[tuple[str, tuple[tuple[str, str], ...], str]]]]
 

@@ -6,18 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.control.draining import Draining
-from flotilla.control.fleet import Fleet
-from flotilla.control.keys import Key, owner
-from flotilla.control.price_book import NodeLister, PriceBook
-from flotilla.control.workloads import Workloads
-from flotilla.domain.pricing import CostBasis
-from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.cost.accounting_loop import Draining, Fleet
+from flotilla.cost.gpu_prices import CostBasis
+from flotilla.cost.ledger import Ledger
+from flotilla.cost.price_loop import NodeLister, PriceBook
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.observed import Workloads
 from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store
-from flotilla.telemetry.ledger import Ledger
-from flotilla.telemetry.scrape import EngineSample, ScrapeError, Target
+from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Target
 
 D = Decimal
 KEY = Key(MODEL_DEPLOYMENT, "ns", "m")

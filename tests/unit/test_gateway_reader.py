@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from flotilla.domain.policy_status import Report
-from flotilla.telemetry.addresses import AddressMap
-from flotilla.telemetry.gateways import GatewayReader
+from flotilla.addresses import AddressMap
+from flotilla.controller.gateway import GatewayReader
+from flotilla.controller.policy_status import Report
 
 ANSWERS = {
     "127.0.1.1": '{"hash": "abc", "problem": "", "missingKeys": ["a/key"]}',

@@ -7,15 +7,13 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
-from flotilla.api.secrets import SecretKeyRef
+from flotilla.api.types import SecretKeyRef
 from flotilla.constants import GATEWAY
-from flotilla.control.executor import Executor, Object
-from flotilla.control.gateway import GatewayReconciler
-from flotilla.control.keys import Key, gateway_key, owner
-from flotilla.control.status import StatusWriter
-from flotilla.domain.policy_status import Report
-from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
+from flotilla.controller.apply import Executor, Object, StatusWriter
+from flotilla.controller.gateway import GatewayReconciler
+from flotilla.controller.policy_status import Report
 from flotilla.errors import NotReady
+from flotilla.kube.keys import Key, gateway_key, owner
 from flotilla.kube.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -31,6 +29,7 @@ from flotilla.kube.kinds import (
 from flotilla.kube.protocol import NotFound
 from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, selector
+from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document
 
 KEY = gateway_key("team")
 BAD = put(SOUND, ("defaultRoute", "split", 0, "target"), "nowhere")
@@ -337,7 +336,7 @@ async def test_a_document_that_no_config_map_holds_is_told_and_the_one_before_is
 ) -> None:
     world = await served()
     before = world.document
-    monkeypatch.setattr("flotilla.control.gateway.MAX_BYTES", len(before) + 100)
+    monkeypatch.setattr("flotilla.controller.gateway.MAX_BYTES", len(before) + 100)
     world.policy("b", {**SOUND, "hostModels": ["other"]})
     await world.reconciler.reconcile(KEY)
     assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")

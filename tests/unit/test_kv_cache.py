@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flotilla.domain.architecture import Architecture
-from flotilla.domain.kv_cache import KvLayout, layout
+from flotilla.catalog.models import Architecture
+from flotilla.planning.memory_fit import KvLayout, layout
 
 GIB = 2**30
 VECTORS = yaml.safe_load((Path(__file__).parent / "data" / "kv_vectors.yaml").read_text())

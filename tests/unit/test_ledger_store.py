@@ -8,13 +8,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.control.keys import owner
-from flotilla.control.ledger_store import KEY, LABEL_LEDGER, LedgerStore, record, record_name
+from flotilla.cost.ledger import Counters, Ledger, PodObservation
+from flotilla.cost.ledger_store import KEY, LABEL_LEDGER, LedgerStore, record, record_name
 from flotilla.errors import FlotillaError, Transient
+from flotilla.kube.keys import owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, Kind
 from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store
-from flotilla.telemetry.ledger import Counters, Ledger, PodObservation
 
 D = Decimal
 

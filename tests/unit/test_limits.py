@@ -8,7 +8,6 @@ import pytest
 from tests.support.redis import RedisServer, running_redis
 from tests.support.routing import SOUND, compiled
 
-from flotilla.domain.routing.request import Features
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.limits import (
     REDIS_URL,
@@ -25,6 +24,7 @@ from flotilla.gateway.limits import (
 )
 from flotilla.gateway.local_limits import LocalLimits
 from flotilla.gateway.redis_limits import RedisLimits
+from flotilla.routing.request import Features
 
 HOUR = 3600
 START = 500_000 * HOUR + 100.25

@@ -17,14 +17,13 @@ from tests.support.promql import metric_names
 from tests.support.scraping import of_pods
 from tests.unit.test_cost_metrics import Fleet
 
-from flotilla.engines.metric_name import metric_name
-from flotilla.engines.profile import load_profiles
+from flotilla.catalog.engines import load_profiles, metric_name
+from flotilla.console.metrics import Metrics
+from flotilla.cost.metrics import FleetCollector
 from flotilla.gateway.app import Gateway, Settings
-from flotilla.render.monitoring import dashboards, monitors
-from flotilla.render.monitoring.panels import Dashboard, Panel
-from flotilla.render.monitoring.rules import RUNBOOKS, Alert, Recording
-from flotilla.telemetry.collector import FleetCollector
-from flotilla.telemetry.metrics import Metrics
+from flotilla.reports.monitoring import dashboards, monitors
+from flotilla.reports.monitoring.panels import Dashboard, Panel
+from flotilla.reports.monitoring.rules import RUNBOOKS, Alert, Recording
 from flotilla_devcluster import debian
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from flotilla.api.crd import dump
 from flotilla.app import main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
-from flotilla.telemetry import health
-from flotilla.telemetry.logs import JsonFormatter, redact
-from flotilla.telemetry.metrics import Metrics
+from flotilla.console import server as health
+from flotilla.console.metrics import Metrics
+from flotilla.logs import JsonFormatter, redact
 from flotilla_devcluster.demo.report import samples, value
 
 D = Decimal

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from flotilla.api.conditions import Verdict
-from flotilla.domain.observed import Pod
-from flotilla.domain.policy_status import GatewayView, Report, build, judge
-from flotilla.domain.routing.admission import Admission
-from flotilla.domain.routing.check import Finding, Problem
+from flotilla.controller.policy_status import GatewayView, Report, build, judge
 from flotilla.errors import Forbidden, InvalidSpec, NameTaken, NotReady
+from flotilla.kube.observed import Pod
+from flotilla.routing.budgets import Admission
+from flotilla.routing.check import Finding, Problem
 
 POD = Pod("gw-1", "u1", "10.0.0.1", True, True, False, 0, "", "", "", "", "", "2026-01-01T00:00:00Z")
 OTHER = replace(POD, name="gw-2", uid="u2")

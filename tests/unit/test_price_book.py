@@ -12,16 +12,14 @@ from tests.support.prometheus import running_prometheus, serving
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
-from flotilla.control.price_book import NodeLister, PriceBook
-from flotilla.control.pricing import Pricing
-from flotilla.domain.pricing import NodeFacts
-from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.cost.gpu_prices import NodeFacts
+from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.kinds import Kind
 from flotilla.kube.protocol import ObjectList
-from flotilla.telemetry.opencost import gpu_prices
-from flotilla.telemetry.price_desk import PriceDesk
-from flotilla.telemetry.prometheus import PrometheusClient
+from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.prometheus.client import PrometheusClient
 
 D = Decimal
 GOOD = 'source: contract\nasOf: 2026-11-20\ngpus: [{class: nvidia-l4, usd: "%s"}]\n'
@@ -168,7 +166,7 @@ async def test_a_gpu_costs_its_part_of_the_node_by_opencost_and_zero_and_nan_are
         running.until("count(node_gpu_count) == 4")
         client = PrometheusClient(running.url)
         try:
-            assert await gpu_prices(client) == {"p5": D("6.88")}
+            assert await opencost_prices(client) == {"p5": D("6.88")}
         finally:
             await client.close()
 

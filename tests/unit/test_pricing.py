@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from flotilla.domain import price_catalog, prices
-from flotilla.domain.accelerators import load_accelerators, parse
-from flotilla.domain.cost_known import priced, verdict
-from flotilla.domain.prices import Comparator, HostedPrice, Tiers, token_factor
-from flotilla.domain.pricing import CostBasis, NodeFacts, PriceSources, Rate, node_facts, pod_units, rate
+from flotilla.catalog.accelerators import load_accelerators, parse
+from flotilla.cost import gpu_prices, hosted_prices
+from flotilla.cost.gpu_prices import CostBasis, NodeFacts, PriceSources, Rate, node_facts, pod_units, rate
+from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers, token_factor
+from flotilla.cost.price_loop import price_in_force, verdict
 from flotilla.errors import InvalidSpec
-from flotilla.telemetry.price_desk import PriceDesk
 
 D = Decimal
 TABLE = load_accelerators()
@@ -44,7 +44,7 @@ def node(
 
 
 def test_each_source_yields_to_the_ones_before_it() -> None:
-    sources = PriceSources(price_catalog.parse("c", CATALOG), {"n": D("0.5")})
+    sources = PriceSources(gpu_prices.parse("c", CATALOG), {"n": D("0.5")})
     annotated = node(annotations={"flotilla.dev/gpu-hourly-price": "0.7"})
     mine = Rate(D(3), "resource", "spec.cost.gpuHourlyPrice")
     plain = PriceSources(opencost=sources.opencost)
@@ -64,7 +64,7 @@ def test_each_source_yields_to_the_ones_before_it() -> None:
 
 
 def test_the_row_with_the_most_conditions_wins() -> None:
-    catalog = price_catalog.parse("c", CATALOG)
+    catalog = gpu_prices.parse("c", CATALOG)
 
     def usd(class_name: str, **where: str) -> Decimal | None:
         wanted: Any = {"instance_type": "", "region": "", "capacity_type": "unknown", **where}
@@ -113,7 +113,7 @@ def test_the_row_with_the_most_conditions_wins() -> None:
 )
 def test_a_wrong_catalogue_is_refused_by_file_row_and_field(text: str, message: str) -> None:
     with pytest.raises(InvalidSpec) as refused:
-        price_catalog.parse("c", text)
+        gpu_prices.parse("c", text)
     assert message in str(refused.value)
     assert refused.value.reason == "PriceCatalogRefused"
 
@@ -174,7 +174,7 @@ TODAY = date(2026, 11, 25)
 
 
 def say(basis: CostBasis = BASIS, *nodes: NodeFacts, problems: Any = (), notes: Any = (), today: date = TODAY) -> Any:
-    told = priced(basis, nodes, PriceSources())
+    told = price_in_force(basis, nodes, PriceSources())
     return verdict(told, problems, notes=notes, today=today, stale_after_days=60)
 
 
@@ -231,17 +231,17 @@ NOW = datetime(2026, 11, 25, tzinfo=UTC)
 
 
 def test_batches_have_their_own_price_only_where_the_catalogue_says_so() -> None:
-    plain = prices.find("openai", "gpt-5-mini", field="f", at=NOW)
-    batch = prices.find("openai", "gpt-5-mini", field="f", at=NOW, batch=True)
+    plain = hosted_prices.find("openai", "gpt-5-mini", field="f", at=NOW)
+    batch = hosted_prices.find("openai", "gpt-5-mini", field="f", at=NOW, batch=True)
     assert (plain.input.base, batch.input.base) == (D("0.25"), D("0.125"))
     with pytest.raises(InvalidSpec, match="no price for batches of") as refused:
-        prices.find("together", "meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo", field="f", at=NOW, batch=True)
+        hosted_prices.find("together", "meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo", field="f", at=NOW, batch=True)
     assert refused.value.field == "f.mode"
 
 
 @pytest.mark.parametrize(("provider", "model"), [("openai", "gpt-5.4"), ("google", "gemini-2.5-pro")])
 def test_a_tier_holds_for_a_request_of_its_size_and_not_for_a_windows_sum(provider: str, model: str) -> None:
-    price = prices.find(provider, model, field="f", at=NOW)
+    price = hosted_prices.find(provider, model, field="f", at=NOW)
     small, sum_of_many = price.at(1000), price.at(1_000_000)
     assert sum_of_many.input_usd_per_million == 2 * small.input_usd_per_million
 
@@ -257,7 +257,7 @@ def test_a_tier_holds_for_a_request_of_its_size_and_not_for_a_windows_sum(provid
 def test_the_catalogues_prices_are_those_of_the_published_analysis(
     provider: str, model: str, usd: tuple[str, str, str]
 ) -> None:
-    found = prices.find(provider, model, field="f", at=NOW).at(1000)
+    found = hosted_prices.find(provider, model, field="f", at=NOW).at(1000)
     assert found.input_usd_per_million == D(usd[0])
     assert found.output_usd_per_million == D(usd[1])
     assert found.cached_usd_per_million == D(usd[2])

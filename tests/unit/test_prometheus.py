@@ -14,13 +14,12 @@ import pytest
 from aiohttp import web
 from tests.support.prometheus import Page, Prometheus, running_prometheus, serving
 
+from flotilla.catalog.engines import load_profiles
 from flotilla.config import OperatorConfig
-from flotilla.engines.profile import load_profiles
 from flotilla.errors import Forbidden, Incomplete, InvalidSpec, Transient
-from flotilla.telemetry.prometheus import Point, PrometheusClient
-from flotilla.telemetry.prometheus_engines import Aged, PodSeries, PrometheusEngines, engine_query
-from flotilla.telemetry.promql import quoted, selector
-from flotilla.telemetry.scrape import EngineSample, ScrapeError
+from flotilla.prometheus.client import Point, PrometheusClient, quoted, selector
+from flotilla.scaling.engine_client import Aged, PodSeries, PrometheusEngines, engine_query
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError
 from flotilla_devcluster.certs import Authority
 
 VLLM = load_profiles()["vllm"].metrics.names
@@ -457,7 +456,7 @@ def test_no_client_without_an_address() -> None:
 
 def test_an_operator_without_prometheus_loads_none_of_its_libraries() -> None:
     code = (
-        "import sys, flotilla.app, flotilla.telemetry.prometheus_engines as e\n"
+        "import sys, flotilla.app, flotilla.scaling.engine_client as e\n"
         "from flotilla.config import OperatorConfig\n"
         "assert e.PrometheusClient.from_config(OperatorConfig(prometheus_url='http://x')) is not None\n"
         "print(*{'dateparser', 'prometheus_api_client'} & set(sys.modules))"

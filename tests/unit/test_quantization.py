@@ -2,10 +2,9 @@
 
 import pytest
 
-from flotilla.api.engine import QuantizationMethod
-from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.domain.resolve import Resolved, load_catalog, resolve
+from flotilla.api.model_deployment import ModelDeploymentSpec, QuantizationMethod
 from flotilla.errors import InvalidSpec
+from flotilla.planning.resolve import Resolved, load_catalog, resolve
 
 CATALOG = load_catalog()
 CLASSES = (

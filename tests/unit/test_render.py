@@ -12,7 +12,7 @@ from tests.support.combinations import COMBINATIONS as CASES
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
-from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.render import rbac
 from flotilla.render.workload import children
 from flotilla_devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config

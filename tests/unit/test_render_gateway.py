@@ -8,9 +8,9 @@ import yaml
 from tests.support.routing import FACTS, SOUND, compile_document, resource
 
 from flotilla.constants import ANNOTATION_HASH, GATEWAY
-from flotilla.domain.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.render import rbac
 from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint, selector
+from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gateway" / "two-policies.yaml"
 CLIENT = {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}}

@@ -21,10 +21,10 @@ from tests.unit.test_cost_command import TOTALS
 from typer.testing import CliRunner
 
 from flotilla.cli import app
-from flotilla.domain.findings import break_evens, findings
-from flotilla.domain.spending import Spent
-from flotilla.render.report import svg
-from flotilla.render.report.page import page
+from flotilla.cost.spending import Spent
+from flotilla.reports import cost_report
+from flotilla.reports.cost_report import page
+from flotilla.reports.findings import break_evens, findings
 
 D = Decimal
 DAY = D(24)
@@ -190,14 +190,16 @@ async def test_a_browser_shows_every_text_legibly_in_light_and_dark_and_without_
 
 @given(st.floats(0, 1e12))
 def test_an_axis_begins_at_zero_and_reaches_its_top(top: float) -> None:
-    found = svg.ticks(top)
+    found = cost_report.ticks(top)
     assert found[0] == 0
     assert found[-1] >= top * (1 - 1e-9)
     assert 2 <= len(found) <= 7
 
 
 def test_bars_are_as_long_as_their_sums() -> None:
-    text = svg.shares([("a", {"idle": 3.0, "serving": 1.0}), ("b", {"idle": 2.0})], ("serving", "idle"), title="t")
+    text = cost_report.shares(
+        [("a", {"idle": 3.0, "serving": 1.0}), ("b", {"idle": 2.0})], ("serving", "idle"), title="t"
+    )
     widths = {kind: [float(w) for w in re.findall(rf'class="{kind}"[^>]*width="([\d.]+)"', text)] for kind in
               ("idle", "serving")}  # fmt: skip
     assert widths["serving"][0] * 3 == pytest.approx(widths["idle"][0], abs=0.3)
@@ -205,7 +207,7 @@ def test_bars_are_as_long_as_their_sums() -> None:
 
 
 def test_a_loss_is_left_of_the_line_and_a_gain_right() -> None:
-    text = svg.diverging([("worse", -2.0), ("better", 1.0)], title="t")
+    text = cost_report.diverging([("worse", -2.0), ("better", 1.0)], title="t")
     zero = float(re.findall(r'class="axis" x1="([\d.]+)"', text)[0])
     ((left, width),) = re.findall(r'class="loss" x="([\d.]+)"[^>]*width="([\d.]+)"', text)
     (right,) = re.findall(r'class="gain" x="([\d.]+)"', text)

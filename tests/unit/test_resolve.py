@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.domain.quantization import checkpoint_method
-from flotilla.domain.resolve import Resolved, load_catalog, resolve
-from flotilla.engines.profile import parse
+from flotilla.catalog.engines import parse
 from flotilla.errors import InvalidSpec
+from flotilla.planning.quantization import checkpoint_method
+from flotilla.planning.resolve import Resolved, load_catalog, resolve
 
 CATALOG = load_catalog()
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.pods import RolloutStrategy
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.rollout import decide, free_units
+from flotilla.api.model_deployment import RolloutStrategy
+from flotilla.catalog.accelerators import load_accelerators
+from flotilla.controller.rollout import decide, free_units
 
 TABLE = load_accelerators()
 

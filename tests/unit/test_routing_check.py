@@ -6,12 +6,11 @@ import pytest
 from tests.support.routing import FACTS, HOSTED, SOUND, resource
 from tests.support.schema import put
 
-from flotilla.api.secrets import SecretKeyRef
-from flotilla.domain.policy_status import GatewayView, judge
-from flotilla.domain.routing.address import address_problem, base_url_problem
-from flotilla.domain.routing.admission import Admission
-from flotilla.domain.routing.check import Finding, Problem, absent_keys, check
-from flotilla.domain.routing.document import key_file
+from flotilla.api.types import SecretKeyRef
+from flotilla.controller.policy_status import GatewayView, judge
+from flotilla.routing.budgets import Admission
+from flotilla.routing.check import Finding, Problem, absent_keys, address_problem, base_url_problem, check
+from flotilla.routing.document import key_file
 
 ROUTE: dict[str, Any] = {"split": [{"target": "small"}]}
 CLIENT: dict[str, Any] = {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}}

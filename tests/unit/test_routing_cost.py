@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flotilla.domain.cost.comparison import attribute
-from flotilla.domain.cost.tokens import Usage, Weights
+from flotilla.cost.comparison import attribute
+from flotilla.cost.hosted_prices import Usage, Weights
 
 FILE = Path(__file__).parents[1] / "promtool" / "recording-routing.yaml"
 MINUTES = 60

@@ -8,9 +8,9 @@ from tests.support.routing import FACTS, SOUND, compile_document, resource
 from tests.support.schema import REMOVED, Path, put
 from tests.support.whole import ROUTING_POLICY
 
-from flotilla.api.secrets import SecretKeyRef
-from flotilla.domain.routing.document import facts_of, key_file, load_document
+from flotilla.api.types import SecretKeyRef
 from flotilla.errors import InvalidSpec
+from flotilla.routing.document import facts_of, key_file, load_document
 
 DOCUMENT = compile_document("team", [resource(SOUND), resource(ROUTING_POLICY["spec"], name="whole")], FACTS)
 CONTENT = orjson.loads(DOCUMENT.text)

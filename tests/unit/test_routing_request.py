@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tests.support.routing import SOUND, compiled
 from tests.support.schema import put
 
-from flotilla.domain.routing.classify import question, task_of
-from flotilla.domain.routing.decide import Decision, decide
-from flotilla.domain.routing.request import Features, Operation, features_of
+from flotilla.routing.classify import question, task_of
+from flotilla.routing.decide import Decision, decide
+from flotilla.routing.request import Features, Operation, features_of
 
 POLICY = compiled(SOUND)
 TASKS = [{"name": "classification", "description": "Sort."}, {"name": "drafting", "description": "Write."}]

@@ -12,28 +12,28 @@ import pytest
 import yaml
 from tests.support.prometheus import serving
 
+from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment, ModelDeploymentSpec
 from flotilla.config import OperatorConfig
-from flotilla.control.keys import Key, owner
-from flotilla.control.sampling import Sampler
-from flotilla.control.scaler import Scaler
-from flotilla.control.victims import Victims
-from flotilla.domain import capacity, observed, victims
-from flotilla.domain.observed import DELETION_COST, Pod, Workload
-from flotilla.domain.resolve import load_catalog, resolve
-from flotilla.domain.scaling import Demand
-from flotilla.domain.status import build
+from flotilla.controller import rollout
+from flotilla.controller.model_status import build
+from flotilla.controller.rollout import Victims
+from flotilla.cost.metrics import FleetCollector
 from flotilla.errors import NotReady, Transient
+from flotilla.kube import observed
+from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.observed import DELETION_COST, Pod, Workload
 from flotilla.kube.store import Store
-from flotilla.telemetry import demand as demands
-from flotilla.telemetry.addresses import AddressMap
-from flotilla.telemetry.collector import FleetCollector
-from flotilla.telemetry.demand import WakeQuery, gateway_demand
-from flotilla.telemetry.prometheus import Series
-from flotilla.telemetry.prometheus_engines import Aged, PodSeries
-from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target
-from flotilla.telemetry.sources import Answers, Engine, EngineSources
+from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.prometheus.client import Series
+from flotilla.scaling import engine_client as demands
+from flotilla.scaling import sampling
+from flotilla.scaling.autoscaler import Demand
+from flotilla.scaling.engine_client import Aged, Answers, Engine, EngineSources, PodSeries, WakeQuery, gateway_demand
+from flotilla.scaling.sampling import Sampler
+from flotilla.scaling.scaling_loop import Scaler
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
 
 NAMES = {"running": ["r"], "waiting": ["w"]}
 
@@ -260,32 +260,32 @@ def unplaced(uid: str, priority: int = 0) -> Pod:
 
 
 def test_what_cannot_be_placed_is_told_from_what_only_starts() -> None:
-    assert capacity.blocked(a_load(a_pod("a"), a_pod("b", ready=False))) == ""
-    assert capacity.blocked(a_load(a_pod("a"), unplaced("b"))) == "ReplicasUnschedulable"
-    assert capacity.blocked(a_load(a_pod("a"), replace(unplaced("b"), terminating=True))) == ""
-    assert capacity.blocked(a_load(failure='pods "x" is forbidden: exceeded quota: gpus')) == "QuotaExceeded"
+    assert sampling.blocked(a_load(a_pod("a"), a_pod("b", ready=False))) == ""
+    assert sampling.blocked(a_load(a_pod("a"), unplaced("b"))) == "ReplicasUnschedulable"
+    assert sampling.blocked(a_load(a_pod("a"), replace(unplaced("b"), terminating=True))) == ""
+    assert sampling.blocked(a_load(failure='pods "x" is forbidden: exceeded quota: gpus')) == "QuotaExceeded"
 
 
 def test_only_the_less_important_of_the_same_class_make_room() -> None:
-    pressing = capacity.pressing([("l4", a_load(unplaced("a", 5), unplaced("b", 10))), ("a10", a_load(a_pod("c")))])
+    pressing = sampling.pressing([("l4", a_load(unplaced("a", 5), unplaced("b", 10))), ("a10", a_load(a_pod("c")))])
     assert pressing == {"l4": 10}
-    assert capacity.yields("l4", a_load(a_pod("d", priority=9)), pressing)
-    assert not capacity.yields("l4", a_load(a_pod("d", priority=10)), pressing)
-    assert not capacity.yields("a10", a_load(a_pod("d")), pressing)
+    assert sampling.yields("l4", a_load(a_pod("d", priority=9)), pressing)
+    assert not sampling.yields("l4", a_load(a_pod("d", priority=10)), pressing)
+    assert not sampling.yields("a10", a_load(a_pod("d")), pressing)
 
 
 def test_the_idlest_ready_pods_go_after_those_that_are_not_ready() -> None:
     pods = [a_pod("a"), a_pod("b"), a_pod("c"), a_pod("d", ready=False), a_pod("e", terminating=True)]
     load = {"a": 3.0, "b": 0.0}
-    assert victims.choose(pods, load, 1) == set()
-    assert victims.choose(pods, load, 2) == {"b"}
-    assert victims.choose(pods, load, 3) == {"b", "a"}
+    assert rollout.choose(pods, load, 1) == set()
+    assert rollout.choose(pods, load, 2) == {"b"}
+    assert rollout.choose(pods, load, 3) == {"b", "a"}
 
 
 def test_only_marks_that_differ_are_written() -> None:
     pods = [a_pod("a", deletion_cost="-1"), a_pod("b"), a_pod("c", deletion_cost="-1"), a_pod("d", deletion_cost="7")]
-    assert victims.marks(pods, {"a", "b"}) == {"b": "-1", "c": None}
-    assert victims.marks(pods, {"a", "c"}) == {}
+    assert rollout.deletion_costs(pods, {"a", "b"}) == {"b": "-1", "c": None}
+    assert rollout.deletion_costs(pods, {"a", "c"}) == {}
 
 
 SAMPLES = Path(__file__).parents[2] / "manifests" / "samples" / "autoscaling"
@@ -413,7 +413,7 @@ async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypat
         asked.extend((namespace, [pod.uid for pod in targets]) for namespace, targets in pods.items())
         return {("ns", "m"): Demand(5.0), ("other", "m"): Demand(99.0)}
 
-    monkeypatch.setattr("flotilla.control.scaler.gateway_demand", gateways)
+    monkeypatch.setattr("flotilla.scaling.scaling_loop.gateway_demand", gateways)
     for name, namespace, ready, component in (
         ("g", "ns", "True", "gateway"),
         ("starting", "ns", "False", "gateway"),

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from tests.support.loads import World
 
-from flotilla.api.scaling import ScalingSpec as ApiScalingSpec
-from flotilla.domain.scaling import Decision, Demand, Sample, ScalingSpec, State, decide
-from flotilla.domain.scaling.reasons import (
+from flotilla.api.model_deployment import ScalingSpec as ApiScalingSpec
+from flotilla.scaling.autoscaler import (
     AT_MAXIMUM,
     METRICS_MISSING,
     NO_READY_REPLICAS,
@@ -21,6 +20,12 @@ from flotilla.domain.scaling.reasons import (
     STEADY,
     UNSCHEDULABLE,
     WOKEN,
+    Decision,
+    Demand,
+    Sample,
+    ScalingSpec,
+    State,
+    decide,
 )
 
 TICK_S = 2.0

@@ -3,7 +3,7 @@
 from benchmarks.scaling import Answer, verdict
 from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
-from flotilla.domain.simulation.policy import Observation
+from flotilla.simulation.fleet import Observation
 
 
 def seen(now_s: float, wanted: int, load: int, *, ready: int | None = None, held: int = 0) -> Observation:

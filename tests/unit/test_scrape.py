@@ -11,13 +11,11 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.engine_sim import running_any, running_tgi, running_vllm
 
-from flotilla.engines.metric_name import MetricName, metric_name
-from flotilla.engines.profile import load_profiles
-from flotilla.engines.profile import parse as parse_profile
+from flotilla.addresses import AddressMap
+from flotilla.catalog.engines import MetricName, load_profiles, metric_name
+from flotilla.catalog.engines import parse as parse_profile
 from flotilla.errors import InvalidSpec
-from flotilla.telemetry.addresses import AddressMap
-from flotilla.telemetry.metric_text import find
-from flotilla.telemetry.scrape import EngineSample, ScrapeError, Scraper, Target, parse
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target, find, parse
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROFILES = load_profiles()

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flotilla.cli import app
-from flotilla.domain.simulation import shapes
-from flotilla.domain.simulation.trace import Request, parse_csv
 from flotilla.errors import InvalidSpec
+from flotilla.simulation import trace as shapes
+from flotilla.simulation.trace import Request, parse_csv
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "manifests" / "samples" / "qwen2-5-7b.yaml"

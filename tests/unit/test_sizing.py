@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.domain import sizing
-from flotilla.domain.architecture import count_parameters, from_config
-from flotilla.domain.fitting import DoesNotFit
-from flotilla.domain.models import load_models
-from flotilla.domain.resolve import Resolved, load_catalog, resolve
-from flotilla.domain.sizing import GIB, Settings, Weights
+from flotilla.catalog.models import count_parameters, from_config, load_models
 from flotilla.errors import InvalidSpec
+from flotilla.planning import memory_fit
+from flotilla.planning.memory_fit import GIB, DoesNotFit, Settings, Weights
+from flotilla.planning.resolve import Resolved, load_catalog, resolve
 
 MODELS, CATALOG = load_models(), load_catalog()
 SMALL_CARD = Settings(Decimal("0.92"), 2048, 256, Decimal("1.1"))
@@ -38,7 +36,7 @@ def architecture(name: str) -> Any:
     ],
 )
 def test_weights_are_those_of_published_logs_within_a_tenth(name: str, bits: str, gpus: int, gib: float) -> None:
-    predicted = sizing.weights_bytes(architecture(name), Decimal(bits), gpus=gpus) / GIB
+    predicted = memory_fit.weights_bytes(architecture(name), Decimal(bits), gpus=gpus) / GIB
     assert abs(predicted / gib - 1) < 0.1
 
 
@@ -53,7 +51,7 @@ def test_weights_are_those_of_published_logs_within_a_tenth(name: str, bits: str
 def test_what_is_left_for_the_cache_is_that_of_published_logs_within_a_tenth(
     name: str, settings: Settings, memory_gib: str, utilization: str, weights_gib: float, kv_gib: float
 ) -> None:
-    working = sizing.working_bytes(architecture(name), settings, gpus=1) / GIB
+    working = memory_fit.working_bytes(architecture(name), settings, gpus=1) / GIB
     left = float(Decimal(memory_gib) * Decimal(utilization)) - weights_gib - working
     assert abs(left / kv_gib - 1) < 0.1
 
@@ -163,7 +161,7 @@ def test_the_estimates_own_error_is_admitted_and_not_refused() -> None:
         engine={"args": ["--gpu-memory-utilization", "0.75"]},
     )
     assert tight.fit is not None
-    assert tight.fit.verdict == sizing.TIGHT
+    assert tight.fit.verdict == memory_fit.TIGHT
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.api.model_deployment_status import ModelDeploymentStatus
-from flotilla.domain import observed, status
-from flotilla.domain.resolve import load_catalog, resolve
+from flotilla.api.model_deployment import ModelDeploymentSpec, ModelDeploymentStatus
+from flotilla.controller import model_status
+from flotilla.kube import observed
+from flotilla.planning.resolve import load_catalog, resolve
 
 LIVE = {"metadata": {"name": "m", "namespace": "n", "generation": 3}}
 
@@ -17,7 +17,7 @@ def built(model: dict[str, Any]) -> dict[str, Any]:
         {"model": model, "engine": {"name": "vllm"}, "accelerator": {"class": "nvidia-l4"}}
     )
     resolved = resolve("m", spec, load_catalog())
-    found = status.build(
+    found = model_status.build(
         LIVE, [], observed.workload(None, []), now="2026-11-25T09:00:00Z", desired=1, spec=spec, resolved=resolved
     )
     ModelDeploymentStatus.model_validate(found)

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from flotilla.domain import price_catalog, sizing
-from flotilla.domain.observed import STUCK_REASONS
-from flotilla.domain.routing.check import Problem
-from flotilla.domain.scaling import reasons as scaling
+from flotilla.cost import gpu_prices
+from flotilla.kube.observed import STUCK_REASONS
+from flotilla.planning import memory_fit
+from flotilla.routing.check import Problem
+from flotilla.scaling import autoscaler as scaling
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "operator/flotilla"
@@ -50,7 +51,7 @@ def reasons() -> set[str]:
         *(named - {scaling.PODS, scaling.PROMETHEUS}),
         *STUCK_REASONS,
         *map(str, Problem),
-        sizing.FITS, sizing.TIGHT, sizing.DOES_NOT_FIT, price_catalog.REASON, "InvalidSpec",
+        memory_fit.FITS, memory_fit.TIGHT, memory_fit.DOES_NOT_FIT, gpu_prices.REASON, "InvalidSpec",
     }  # fmt: skip
     return tables.union(*(of_source(path.read_text()) for path in modules))
 

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.unallocated import node, pod
 
-from flotilla.control.keys import owner
-from flotilla.control.unallocated import Unallocated
-from flotilla.domain.accelerators import WHOLE_GPUS, load_accelerators
-from flotilla.domain.pricing import NO_SOURCES
-from flotilla.domain.unallocated import GpuNode, gpu_node, held, usd_per_hour
+from flotilla.catalog.accelerators import WHOLE_GPUS, load_accelerators
+from flotilla.cost.gpu_prices import NO_SOURCES
+from flotilla.cost.unallocated_loop import GpuNode, Unallocated, gpu_node, held, usd_per_hour
 from flotilla.errors import Forbidden, Transient
+from flotilla.kube.keys import owner
 from flotilla.kube.kinds import NODE, Kind
 from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
-from flotilla.domain.simulation.batching import Batcher
+from flotilla.simulation.engine import Batcher
 from flotilla_devcluster.engine.exposition import python_number, python_text, rust_number, rust_text
 from flotilla_devcluster.engine.metrics import Distribution, Family, Metrics
 from flotilla_devcluster.engine.vllm_config import configure

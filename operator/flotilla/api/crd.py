@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from flotilla.api.model_deployment import NAME_RULE, ModelDeployment, ModelDeploymentSpec
-from flotilla.api.model_deployment_status import ModelDeploymentStatus
+from flotilla.api.model_deployment import NAME_RULE, ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
 from flotilla.api.routing_policy import RoutingPolicy, RoutingPolicySpec, RoutingPolicyStatus
 from flotilla.api.types import Cel, Model
 from flotilla.constants import GROUP, VERSION

@@ -1,14 +1,15 @@
-"""What the models of the two resources are made of: a base class, field types, and markers for the CRD generator."""
+"""Types that the resources share: strings with bounds, money, quantities, list-maps, metadata, Secrets."""
 
 import ast
 import inspect
 import textwrap
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
 
@@ -158,3 +159,76 @@ class ConditionStatus(StrEnum):
     TRUE = "True"
     FALSE = "False"
     UNKNOWN = "Unknown"
+
+
+class ObjectMeta(Model):
+    """The part of metadata that decisions need."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 0
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: Annotated[str, StringConstraints(min_length=1, max_length=316)]
+    """type says what is judged, such as Ready."""
+    status: ConditionStatus
+    """status is True, False or Unknown."""
+    observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    """observedGeneration is the metadata.generation that was judged."""
+    last_transition_time: Annotated[
+        str, StringConstraints(max_length=40), Field(json_schema_extra={"format": "date-time"})
+    ]
+    """lastTransitionTime is when status changed last."""
+    reason: Annotated[
+        str,
+        StringConstraints(pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", min_length=1, max_length=1024),
+    ]
+    """reason is a CamelCase constant; the documentation lists them."""
+    message: Annotated[str, StringConstraints(max_length=32768)]
+    """message says what is so, and what to do where something can be done."""
+
+
+class SecretKeyRef(Model):
+    """One key of a Secret in the same namespace."""
+
+    name: DnsSubdomain
+    """name of the Secret, in the namespace of this resource."""
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
+    """key within the Secret."""
+
+
+class CredentialsSecret(Model):
+    """A Secret in the same namespace, and the key where one value of it is meant."""
+
+    name: DnsSubdomain
+    """name of the Secret, in the namespace of this resource."""
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)] | None = None
+    """key within the Secret. Default: token for hf, key.json for gs; s3 takes all keys, oci the pull secret's own."""
+
+
+_SUFFIXES = {
+    "m": Decimal("0.001"),
+    "k": Decimal(10) ** 3,
+    "M": Decimal(10) ** 6,
+    "G": Decimal(10) ** 9,
+    "T": Decimal(10) ** 12,
+    "P": Decimal(10) ** 15,
+    "Ki": Decimal(2) ** 10,
+    "Mi": Decimal(2) ** 20,
+    "Gi": Decimal(2) ** 30,
+    "Ti": Decimal(2) ** 40,
+    "Pi": Decimal(2) ** 50,
+}
+
+
+def amount(text: str) -> Decimal | None:
+    """The value of a Kubernetes quantity; None when it is none."""
+    number = text.rstrip("mkKMGTPi")
+    try:
+        return Decimal(number) * _SUFFIXES.get(text[len(number) :], Decimal(1))
+    except ArithmeticError:
+        return None

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flotilla.domain import accelerators, prices
-from flotilla.domain.accelerators import Accelerator
-from flotilla.domain.advice import Advice, Machine, Option, Terms, Workload, advise, assumptions, tasks_per_second
-from flotilla.domain.price_catalog import load as load_prices
-from flotilla.domain.prices import HostedPrice, Tiers
-from flotilla.domain.pricing import PriceSources, rate
+from flotilla.catalog import accelerators
+from flotilla.catalog.accelerators import Accelerator
+from flotilla.cost import hosted_prices
+from flotilla.cost.gpu_prices import PriceSources, rate
+from flotilla.cost.gpu_prices import load as load_prices
+from flotilla.cost.hosted_prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
+from flotilla.simulation.advice import Advice, Machine, Option, Terms, Workload, advise, assumptions, tasks_per_second
 
 DEFAULT_CLASSES = ("nvidia-l4", "nvidia-h100-80gb")
 QUALITIES = {"small": Decimal(0), "mixed": Decimal("0.2"), "frontier": Decimal(1)}
@@ -113,7 +114,7 @@ def hosted(given: str, field: str, *, batch: bool) -> HostedPrice:
         return HostedPrice(
             provider, model, "as given", Tiers(decimal(inward, field)), Tiers(decimal(outward, field)), None
         )
-    return prices.find(provider, model, field=field, at=datetime.now(UTC), batch=batch)
+    return hosted_prices.find(provider, model, field=field, at=datetime.now(UTC), batch=batch)
 
 
 def ask(

@@ -12,7 +12,7 @@ from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from flotilla.domain.routing.calibration import Judged
+    from flotilla.routing.classify import Judged
 
 _ABOVE_PERMILLE = (50, 100, 150, 200, 300, 500)
 
@@ -27,7 +27,7 @@ def calibrate(
     """
     import yaml
 
-    from flotilla.domain.routing.calibration import fit
+    from flotilla.routing.classify import fit
 
     try:
         samples = list(_read(answers))
@@ -40,8 +40,8 @@ def calibrate(
 
 
 def _report(points: Any, samples: "list[Judged]") -> Iterator[str]:
-    from flotilla.api.routes import CalibrationPoint
-    from flotilla.domain.routing.calibration import expected_calibration_error, held_out_error, tradeoffs
+    from flotilla.api.routing_policy import CalibrationPoint
+    from flotilla.routing.classify import expected_calibration_error, held_out_error, tradeoffs
 
     raw = [CalibrationPoint(margin_permille=margin, error_permille=1000 - margin) for margin in (0, 1000)]
     yield f"{len(samples)} answers, {sum(sample.wrong for sample in samples)} of them wrong."
@@ -56,9 +56,9 @@ def _report(points: Any, samples: "list[Judged]") -> Iterator[str]:
 
 
 def _read(path: Path) -> "Iterator[Judged]":
-    from flotilla.domain.routing.calibration import Judged
-    from flotilla.domain.routing.collect import choices_of
-    from flotilla.domain.routing.margin import margin_p10
+    from flotilla.routing.check import choices_of
+    from flotilla.routing.classify import Judged
+    from flotilla.routing.escalation import margin_p10
 
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():

@@ -18,13 +18,13 @@ from rich.text import Text
 from flotilla.cli import periods
 from flotilla.cli.sources import Place, client_of, current
 from flotilla.cli.terminal import plain
-from flotilla.domain import route_spending, spending
-from flotilla.domain.cost.comparison import IdleRule
-from flotilla.domain.route_spending import Route
-from flotilla.domain.spending import Group
+from flotilla.cost import route_spending, spending
+from flotilla.cost.comparison import IdleRule
+from flotilla.cost.route_spending import Route
+from flotilla.cost.spending import Group
+from flotilla.cost.spending_client import History
 from flotilla.errors import InvalidSpec
-from flotilla.render import focus
-from flotilla.telemetry.spending import History
+from flotilla.reports import focus
 
 By = Literal["model", "namespace", "team", "route"]
 Output = Literal["table", "json", "csv", "focus"]

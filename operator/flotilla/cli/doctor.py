@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flotilla.api import crd
+from flotilla.catalog.accelerators import load_accelerators
 from flotilla.cli.doctor_checks import Check, Facts, Result
-from flotilla.domain.accelerators import load_accelerators
+from flotilla.controller.access import attributes, needed
 from flotilla.errors import Forbidden
-from flotilla.kube.access import attributes, needed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, NODE, ROUTING_POLICY, Kind
 from flotilla.kube.protocol import NotFound

@@ -7,8 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from flotilla.catalog.accelerators import Accelerator
 from flotilla.cli.status import conditions, state
-from flotilla.domain.accelerators import Accelerator
 
 Object = Mapping[str, Any]
 _OLDEST_KUBELET = (1, 30)

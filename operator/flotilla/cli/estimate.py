@@ -9,16 +9,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flotilla.api.model import ArchitectureSpec, Embeddings
-from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
+from flotilla.catalog import accelerators
+from flotilla.catalog.accelerators import Accelerator
+from flotilla.catalog.models import from_config
 from flotilla.cli import exits
-from flotilla.domain import accelerators
-from flotilla.domain.accelerators import Accelerator
-from flotilla.domain.architecture import from_config
-from flotilla.domain.fitting import DoesNotFit
-from flotilla.domain.resolve import Catalog, Resolved, load_catalog, resolve
-from flotilla.domain.sizing import GIB, UNKNOWN, Fit
 from flotilla.errors import InvalidSpec
+from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
+from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 
 _COLUMNS = {
     "Weights": "quantization",

@@ -27,7 +27,9 @@ def render(
     verb = import_module("flotilla.cli.render")
     try:
         documents = import_module("flotilla.cli.manifests").read(files)
-        catalog = import_module("flotilla.domain.resolve").load_catalog(engines=engines, accelerator_table=accelerators)
+        catalog = import_module("flotilla.planning.resolve").load_catalog(
+            engines=engines, accelerator_table=accelerators
+        )
         found = verb.outcomes(documents, catalog, namespace=namespace)
         if not found:
             raise InvalidSpec("No ModelDeployment or RoutingPolicy is in there.", field="FILE")
@@ -52,9 +54,9 @@ def convert(
     verb = import_module("flotilla.cli.convert")
     try:
         documents = import_module("flotilla.cli.manifests").read(files)
-        catalog = import_module("flotilla.domain.resolve").load_catalog()
+        catalog = import_module("flotilla.planning.resolve").load_catalog()
         if accelerator is not None:
-            find = import_module("flotilla.domain.accelerators").find_loosely
+            find = import_module("flotilla.catalog.accelerators").find_loosely
             accelerator = find(catalog.accelerators, accelerator).class_name
         found = verb.convert(documents, catalog, accelerator=accelerator)
         if not found:

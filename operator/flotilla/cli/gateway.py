@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from flotilla.addresses import AddressMap
 from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 from flotilla.gateway import app as serving
-from flotilla.telemetry.addresses import AddressMap
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -12,8 +12,8 @@ from flotilla.cli.describe import pods_of, resource_of, selector_of
 from flotilla.cli.terminal import plain
 from flotilla.errors import FlotillaError, InvalidSpec, NotReady, Transient
 from flotilla.kube.client import KubeClient
+from flotilla.logs import redact
 from flotilla.render.gateway import selector
-from flotilla.telemetry.logs import redact
 
 Object = Mapping[str, Any]
 _LOOK_S = 2.0

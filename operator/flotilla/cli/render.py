@@ -9,18 +9,17 @@ from typing import Any
 import yaml
 
 from flotilla import __version__
-from flotilla.api.model_deployment import ModelDeployment
+from flotilla.api.model_deployment import ModelDeployment, ScalingMode
 from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.api.scaling import ScalingMode
 from flotilla.cli import manifests
 from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
-from flotilla.domain.resolve import Catalog, Resolved, resolve
-from flotilla.domain.routing.admission import Admission, Candidate, admit
-from flotilla.domain.routing.check import Problem
-from flotilla.domain.routing.document import DOCUMENT_FILE, DeploymentFacts, facts_of
 from flotilla.errors import InvalidSpec
+from flotilla.planning.resolve import Catalog, Resolved, resolve
 from flotilla.render import gateway
 from flotilla.render.workload import children
+from flotilla.routing.budgets import Admission, Candidate, admit
+from flotilla.routing.check import Problem
+from flotilla.routing.document import DOCUMENT_FILE, DeploymentFacts, facts_of
 
 Object = dict[str, Any]
 

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 from flotilla.cli import periods
 from flotilla.cli.sources import Place, client_of, current
-from flotilla.domain import spending
+from flotilla.cost import spending
+from flotilla.cost.spending_client import History
 from flotilla.errors import InvalidSpec
-from flotilla.render.report.page import Report, Step, page
-from flotilla.telemetry.prometheus import RangeSeries
-from flotilla.telemetry.spending import History
+from flotilla.prometheus.client import RangeSeries
+from flotilla.reports.cost_report import Report, Step, page
 
 _HOUR_S, _DAY_S = 3600, 86_400
 _STEPS = ((6 * _HOUR_S, 900), (3 * _DAY_S, _HOUR_S), (14 * _DAY_S, 6 * _HOUR_S), (92 * _DAY_S, _DAY_S))

@@ -10,12 +10,12 @@ import yaml
 from pydantic import ValidationError
 
 from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.domain.routing.check import RESOLUTION, check
-from flotilla.domain.routing.classify import question
-from flotilla.domain.routing.decide import Decision, decide
-from flotilla.domain.routing.document import DeploymentFacts, Policy, compile_policy, facts_of
-from flotilla.domain.routing.request import Features, Operation, features_of
 from flotilla.errors import InvalidSpec
+from flotilla.routing.check import RESOLUTION, check
+from flotilla.routing.classify import question
+from flotilla.routing.decide import Decision, decide
+from flotilla.routing.document import DeploymentFacts, Policy, compile_policy, facts_of
+from flotilla.routing.request import Features, Operation, features_of
 
 _EXPECTED = frozenset({"rule", "target", "candidates", "class", "escalation", "allowed", "refused", "status"})
 _CASE = frozenset({"name", "headers", "body", "operation", "client", "task", "unavailable", "expect"})

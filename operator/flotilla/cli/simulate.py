@@ -16,10 +16,8 @@ from flotilla.cli.endings import end
 from flotilla.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from flotilla.domain.simulation.deployment import Deployment
-    from flotilla.domain.simulation.figures import Figures
-    from flotilla.domain.simulation.fleet import Row, Run
-    from flotilla.domain.simulation.trace import Trace
+    from flotilla.simulation.fleet import Deployment, Figures, Row, Run
+    from flotilla.simulation.trace import Trace
 
 app = typer.Typer(help="Replay a load against the operator's own decisions, without a cluster.", no_args_is_help=True)
 _CENT = Decimal("0.01")
@@ -28,7 +26,7 @@ _CENT = Decimal("0.01")
 @app.command()
 def traces() -> None:
     """List the traces that come with Flotilla."""
-    shapes = import_module("flotilla.domain.simulation.shapes")
+    shapes = import_module("flotilla.simulation.trace")
     for name in shapes.NAMES:
         typer.echo(f"{name:20} {shapes.about(name)}")
 
@@ -86,9 +84,9 @@ def load_trace(name: str) -> "Trace":
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidSpec(f"{name}: {error}", field="--trace") from error
-        trace: Trace = import_module("flotilla.domain.simulation.trace").parse_csv(text, name)
+        trace: Trace = import_module("flotilla.simulation.trace").parse_csv(text, name)
         return trace
-    made: Trace = import_module("flotilla.domain.simulation.shapes").make(name)
+    made: Trace = import_module("flotilla.simulation.trace").make(name)
     return made
 
 
@@ -98,8 +96,8 @@ def load_deployment(path: Path, **options: Any) -> "Deployment":
     from pydantic import ValidationError
 
     from flotilla.api.model_deployment import ModelDeploymentSpec
-    from flotilla.domain.resolve import load_catalog, resolve
-    from flotilla.domain.simulation.deployment import deployment
+    from flotilla.planning.resolve import load_catalog, resolve
+    from flotilla.simulation.fleet import deployment
 
     try:
         documents = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
@@ -141,11 +139,8 @@ class Simulated:
         max_sequences: int | None,
     ) -> "Simulated":
         """Run it. Raises InvalidSpec."""
-        from flotilla.domain.simulation.deployment import L4_SPEED
-        from flotilla.domain.simulation.figures import figures
-        from flotilla.domain.simulation.fleet import simulate
-        from flotilla.domain.simulation.policy import Flotilla
-        from flotilla.domain.simulation.sequences import Speed
+        from flotilla.simulation.engine import Speed
+        from flotilla.simulation.fleet import L4_SPEED, Flotilla, figures, simulate
 
         decode, prefill, step = speed
         deployment = load_deployment(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from flotilla.cli.simulate import Simulated
-from flotilla.domain.simulation.fleet import Row
+from flotilla.simulation.fleet import Row
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 900, 220, 48, 24, 12
 _COLOURS = ("a", "b", "c")

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flotilla.addresses import base_url
 from flotilla.constants import LABEL_NAME
-from flotilla.domain.endpoints import base_url
-from flotilla.domain.spending import Samples
+from flotilla.cost.spending import Samples
+from flotilla.cost.spending_client import fetch, leads, totals
 from flotilla.errors import FlotillaError, InvalidSpec, NotReady
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import POD
-from flotilla.telemetry.prometheus import PrometheusClient
-from flotilla.telemetry.spending import fetch, leads, totals
+from flotilla.prometheus.client import PrometheusClient
 
 _TIMEOUT_S = 60.0
 """A month of a large fleet takes a Prometheus some seconds."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from flotilla.cli.sources import Place, current
 from flotilla.cli.terminal import plain
-from flotilla.domain.spending import Samples
+from flotilla.cost.spending import Samples
 from flotilla.errors import FlotillaError
 
 Name = tuple[str, str]

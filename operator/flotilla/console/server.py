@@ -1,12 +1,90 @@
-"""The page and its JSON over HTTP. Read only: there is nothing to send to it."""
+"""The operator's HTTP server: /healthz, /readyz, /metrics and the console."""
 
-from collections.abc import Callable
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 
 import orjson
 from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from flotilla.console import metrics as exposition
 from flotilla.console.view import Json
+
+Checks = Mapping[str, Callable[[], bool]]
+_LAG_LIMIT_S = 10.0
+_BEAT_S = 1.0
+
+
+class HealthServer:
+    """Running server; made by `start`."""
+
+    def __init__(self, runner: web.AppRunner, beat: asyncio.Task[None]) -> None:
+        self._runner = runner
+        self._beat = beat
+
+    @property
+    def port(self) -> int:
+        """The port in use, also where 0 asked for a free one."""
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def stop(self) -> None:
+        """Close the socket."""
+        self._beat.cancel()
+        await self._runner.cleanup()
+
+
+class _Lag:
+    """How late the event loop is: a loop that is stuck for seconds answers, but does not work."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def run(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_BEAT_S)
+            self.seconds = time.monotonic() - before - _BEAT_S
+
+
+async def start(
+    *,
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    live: Checks,
+    ready: Checks,
+    more: Iterable[web.RouteDef] = (),
+) -> HealthServer:
+    """Serve until `stop`; each check is a function that says whether a part is well. `more` are other GETs."""
+    lag = _Lag()
+
+    def respond(checks: Checks) -> web.Response:
+        results = {name: check() for name, check in checks.items()}
+        return web.json_response(
+            {name: "ok" if good else "failed" for name, good in results.items()},
+            status=200 if all(results.values()) else 503,
+        )
+
+    async def healthz(_: web.Request) -> web.Response:
+        return respond({"event-loop": lambda: lag.seconds < _LAG_LIMIT_S, **live})
+
+    async def readyz(_: web.Request) -> web.Response:
+        return respond(ready)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=exposition.text(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics), *more])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return HealthServer(runner, asyncio.create_task(lag.run(), name="loop-lag"))
+
 
 _HEADERS = {
     # Nothing from elsewhere, nothing inline, in nobody's frame.

@@ -3,10 +3,9 @@
 from decimal import Decimal
 from typing import Protocol
 
-from flotilla.domain.routing.decide import Decision
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.refusal import Refusal
-from flotilla.domain.routing.request import Features
+from flotilla.routing.decide import Decision, Refusal
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Features
 
 
 class Lease(Protocol):

@@ -6,7 +6,7 @@ import socket
 from ipaddress import ip_address
 from typing import Protocol
 
-from flotilla.domain.routing.address import address_problem
+from flotilla.routing.check import address_problem
 
 _KEEP_S = 30.0
 _KEPT = 1024

@@ -7,18 +7,18 @@ from typing import Any
 
 import orjson
 
-from flotilla.api.routes import Failure, Signal
-from flotilla.domain.routing import answer as judgement
-from flotilla.domain.routing.collect import choices_of
-from flotilla.domain.routing.money import Usage, usage_of
-from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal
-from flotilla.domain.routing.request import Operation
+from flotilla.api.routing_policy import Failure, Signal
 from flotilla.gateway import wire
 from flotilla.gateway.dial import unix_s
 from flotilla.gateway.dialect import Dialect
 from flotilla.gateway.intake import Accepted
 from flotilla.gateway.outcome import Failed, Outcome, Whole
 from flotilla.gateway.relay import Relay, without_logprobs
+from flotilla.routing import escalation as judgement
+from flotilla.routing.budgets import Usage, usage_of
+from flotilla.routing.check import choices_of
+from flotilla.routing.decide import SERVER_ERROR, Refusal
+from flotilla.routing.request import Operation
 
 _SHORT = 4096
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')

@@ -9,8 +9,6 @@ from itertools import count
 
 import orjson
 
-from flotilla.domain.routing.refusal import Refusal
-from flotilla.domain.routing.request import Operation
 from flotilla.gateway import messages, wire
 from flotilla.gateway.body import Body, parse
 from flotilla.gateway.config import Setup, operation_paths
@@ -20,6 +18,8 @@ from flotilla.gateway.record import Record
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.translated import MessagesAnswer, error_for
+from flotilla.routing.decide import Refusal
+from flotilla.routing.request import Operation
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from typing import Any
 import uvloop
 from prometheus_client.registry import CollectorRegistry
 
-from flotilla import __version__
+from flotilla import __version__, logs
+from flotilla.addresses import AddressMap
 from flotilla.errors import FlotillaError
 from flotilla.gateway.access_log import AccessLog
 from flotilla.gateway.accounts import Accounts
@@ -37,8 +38,6 @@ from flotilla.gateway.store_accounts import StoreAccounts
 from flotilla.gateway.tracing import tracing_from
 from flotilla.gateway.upstream import Upstream
 from flotilla.kube.client import KubeClient
-from flotilla.telemetry import logs
-from flotilla.telemetry.addresses import AddressMap
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from flotilla.api.routes import Failure
+from flotilla.api.routing_policy import Failure
 from flotilla.gateway.outcome import Broken, Failed, HeldBack, Outcome, Streamed, Whole
 from flotilla.gateway.relay import Relay
 from flotilla.gateway.upstream_connection import Connection

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from flotilla.domain.routing.address import base_url_problem
+from flotilla.routing.check import base_url_problem
 
 MAX_DEPTH: Final = 64
 FORBIDDEN: Final = frozenset(

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flotilla.api.routes import Signal
-from flotilla.domain.routing.decide import DEFAULT_RULE, wanted_signals
-from flotilla.domain.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
-from flotilla.domain.routing.request import Operation
+from flotilla.api.routing_policy import Signal
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.dialect import Dialect
 from flotilla.gateway.origin import Origin
+from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
+from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
+from flotilla.routing.request import Operation
 
 log = logging.getLogger(__name__)
 

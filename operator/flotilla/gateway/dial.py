@@ -4,11 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flotilla.api.routes import Failure
-from flotilla.api.routing_policy import Hold
-from flotilla.domain.routing.decide import Permit
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.request import Operation
+from flotilla.api.routing_policy import Failure, Hold
 from flotilla.gateway.attempt import Attempt
 from flotilla.gateway.body import Body
 from flotilla.gateway.breaker import Breaker
@@ -21,6 +17,9 @@ from flotilla.gateway.outcome import Broken, Failed, Outcome, Whole
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.upstream import CannotConnect
 from flotilla.gateway.upstream_connection import Connection
+from flotilla.routing.decide import Permit
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Operation
 
 HOLD_RETRY_S = 5
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.domain.routing.document import Target
-from flotilla.domain.routing.request import Operation
 from flotilla.gateway import anthropic, body
 from flotilla.gateway.body import Body, Translated
 from flotilla.gateway.origin import Origin
+from flotilla.routing.document import Target
+from flotilla.routing.request import Operation
 
 
 @dataclass(frozen=True, slots=True)

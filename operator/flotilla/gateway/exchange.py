@@ -4,11 +4,7 @@ dial takes its Permit from one decision."""
 import asyncio
 import random
 
-from flotilla.api.routes import Failure, OnExhausted, Signal
-from flotilla.domain.routing.collect import Collector
-from flotilla.domain.routing.decide import Attempt, Permit, escalate, next_step
-from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal
-from flotilla.domain.routing.request import Operation
+from flotilla.api.routing_policy import Failure, OnExhausted, Signal
 from flotilla.gateway import answers, wire
 from flotilla.gateway.answers import Answered
 from flotilla.gateway.anthropic import Untranslatable
@@ -25,6 +21,9 @@ from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import now_ns
 from flotilla.gateway.upstream_connection import Connection
+from flotilla.routing.check import Collector
+from flotilla.routing.decide import SERVER_ERROR, Attempt, Permit, Refusal, escalate, next_step
+from flotilla.routing.request import Operation
 
 _JITTER_S = 0.05
 _REJECTED = Refusal(502, "answer_rejected", "No target gave an answer that is good enough.", SERVER_ERROR)

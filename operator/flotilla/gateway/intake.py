@@ -10,13 +10,7 @@ from zlib import crc32
 
 import orjson
 
-from flotilla.api.routes import Signal
-from flotilla.domain.routing import classify
-from flotilla.domain.routing.decide import Decision, decide
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.money import ZERO, reservation, spent, usage_of
-from flotilla.domain.routing.refusal import Refusal, invalid_api_key, model_not_found
-from flotilla.domain.routing.request import Features, Operation, features_of
+from flotilla.api.routing_policy import Signal
 from flotilla.gateway import wire
 from flotilla.gateway.accounts import limited
 from flotilla.gateway.anthropic import Untranslatable
@@ -31,6 +25,11 @@ from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import now_ns
 from flotilla.gateway.upstream_connection import Connection
+from flotilla.routing import classify
+from flotilla.routing.budgets import ZERO, reservation, spent, usage_of
+from flotilla.routing.decide import Decision, Refusal, decide, invalid_api_key, model_not_found
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Features, Operation, features_of
 
 _PREFIX_CHARS = 1024
 _NO_SIGNALS: frozenset[Signal] = frozenset()

@@ -16,9 +16,9 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 from flotilla.api.routing_policy import OnExceeded, Scope
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.request import Features
 from flotilla.errors import InvalidSpec
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Features
 
 Clock = Callable[[], float]
 """Seconds since 1970."""

@@ -7,7 +7,6 @@ from decimal import Decimal
 from heapq import heappop, heappush
 from typing import Final, TypeVar
 
-from flotilla.domain.routing.money import ZERO
 from flotilla.gateway.limits import (
     RATE_WINDOW_S,
     Budget,
@@ -19,6 +18,7 @@ from flotilla.gateway.limits import (
     Ticket,
     new_id,
 )
+from flotilla.routing.budgets import ZERO
 
 _MAX_SUBJECTS: Final = 10_000
 """Of one limit. A team is what the caller says it is: beyond so many, further ones are counted together."""

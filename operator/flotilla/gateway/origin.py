@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flotilla.domain.routing.decide import Permit, SovereigntyBreach
+from flotilla.routing.decide import Permit, SovereigntyBreach
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flotilla.api.routes import Failure
+from flotilla.api.routing_policy import Failure
 
 
 @dataclass(frozen=True, slots=True)

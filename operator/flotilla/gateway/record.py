@@ -4,17 +4,16 @@ import time
 from decimal import Decimal
 from typing import Any
 
-from flotilla.domain.routing.decide import Attempt, Decision
-from flotilla.domain.routing.document import Policy, Target
-from flotilla.domain.routing.money import ZERO, Usage, cost, spent
-from flotilla.domain.routing.refusal import Refusal
-from flotilla.domain.routing.request import Features
 from flotilla.gateway.accounts import Lease
 from flotilla.gateway.dial import Dialer
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.request import Request
 from flotilla.gateway.shared import Shared
 from flotilla.gateway.tracing import RequestSpan
+from flotilla.routing.budgets import ZERO, Usage, cost, spent
+from flotilla.routing.decide import Attempt, Decision, Refusal
+from flotilla.routing.document import Policy, Target
+from flotilla.routing.request import Features
 
 FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
 """What an answer was to its request."""

@@ -18,7 +18,6 @@ from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from flotilla.domain.routing.money import ZERO, nanodollars
 from flotilla.errors import InvalidSpec
 from flotilla.gateway import redis_scripts
 from flotilla.gateway.limits import (
@@ -35,6 +34,7 @@ from flotilla.gateway.limits import (
 )
 from flotilla.gateway.local_limits import LocalLimits
 from flotilla.gateway.redis_calls import FAILED, Busy, RedisCalls, Script
+from flotilla.routing.budgets import ZERO, nanodollars
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import orjson
 
-from flotilla.domain.routing.collect import Collector
-from flotilla.domain.routing.money import Usage, usage_of
 from flotilla.gateway.request import Answer
+from flotilla.routing.budgets import Usage, usage_of
+from flotilla.routing.check import Collector
 
 _EVENT_LIMIT = 8 * 2**20
 _DONE = (b"data: [DONE]", b"data:[DONE]")

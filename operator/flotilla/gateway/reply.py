@@ -7,8 +7,6 @@ from typing import Final
 
 import orjson
 
-from flotilla.domain.routing.decide import decision_header
-from flotilla.domain.routing.refusal import Refusal
 from flotilla.gateway import wire
 from flotilla.gateway.answers import Answered
 from flotilla.gateway.anthropic import DROPPED_HEADER
@@ -16,6 +14,7 @@ from flotilla.gateway.intake import Accepted
 from flotilla.gateway.outcome import Broken
 from flotilla.gateway.record import Record
 from flotilla.gateway.request import Answer
+from flotilla.routing.decide import Refusal, decision_header
 
 INTERRUPTED: Final = "upstream_stream_interrupted"
 _WAITING: Final = b": waiting for a replica\n\n"

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from flotilla.api.routes import Failure, OnExhausted, Route
-from flotilla.domain.routing.decide import DEFAULT_RULE, wanted_signals
-from flotilla.domain.routing.document import Policy, Target
+from flotilla.api.routing_policy import Failure, OnExhausted, Route
 from flotilla.gateway.metrics import Labels, Metrics
 from flotilla.gateway.record import CLASSIFIER, ESCALATION, FIRST, OTHER, REPLACED
+from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
+from flotilla.routing.document import Policy, Target
 
 MOST: Final = 2000
 """Of one policy: 64 rules with 64 targets could have 200,000. Those beyond begin when they first count."""

@@ -5,8 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flotilla.api.routes import Failure
-from flotilla.domain.routing.document import Policy
+from flotilla.api.routing_policy import Failure
 from flotilla.gateway.access_log import AccessLog
 from flotilla.gateway.accounts import Accounts
 from flotilla.gateway.attempt import Clocks
@@ -17,6 +16,7 @@ from flotilla.gateway.hold import WaitingRoom
 from flotilla.gateway.metrics import Metrics
 from flotilla.gateway.tracing import Tracing
 from flotilla.gateway.upstream import Upstream
+from flotilla.routing.document import Policy
 
 _VERDICTS = frozenset({Failure.CONNECT, Failure.TIMEOUT, Failure.SERVER_ERROR, Failure.UNAUTHORIZED})
 """Failures that say something about a target. A full queue is no defect, and a model at zero is none either."""

@@ -5,11 +5,6 @@ from decimal import Decimal
 from typing import Final
 
 from flotilla.api.routing_policy import OnExceeded, Scope
-from flotilla.domain.routing.decide import Decision, restrict
-from flotilla.domain.routing.document import Policy
-from flotilla.domain.routing.money import ZERO, reservation
-from flotilla.domain.routing.refusal import SERVER_ERROR, Refusal, budget_exceeded, rate_limited
-from flotilla.domain.routing.request import Features
 from flotilla.gateway.limits import (
     RESERVATION_GRACE_S,
     Budget,
@@ -23,6 +18,10 @@ from flotilla.gateway.limits import (
     budgets_of,
     rates_of,
 )
+from flotilla.routing.budgets import ZERO, reservation
+from flotilla.routing.decide import SERVER_ERROR, Decision, Refusal, budget_exceeded, rate_limited, restrict
+from flotilla.routing.document import Policy
+from flotilla.routing.request import Features
 
 _MAX_PLANS: Final = 256
 

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from flotilla import __version__
-from flotilla.domain.routing.document import Target
-from flotilla.domain.routing.money import Usage
-from flotilla.domain.routing.request import Features, Operation
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.origin import Origin
 from flotilla.gateway.outcome import Broken, Failed, Outcome
 from flotilla.gateway.request import Request
+from flotilla.routing.budgets import Usage
+from flotilla.routing.document import Target
+from flotilla.routing.request import Features, Operation
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

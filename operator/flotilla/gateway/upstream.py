@@ -7,10 +7,10 @@ import asyncio
 import ssl
 from contextlib import suppress
 
-from flotilla.domain.routing.decide import Permit
 from flotilla.gateway.addresses import Resolver
 from flotilla.gateway.origin import Origin, check
 from flotilla.gateway.upstream_connection import Connection, Sink
+from flotilla.routing.decide import Permit
 
 _SWEEP_S = 1.0
 

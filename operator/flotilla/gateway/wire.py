@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from flotilla.domain.routing.refusal import INVALID_REQUEST, SERVER_ERROR, Refusal
+from flotilla.routing.decide import INVALID_REQUEST, SERVER_ERROR, Refusal
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flotilla.api.secrets import SecretKeyRef
+from flotilla.api.types import SecretKeyRef
 from flotilla.constants import (
     ANNOTATION_HASH,
     API_VERSION,
@@ -15,8 +15,8 @@ from flotilla.constants import (
     LABEL_PART_OF,
     MANAGER,
 )
-from flotilla.domain.routing.document import DOCUMENT_FILE, KEYS_FOLDER, MOUNT_PATH, GatewayDocument, key_file
-from flotilla.render.names import Object, digest
+from flotilla.render.objects import Object, digest
+from flotilla.routing.document import DOCUMENT_FILE, KEYS_FOLDER, MOUNT_PATH, GatewayDocument, key_file
 
 TRAFFIC_PORT = 8000
 ADMIN_PORT = 9090

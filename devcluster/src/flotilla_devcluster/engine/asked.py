@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from flotilla.domain.simulation.sequences import Sequence
+from flotilla.simulation.engine import SimulatedSequence
 from flotilla_devcluster.engine.generation import Answer, Prompt, answers, text_prompt, token_prompt
 
 
@@ -35,10 +35,10 @@ class Asked:
     def prompt_of(self, index: int) -> Prompt:
         return self.prompts[index // self.choices_per_prompt]
 
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[SimulatedSequence]:
         """What the batcher has to make."""
         return [
-            Sequence(
+            SimulatedSequence(
                 prompt_tokens=self.prompt_of(index).tokens,
                 output_tokens=answer.tokens,
                 finish_reason=answer.finish_reason,

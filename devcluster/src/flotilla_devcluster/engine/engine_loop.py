@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Event, EventKind, Phase, Sequence, Steps
+from flotilla.simulation.engine import Batcher, Event, EventKind, Phase, SimulatedSequence, Steps
 
 
 class Ticket:
     """The sequences of one HTTP request and the news about them."""
 
-    def __init__(self, sequences: list[Sequence], *, streaming: bool) -> None:
+    def __init__(self, sequences: list[SimulatedSequence], *, streaming: bool) -> None:
         self.sequences = sequences
         self.streaming = streaming
         self._news = asyncio.Event()
@@ -44,13 +43,13 @@ class EngineLoop:
         self._on_event = on_event
         self._tick_s = tick_s
         self._loop = asyncio.get_running_loop()
-        self._owners: dict[Sequence, Ticket] = {}
+        self._owners: dict[SimulatedSequence, Ticket] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick_s = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, sequences: list[Sequence], *, streaming: bool) -> Ticket:
+    def submit(self, sequences: list[SimulatedSequence], *, streaming: bool) -> Ticket:
         """Queue the sequences; ValueError from the batcher where one can never run."""
         ticket = Ticket(sequences, streaming=streaming)
         now_s = self._loop.time()

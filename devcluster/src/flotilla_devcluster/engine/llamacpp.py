@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.domain.simulation.batching import Batcher
+from flotilla.simulation.engine import Batcher
 from flotilla_devcluster.engine.asked import Asked
 from flotilla_devcluster.engine.engine_loop import EngineLoop, Ticket
 from flotilla_devcluster.engine.llamacpp_config import LlamacppConfig

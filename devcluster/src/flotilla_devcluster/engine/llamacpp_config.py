@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from flotilla.domain.simulation.sequences import Limits, Speed
+from flotilla.simulation.engine import Limits, Speed
 from flotilla_devcluster.engine.llamacpp_arguments import parse
 from flotilla_devcluster.engine.settings import Refused, SimSettings
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
+from flotilla.simulation.engine import Batcher, Event, EventKind, SimulatedSequence, Steps
 from flotilla_devcluster.engine.exposition import stream_text
 from flotilla_devcluster.engine.metrics import Metrics, Value, load_families
 
@@ -26,7 +25,7 @@ class LlamacppMetrics:
         self._busy_slots = 0
         self._prompt_window = _Window()
         self._predicted_window = _Window()
-        self.slots: list[Sequence | None] = [None] * slots
+        self.slots: list[SimulatedSequence | None] = [None] * slots
 
     def on_event(self, event: Event | Steps) -> None:
         if isinstance(event, Steps):
@@ -56,7 +55,7 @@ class LlamacppMetrics:
             self._count("prompt_seconds_total", steps.duration_s * steps.count)
             self._prompt_window.add(steps.prefill_tokens, steps.duration_s * steps.count)
 
-    def _released(self, sequence: Sequence, now_s: float) -> None:
+    def _released(self, sequence: SimulatedSequence, now_s: float) -> None:
         longest = self._value("n_tokens_max")
         longest.value = max(longest.value, sequence.prompt_tokens + sequence.emitted)
         if not sequence.emitted or sequence.first_token_s is None:

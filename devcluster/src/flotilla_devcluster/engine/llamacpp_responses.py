@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Row
 from typing import Any
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Sequence
+from flotilla.simulation.engine import Batcher, SimulatedSequence
 from flotilla_devcluster.engine.asked import Asked
 from flotilla_devcluster.engine.llamacpp_config import BUILD, LlamacppConfig
 from flotilla_devcluster.engine.streaming import DONE, compact
@@ -50,12 +49,12 @@ def props(config: LlamacppConfig) -> dict[str, Any]:
     }
 
 
-def slots(config: LlamacppConfig, batcher: Batcher, held: Row[Sequence | None]) -> list[dict[str, Any]]:
+def slots(config: LlamacppConfig, batcher: Batcher, held: Row[SimulatedSequence | None]) -> list[dict[str, Any]]:
     """The document of GET /slots."""
     return [{"id": index, **_slot(config, batcher, sequence)} for index, sequence in enumerate(held)]
 
 
-def _slot(config: LlamacppConfig, batcher: Batcher, sequence: Sequence | None) -> dict[str, Any]:
+def _slot(config: LlamacppConfig, batcher: Batcher, sequence: SimulatedSequence | None) -> dict[str, Any]:
     common = {"n_ctx": config.slot_context, "speculative": False, "is_processing": sequence is not None}
     if sequence is None:
         return common

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from flotilla.domain.simulation.sequences import Speed
+from flotilla.simulation.engine import Speed
 
 DATA: Final = Path(__file__).with_name("data")
 """Flag and metric tables, one file per engine and version."""

@@ -12,8 +12,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Sequence
+from flotilla.simulation.engine import Batcher, SimulatedSequence
 from flotilla_devcluster.engine.engine_loop import EngineLoop
 from flotilla_devcluster.engine.generation import text_prompt
 from flotilla_devcluster.engine.keys import opens
@@ -110,7 +109,7 @@ class SglangEngine:
         """A request like any other: it is in the metrics too."""
         if self.config.warms_up:
             tokens = text_prompt(_WARM_UP_PROMPT).tokens
-            sequence = Sequence(prompt_tokens=tokens, output_tokens=_WARM_UP_TOKENS, finish_reason="length")
+            sequence = SimulatedSequence(prompt_tokens=tokens, output_tokens=_WARM_UP_TOKENS, finish_reason="length")
             await collect(loop=self.loop, ticket=self.loop.submit([sequence], streaming=False))
         self.up = True
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flotilla.domain.models import load_models
-from flotilla.domain.simulation.sequences import Limits, Speed
+from flotilla.catalog.models import load_models
+from flotilla.simulation.engine import Limits, Speed
 from flotilla_devcluster.engine.settings import SimSettings
 from flotilla_devcluster.engine.sglang_arguments import parse
 

@@ -9,8 +9,7 @@ import math
 import os
 from typing import Final
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
+from flotilla.simulation.engine import Batcher, Event, EventKind, SimulatedSequence, Steps
 from flotilla_devcluster.engine.exposition import multiprocess_text
 from flotilla_devcluster.engine.metrics import Metrics, load_families
 from flotilla_devcluster.engine.sglang_config import SglangConfig
@@ -28,7 +27,7 @@ class SglangMetrics:
             families = [family for family in families if not family.name.startswith("sglang:lora_pool")]
         self._metrics = Metrics(families, constants=_constants(config))
         self._batcher = batcher
-        self._streams: set[Sequence] = set()
+        self._streams: set[SimulatedSequence] = set()
         self._throughput = 0.0
         # the one family of a lone server that shows nothing before its first event
         self._metrics.families[_ABORTED].values.clear()
@@ -41,7 +40,7 @@ class SglangMetrics:
         if config.lora:
             self._set("sglang:lora_pool_slots_total", config.max_loras)
 
-    def submitted(self, sequences: list[Sequence], *, streaming: bool) -> None:
+    def submitted(self, sequences: list[SimulatedSequence], *, streaming: bool) -> None:
         """Most families tell streams from other requests."""
         if streaming:
             self._streams.update(sequences)
@@ -98,7 +97,7 @@ class SglangMetrics:
         if steps.prefill_tokens:
             self._count("sglang:realtime_tokens_total", steps.prefill_tokens, mode="prefill_compute")
 
-    def _finished(self, sequence: Sequence, now_s: float) -> None:
+    def _finished(self, sequence: SimulatedSequence, now_s: float) -> None:
         kind = self._streaming(sequence)
         first_s = now_s if sequence.first_token_s is None else sequence.first_token_s
         self._count("sglang:prompt_tokens_total", sequence.prompt_tokens, is_streaming=kind)
@@ -113,7 +112,7 @@ class SglangMetrics:
         self._observe("sglang:generation_tokens_histogram", sequence.output_tokens)
         self._streams.discard(sequence)
 
-    def _streaming(self, sequence: Sequence) -> str:
+    def _streaming(self, sequence: SimulatedSequence) -> str:
         return "true" if sequence in self._streams else "false"
 
     def _set(self, name: str, value: float) -> None:

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Sequence
+from flotilla.simulation.engine import Batcher, SimulatedSequence
 from flotilla_devcluster.engine.engine_loop import EngineLoop, Ticket
 from flotilla_devcluster.engine.serving import RunningServer
 from flotilla_devcluster.engine.streaming import DONE, collect, failed_stream, json_response, relay
@@ -175,7 +174,7 @@ class TgiEngine:
         for generation in generations:
             self.metrics.validated(input_tokens=generation.prompt.tokens, max_new_tokens=generation.max_new_tokens)
             sequences.append(
-                Sequence(
+                SimulatedSequence(
                     prompt_tokens=generation.prompt.tokens,
                     output_tokens=generation.answer.tokens,
                     reserve_tokens=generation.reserve_tokens,

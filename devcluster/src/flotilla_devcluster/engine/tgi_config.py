@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flotilla.domain.simulation.sequences import Limits, Speed
+from flotilla.simulation.engine import Limits, Speed
 from flotilla_devcluster.engine.settings import SimSettings
 from flotilla_devcluster.engine.tgi_arguments import parse
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
+from flotilla.simulation.engine import Batcher, Event, EventKind, SimulatedSequence, Steps
 from flotilla_devcluster.engine.exposition import rust_text
 from flotilla_devcluster.engine.metrics import Metrics, load_families
 from flotilla_devcluster.engine.tgi_config import TgiConfig
@@ -76,7 +75,7 @@ class TgiMetrics:
                     name = f"tgi_batch_{part}_duration"
                     self._metrics.distribution(name, method=method).observe(steps.duration_s, steps.count)
 
-    def _finished(self, sequence: Sequence, now_s: float) -> None:
+    def _finished(self, sequence: SimulatedSequence, now_s: float) -> None:
         admitted_s = sequence.arrived_s if sequence.admitted_s is None else sequence.admitted_s
         inference_s = now_s - admitted_s
         self._metrics.value("tgi_request_success").value += 1

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla.domain.simulation.batching import Batcher
+from flotilla.simulation.engine import Batcher
 from flotilla_devcluster.engine.asked import Asked
 from flotilla_devcluster.engine.engine_loop import EngineLoop
 from flotilla_devcluster.engine.keys import opens

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from flotilla.domain.simulation.sequences import Limits, Speed
+from flotilla.simulation.engine import Limits, Speed
 from flotilla_devcluster.engine.settings import DATA, SimSettings
 from flotilla_devcluster.engine.vllm_arguments import parse
 

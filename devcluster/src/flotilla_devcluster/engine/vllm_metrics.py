@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Row
 
-from flotilla.domain.simulation.batching import Batcher
-from flotilla.domain.simulation.sequences import Event, EventKind, Sequence, Steps
+from flotilla.simulation.engine import Batcher, Event, EventKind, SimulatedSequence, Steps
 from flotilla_devcluster.engine.exposition import python_text
 from flotilla_devcluster.engine.metrics import Metrics, load_families
 from flotilla_devcluster.engine.vllm_config import VllmConfig
@@ -78,7 +77,7 @@ class VllmMetrics:
         metrics.value("vllm:generation_tokens_total").value = batcher.generated_tokens
         return python_text(metrics, prefix="" if self._engine_families else "http_")
 
-    def _finished(self, sequence: Sequence, now_s: float) -> None:
+    def _finished(self, sequence: SimulatedSequence, now_s: float) -> None:
         admitted_s = sequence.arrived_s if sequence.admitted_s is None else sequence.admitted_s
         first_s = now_s if sequence.first_token_s is None else sequence.first_token_s
         observations: Row[tuple[str, float]] = (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import aiohttp
 
+from flotilla import logs
 from flotilla.kube.client import KubeClient
-from flotilla.telemetry import logs
 from flotilla_devcluster.kubeconfig import load
 from flotilla_devcluster.nodeagent.agent import Agent
 from flotilla_devcluster.nodeagent.engines import Engines

@@ -11,8 +11,8 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.cli import manifests
 from flotilla.cli.convert import kserve, kubeai, llmkube
 from flotilla.cli.convert.draft import Draft, NoCounterpart
-from flotilla.domain.resolve import Catalog, resolve
 from flotilla.errors import InvalidSpec
+from flotilla.planning.resolve import Catalog, resolve
 
 Object = dict[str, Any]
 _NAMELESS = "?"

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flotilla.api.engine import KvCacheType, QuantizationMethod
+from flotilla.api.model_deployment import KvCacheType, QuantizationMethod
+from flotilla.catalog.engines import Profile
 from flotilla.cli.convert.draft import Draft
-from flotilla.engines.profile import Profile
 from flotilla.errors import InvalidSpec
 
 _METHODS = frozenset(str(method) for method in QuantizationMethod)

@@ -6,7 +6,7 @@ from typing import Any
 from flotilla.cli.convert.draft import Draft, Fields, NoCounterpart, put_fixed, put_scaling, put_source
 from flotilla.cli.convert.flags import put_arguments, put_environment, split
 from flotilla.cli.convert.pods import gpus, put_accelerator, put_resources, put_scheduling
-from flotilla.domain.resolve import Catalog
+from flotilla.planning.resolve import Catalog
 
 _FORMATS = frozenset({"huggingface", "vllm"})
 _OLD_FORMATS = ("sklearn", "xgboost", "lightgbm", "tensorflow", "pytorch", "onnx", "pmml", "paddle", "triton")

@@ -13,7 +13,7 @@ from flotilla.cli.convert.draft import (
     put_source,
 )
 from flotilla.cli.convert.flags import put_arguments, put_environment
-from flotilla.domain.resolve import Catalog
+from flotilla.planning.resolve import Catalog
 
 _TARGET_REQUESTS, _SCALE_DOWN_DELAY_S = 100, 30
 """Defaults of its CRD."""

@@ -7,7 +7,7 @@ from typing import Any
 from flotilla.cli.convert.draft import Draft, Fields, NoCounterpart, put_fixed, put_scaling, put_source
 from flotilla.cli.convert.flags import put_arguments, put_environment, put_token
 from flotilla.cli.convert.pods import put_accelerator, put_scheduling
-from flotilla.domain.resolve import Catalog
+from flotilla.planning.resolve import Catalog
 
 _RUNTIMES = frozenset({"llamacpp", "vllm", "tgi", "sglang"})
 _HUB_FILE = re.compile(r"^https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")

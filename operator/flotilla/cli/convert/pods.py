@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flotilla.catalog.accelerators import Accelerator
 from flotilla.cli.convert.draft import Draft, NoCounterpart
-from flotilla.domain.accelerators import Accelerator
 
 _GPUS = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
 

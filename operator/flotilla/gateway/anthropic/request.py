@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import orjson
 
-from flotilla.domain.routing.money import DEFAULT_MAX_TOKENS
 from flotilla.gateway.anthropic.messages import Untranslatable, items, turns
+from flotilla.routing.budgets import DEFAULT_MAX_TOKENS
 
 PATH: Final = "/messages"
 """Below the target's base URL, which ends in /v1."""

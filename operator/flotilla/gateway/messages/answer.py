@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from flotilla.domain.routing.money import usage_of
+from flotilla.routing.budgets import usage_of
 
 _STOP: Final[Mapping[str, str]] = {
     "stop": "end_turn",

@@ -1,0 +1,192 @@
+"""Accelerator classes: memory, compute capability, node labels and list prices of GPUs
+
+The packaged table is `data/accelerators.yaml`; an administrator's table adds to it.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from flotilla import yaml_text
+from flotilla.errors import InvalidSpec
+
+_SHARE = re.compile(r"^([1-9]\d{0,3})/([1-9]\d{0,3})$")
+
+
+def gpu_units(count: int, share: Fraction = Fraction(1)) -> Decimal:
+    """`count` units of a class, each of which is `share` of a GPU."""
+    return Decimal(count) * share.numerator / share.denominator
+
+
+def time_slice(replicas: int) -> Fraction:
+    """One of `replicas` shares of a GPU by time-slicing or MPS."""
+    return Fraction(1, replicas)
+
+
+def parse_share(text: str) -> Fraction:
+    """Read `1/7`; raises ValueError."""
+    found = _SHARE.match(text)
+    share = Fraction(int(found[1]), int(found[2])) if found else Fraction(0)
+    if not 0 < share <= 1:
+        raise ValueError(f"{text!r} is not a share of a GPU: write a fraction up to 1/1, such as 1/7")
+    return share
+
+
+_LABELS = {
+    "gfd": "nvidia.com/gpu.product",
+    "gke": "cloud.google.com/gke-accelerator",
+    "eks": "node.kubernetes.io/instance-type",
+    "aks": "node.kubernetes.io/instance-type",
+    "karpenter": "karpenter.k8s.aws/instance-gpu-name",
+    "amd": "amd.com/gpu.product-name",
+    "arch": "kubernetes.io/arch",
+}
+_RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "cpu": ""}
+WHOLE_GPUS = frozenset(resource for resource in _RESOURCES.values() if resource)
+"""Extended resources of which one unit is a GPU, unless the node's labels tell otherwise."""
+_SHORT = ("", "nvidia-", "amd-")
+"""What a user may leave out of a class on the command line."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class GpuPrice(_Row):
+    """US dollars for one of the class's units for one hour, the host's share included."""
+
+    usd: Annotated[Decimal, Field(gt=0)]
+    source: str
+    as_of: date
+
+
+class Accelerator(_Row):
+    """One class. `compute_capability` is CUDA's, 0 for other vendors."""
+
+    class_name: Annotated[str, Field(alias="class", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+    vendor: Literal["nvidia", "amd", "cpu"]
+    memory_gib: Annotated[Decimal, Field(ge=0)]
+    """What the driver reports, of one unit; 0 for a CPU, whose memory is that of the pod."""
+    compute_capability: Annotated[float, Field(ge=0)] = 0.0
+    resource_name: Annotated[str, Field(alias="resource")] = ""
+    """The extended resource, where it is not the vendor's own."""
+    shared: bool = False
+    """A slice or a share of a GPU: several of them do not make a larger one."""
+    share: Annotated[Fraction, Field(alias="gpuShare"), BeforeValidator(lambda text: parse_share(str(text)))] = (
+        Fraction(1)
+    )
+    """How much of a GPU one unit is: 1/7 of a MIG slice, 1/k where the device plugin makes k of one."""
+    labels: Mapping[str, tuple[str, ...]] = {}
+    """Label keys of nodes beside the well-known ones."""
+    gfd: tuple[str, ...] = ()
+    gke: tuple[str, ...] = ()
+    eks: tuple[str, ...] = ()
+    aks: tuple[str, ...] = ()
+    karpenter: tuple[str, ...] = ()
+    amd: tuple[str, ...] = ()
+    arch: tuple[str, ...] = ()
+    price: GpuPrice | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Accelerator":
+        if self.vendor == "nvidia" and not self.compute_capability:
+            raise ValueError("computeCapability is missing: NVIDIA lists it per GPU, such as 8.9 for an L4")
+        if self.vendor != "cpu" and not self.memory_gib:
+            raise ValueError("memoryGib is missing: nvidia-smi shows it")
+        if self.vendor != "cpu" and not self.node_labels and not self.resource_name:
+            raise ValueError("neither node labels (gfd, gke, labels, ...) nor resource say which nodes have it")
+        return self
+
+    @property
+    def resource(self) -> str:
+        """The extended resource that a pod asks for; empty for a CPU."""
+        return self.resource_name or _RESOURCES[self.vendor]
+
+    @property
+    def taint(self) -> str:
+        """Key of the taint that such nodes carry, as a rule; empty for none."""
+        return _RESOURCES[self.vendor]
+
+    @cached_property
+    def node_labels(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Label key and the values that mean this class; any one of the pairs on a node is enough."""
+        merged: dict[str, tuple[str, ...]] = {}
+        for name, key in _LABELS.items():
+            if values := getattr(self, name):
+                merged[key] = (*merged.get(key, ()), *values)
+        return tuple((merged | dict(self.labels)).items())
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16: from Ampere on, every AMD Instinct, and CPUs (slowly where not natively)."""
+        return self.vendor != "nvidia" or self.compute_capability >= 8.0
+
+
+def load_accelerators(extra: Path | None = None) -> dict[str, Accelerator]:
+    """The packaged table by class name, and the rows of the file `extra`, which win.
+
+    Raises InvalidSpec with file, class, field and reason when a row is broken.
+    """
+    table = parse("accelerators.yaml", files(__package__).joinpath("accelerators.yaml").read_text())
+    if extra is not None:
+        try:
+            table |= parse(str(extra), extra.read_text())
+        except OSError as error:
+            raise InvalidSpec(f"{extra}: {error.strerror}", field="accelerators", reason="BrokenTable") from error
+    return table
+
+
+def parse(name: str, text: str) -> dict[str, Accelerator]:
+    """Read a table; `name` is the file's, for the error."""
+    try:
+        rows: Any = yaml_text.load(text) or []
+    except yaml.YAMLError as error:
+        raise InvalidSpec(f"{name}: {error}", reason="BrokenTable") from error
+    if not isinstance(rows, list):
+        raise InvalidSpec(f"{name}: a list of classes is needed, not a {type(rows).__name__}.", reason="BrokenTable")
+    table: dict[str, Accelerator] = {}
+    for index, row in enumerate(rows):
+        try:
+            accelerator = Accelerator.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            label = row.get("class", index) if isinstance(row, dict) else index
+            field = ".".join(str(part) for part in first["loc"])
+            message = f"{name}: {label}: {field + ': ' if field else ''}{first['msg']}"
+            raise InvalidSpec(message, field=field, reason="BrokenTable") from error
+        table[accelerator.class_name] = accelerator
+    return table
+
+
+def find(table: Mapping[str, Accelerator], class_name: str, *, field: str = "spec.accelerator.class") -> Accelerator:
+    """The class; raises InvalidSpec with the nearest names."""
+    found = table.get(class_name)
+    if found is None:
+        whole = sorted(name for name, row in table.items() if not row.shared)
+        near = difflib.get_close_matches(class_name, table, n=3, cutoff=0.5) or whole
+        raise InvalidSpec(
+            f"{class_name!r} is not a class of the operator's accelerator table. Did you mean {', '.join(near)}?",
+            field=field,
+            reason="UnknownAccelerator",
+        )
+    return found
+
+
+def find_loosely(table: Mapping[str, Accelerator], name: str) -> Accelerator:
+    """As `find`, but `L4` and `l4` mean nvidia-l4; for the command line."""
+    wanted = name.lower().replace("_", "-").replace(" ", "-")
+    for prefix in _SHORT:
+        if prefix + wanted in table:
+            return table[prefix + wanted]
+    return find(table, wanted, field="--accelerator")

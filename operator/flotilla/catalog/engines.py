@@ -1,0 +1,371 @@
+"""Engine profiles: everything that the operator knows about an inference server, as validated data.
+
+A profile is one YAML file under `data/engines/`: images, argument templates, ports, probes, drain, metric names and the
+rules of versions. Adding an engine adds a file and changes no code. `load_profiles` reads the packaged profiles and an
+administrator's folder.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import yaml
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from flotilla import yaml_text
+from flotilla.errors import InvalidSpec
+
+LATEST = "latest"
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`0.33.0` as (0, 33, 0), `b7000` as (7000,), `latest` above all; raises ValueError for what holds no number."""
+    if version == LATEST:
+        return (sys.maxsize,)
+    found = tuple(int(part) for part in re.findall(r"\d+", version))
+    if not found:
+        raise ValueError(f"{version!r} holds no number; versions look like 0.33.0 or b7000")
+    return found
+
+
+def at_least(version: str, other: str) -> bool:
+    """Whether `version` is `other` or newer."""
+    return numbers(version) >= numbers(other)
+
+
+_FORM = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{([a-zA-Z_]\w*)(=~|!~)"(\w+(?:\|\w+)*)"\})?')
+
+
+@dataclass(frozen=True, slots=True)
+class MetricName:
+    """Which samples are meant."""
+
+    family: str
+    label: str = ""
+    """Empty: all samples of the family."""
+    values: frozenset[str] = frozenset()
+    without: bool = False
+    """All values but these."""
+
+    def accepts(self, labels: Mapping[str, str]) -> bool:
+        """Whether a sample of the family is meant."""
+        return not self.label or (labels.get(self.label, "") in self.values) is not self.without
+
+
+@cache
+def metric_name(text: str) -> MetricName:
+    """Raises ValueError for another form."""
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise ValueError(f'{text!r} is neither a metric nor metric{{label=~"value|value"}}, or !~ for all but them')
+    family, label, operator, values = found.groups()
+    return MetricName(family, label or "", frozenset(values.split("|") if values else ()), operator == "!~")
+
+
+_TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_TEMPLATES.tests["at_least"] = at_least
+COMMON_REFUSED_ENV = frozenset(
+    {"LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PATH", "HF_ENDPOINT"}
+)
+"""They replace code or its origin, whatever the engine is."""
+
+
+def _checked_version(value: str) -> str:
+    numbers(value)
+    return value
+
+
+def _checked_metric(value: str) -> str:
+    metric_name(value)
+    return value
+
+
+Version = Annotated[str, AfterValidator(_checked_version)]
+Vendor = Literal["nvidia", "amd", "cpu"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, protected_namespaces=()
+    )
+
+
+class Support(_Data):
+    """One quantization method or KV type on one engine; capabilities are those of NVIDIA's CUDA."""
+
+    value: str = ""
+    """What the engine's flag takes; empty: the checkpoint says it, and the flag is left out."""
+    online: bool = False
+    """Whether a 16-bit checkpoint is quantized while it is loaded."""
+    told: bool = False
+    """Whether the flag is also given for a checkpoint that was quantized before."""
+    minimum: float = 0.0
+    native: float = 0.0
+    """From this compute capability on it is as fast as it should be; below it only saves memory."""
+    warn_from: float = 0.0
+    """From this compute capability on it is admitted with `warning`, if not 0."""
+    warning: str = ""
+    since: Version | None = None
+    """The first version of the engine that has it."""
+    until: Version | None = None
+    """The first version that lacks it again, for the reason in `refused`."""
+    not_on: frozenset[Vendor] = frozenset()
+    """Vendors whose build of the engine lacks it."""
+    refused: str = ""
+    """Why it does not work (from `until` on, where that is set); completes `METHOD ...`."""
+
+
+class Drain(_Data):
+    """How a pod leaves: forgotten by the Service, then SIGTERM, then its requests finish."""
+
+    pre_stop_seconds: Annotated[int, Field(ge=0)]
+    seconds: Annotated[int, Field(ge=1)]
+
+
+class MetricsProfile(_Data):
+    """Where the engine's metrics are; each uniform name has candidates, the newest first."""
+
+    path: str
+    names: dict[str, tuple[Annotated[str, AfterValidator(_checked_metric)], ...]]
+
+
+class CardDefaults(_Data):
+    """What the engine sets by itself on cards from a size on."""
+
+    from_gib: Decimal
+    batched_tokens: Annotated[int, Field(ge=1)]
+    sequences: Annotated[int, Field(ge=1)]
+    except_classes: tuple[str, ...] = ()
+    """Beginnings of accelerator classes to which the next smaller row applies."""
+
+
+class MemoryProfile(_Data):
+    """How the engine divides the memory of a GPU, for the fit."""
+
+    utilization: Annotated[Decimal, Field(gt=0, le=1)]
+    base_gib: Annotated[Decimal, Field(ge=0)]
+    tensor_parallel: bool = True
+    slots: Annotated[int, Field(ge=1)] = 1
+    cards: Annotated[tuple[CardDefaults, ...], Field(min_length=1)]
+    """The largest first; the last must begin at 0."""
+    utilization_flag: str = ""
+    batched_tokens_flag: str = ""
+    sequences_flag: str = ""
+    """Flags by which users' args change the figures."""
+
+
+class AdapterProfile(_Data):
+    """How LoRA adapters are named on the command line."""
+
+    argv: tuple[tuple[str, ...], ...] = ()
+    flag: str
+    each: str
+    """One adapter, of `name` and `path`."""
+    separator: str = ""
+    """Joins all of them into one argument; empty: each is an argument of its own."""
+    ranks: tuple[int, ...]
+    """The ranks that the engine can reserve; an adapter takes the next larger one."""
+    sources: frozenset[str] = frozenset({"hf", "pvc"})
+
+
+class Profile(_Data):
+    """One engine."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+    default_version: Version
+    minimum_version: Version
+    legacy: str = ""
+    images: dict[Vendor, str]
+    command: tuple[str, ...] = ()
+    """Where the image's entrypoint does not start the server."""
+    sources: frozenset[str] = frozenset({"hf", "oci", "pvc"})
+    """Schemes of spec.model.source that the engine can read; oci and pvc are folders to it."""
+    memory: MemoryProfile
+    adapters: AdapterProfile | None = None
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    uid: Annotated[int, Field(ge=1)]
+    argv: tuple[tuple[str, ...], ...]
+    env: dict[str, str] = {}
+    token_env: str
+    health: str
+    readiness: str = ""
+    """Path of the readiness probe, where it is not that of `health`."""
+    drain: Drain
+    metrics: MetricsProfile
+    owned_flags: tuple[tuple[str, ...], ...]
+    refused_flags: tuple[tuple[str, ...], ...]
+    refused_env: frozenset[str] = frozenset()
+    quantization: dict[str, Support]
+    kv_cache: dict[str, Support]
+    minimum_compute_capability: float
+
+    @cached_property
+    def _compiled(self) -> list[list[str | Template]]:
+        return _compiled(self.argv)
+
+    def arguments(
+        self, values: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = (), rank: int = 0
+    ) -> list[str]:
+        """The engine's arguments. Each element is rendered alone, so that no value can become two."""
+        argv = self._render(self._compiled, values)
+        if adapters and self.adapters is not None:
+            told = self.adapters
+            argv += self._render(_compiled(told.argv), {**values, "count": len(adapters), "rank": rank})
+            named = [_compile(told.each).render(adapter) for adapter in adapters]
+            argv += [told.flag, *([told.separator.join(named)] if told.separator else named)]
+        return argv
+
+    def environment(self, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """The engine's variables, by name; one that renders empty is left out."""
+        names = sorted(self.env)
+        found = self._render(_compiled([self.env[name]] for name in names), values, keep_empty=True)
+        return tuple((name, value) for name, value in zip(names, found, strict=True) if value)
+
+    def _render(
+        self, items: Iterable[Sequence[str | Template]], values: Mapping[str, Any], *, keep_empty: bool = False
+    ) -> list[str]:
+        result: list[str] = []
+        # Made once: `Template.render` would copy it for each element, which takes most of its time.
+        variables = {**_TEMPLATES.globals, **values}
+        try:
+            for item in items:
+                rendered = [part if isinstance(part, str) else _rendered(part, variables) for part in item]
+                if rendered[0] or keep_empty:
+                    result += rendered
+        except TemplateError as error:
+            raise InvalidSpec(
+                f"The profile of engine {self.name} is broken: {error}", reason="BrokenProfile"
+            ) from error
+        return result
+
+    def image(self, vendor: Vendor, version: str) -> str:
+        """The engine's image for a vendor of accelerators; raises InvalidSpec when there is none."""
+        template = self.images.get(vendor)
+        if template is None:
+            raise InvalidSpec(
+                f"{self.name} has no image for accelerators of vendor {vendor}. Set spec.engine.image, or choose "
+                f"another spec.accelerator.class; known vendors are {', '.join(sorted(self.images))}.",
+                field="spec.engine.image",
+                reason="NoImage",
+            )
+        return _compile(template).render(version=version)
+
+    def templates(self) -> Iterable[str]:
+        """Every Jinja2 template of the profile."""
+        items = (*self.argv, *(self.adapters.argv if self.adapters else ()))
+        yield from (element for item in items for element in item)
+        yield from (*self.env.values(), *self.images.values(), *([self.adapters.each] if self.adapters else ()))
+
+    def check_args(self, args: Sequence[str]) -> None:
+        """Refuse arguments that override what the operator sets, or that are dangerous.
+
+        argparse takes `--flag=value`, `_` for `-` and any unambiguous prefix of a long flag, and so do we.
+        """
+        for index, argument in enumerate(args):
+            if not argument.startswith("-"):
+                continue
+            for flags, why in (
+                (self.owned_flags, "is set by the operator"),
+                (self.refused_flags, "is refused"),
+            ):
+                hit = next((flag for group in flags for flag in group if _names(argument, flag)), None)
+                if hit is not None:
+                    listed = ", ".join(sorted(group[0] for group in flags))
+                    raise InvalidSpec(
+                        f"{argument!r} means {hit}, which {why}: remove it. The fields of the spec set what the "
+                        f"operator owns; the flags in question are {listed}.",
+                        field=f"spec.engine.args[{index}]",
+                        reason="ArgumentRefused",
+                    )
+
+    def check_env(self, names: Sequence[str]) -> None:
+        """Refuse variables that the operator sets, or that are dangerous."""
+        for index, name in enumerate(names):
+            if name in self.env or name == self.token_env:
+                why = "is set by the operator" + (
+                    "; use spec.model.credentialsSecret" if name == self.token_env else ""
+                )
+            elif name in self.refused_env or name in COMMON_REFUSED_ENV:
+                why = "can replace the engine's code or its checks"
+            else:
+                continue
+            raise InvalidSpec(
+                f"The variable {name} {why}: remove it.",
+                field=f"spec.engine.env[{index}].name",
+                reason="EnvironmentRefused",
+            )
+
+
+def _compiled(items: Iterable[Sequence[str]]) -> list[list[str | Template]]:
+    return [[_compile(element) if "{{" in element else element for element in item] for item in items]
+
+
+@cache
+def _compile(template: str) -> Template:
+    return _TEMPLATES.from_string(template)
+
+
+def _rendered(template: Template, variables: dict[str, Any]) -> str:
+    """What `template.render` gives, of variables that hold the environment's own."""
+    return "".join(template.root_render_func(template.new_context(variables, shared=True)))
+
+
+def _names(argument: str, flag: str) -> bool:
+    given = argument.partition("=")[0]
+    if not flag.startswith("--"):
+        return given == flag
+    given = given.replace("_", "-")
+    negated = f"--no-{flag[2:]}"
+    return len(given) > 3 and given.startswith("--") and (flag.startswith(given) or given == negated)
+
+
+class _File(Protocol):
+    @property
+    def name(self) -> str: ...
+    def read_text(self) -> str: ...
+
+
+def load_profiles(extra: Path | None = None) -> dict[str, Profile]:
+    """The packaged profiles by name, and those of the folder `extra`, which win.
+
+    Raises InvalidSpec with file, field and reason when one is broken, or when the folder cannot be read.
+    """
+    found = _profiles(files(__package__).iterdir())
+    if extra is not None:
+        try:
+            found |= _profiles(extra.iterdir())
+        except OSError as error:
+            raise InvalidSpec(f"{extra}: {error.strerror}", field="engines", reason="BrokenProfile") from error
+    return found
+
+
+def _profiles(entries: Iterable[_File]) -> dict[str, Profile]:
+    yamls = sorted((entry for entry in entries if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    parsed = [parse(entry.name, entry.read_text()) for entry in yamls]
+    return {profile.name: profile for profile in parsed}
+
+
+def parse(name: str, text: str) -> Profile:
+    """Read one profile; `name` is the file's, for the error."""
+    try:
+        profile = Profile.model_validate(yaml_text.load(text))
+        for template in profile.templates():
+            _compile(template)
+        return profile
+    except TemplateError as error:
+        raise InvalidSpec(f"{name}: {error}", reason="BrokenProfile") from error
+    except yaml.YAMLError as error:
+        raise InvalidSpec(f"{name}: {error}", reason="BrokenProfile") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidSpec(f"{name}: {field}: {first['msg']}", field=field, reason="BrokenProfile") from error

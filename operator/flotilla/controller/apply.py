@@ -1,0 +1,288 @@
+"""Server-side apply of what a reconciler rendered, and of the status."""
+
+import logging
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flotilla.constants import API_VERSION, MANAGER, SCALER_MANAGER, STATUS_MANAGER
+from flotilla.errors import NameTaken, NotReady
+from flotilla.kube.client import KubeClient
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.keys import GATEWAY_KIND, Key, owned_by_any
+from flotilla.kube.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
+    ROLE,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Kind,
+)
+from flotilla.kube.protocol import FieldConflict, NotFound
+from flotilla.kube.store import Store, replicas_managers
+from flotilla.render.objects import needs_apply
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+Part = tuple[Any, ...]
+"""What of a child a plan can be compared with: neither its status nor its versions, which move all the time."""
+
+CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
+"""Watched: a change is seen at once."""
+LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY)
+"""Of gateways. Only listed by name with each resync: a watch would need the right to read every ConfigMap there is."""
+_KINDS_OF = {MODEL_DEPLOYMENT: CHILD_KINDS, GATEWAY_KIND: (*CHILD_KINDS, *LISTED_KINDS)}
+_BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
+
+
+class Executor:
+    """Server-side apply of what differs, prune of what the plan no longer has."""
+
+    def __init__(self, client: KubeClient, store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._settled: dict[Key, tuple[Hashable, dict[tuple[Kind, str], Part | None]]] = {}
+        """The plan that was last made true, and the children as they were then."""
+
+    async def converge(
+        self,
+        key: Key,
+        uids: Collection[str],
+        plan: Callable[[], Sequence[Object]],
+        *,
+        revision: Hashable,
+        replicas: int | None = None,
+    ) -> int:
+        """Apply, scale and prune; returns how many writes that took.
+
+        `plan` renders the children, and is asked only where `revision`, `replicas` or a child changed. What one of
+        `uids` owns is ours. `replicas` None leaves the count to the manifest.
+
+        Raises NameTaken when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
+        refuses a child, NotReady while the children of a deleted namesake are still being collected.
+        """
+        goal = (revision, replicas)
+        if self._settled.get(key) == (goal, self._parts(key)):
+            return 0
+        self._settled.pop(key, None)
+        children = plan()
+        try:
+            writes, seen = await self._write(key, uids, children, replicas)
+        except NotFound:
+            # Such as a binding whose Role was deleted: of what nobody watches, the store knows what was.
+            if not self._drop_unwatched(key):
+                raise
+            writes, seen = await self._write(key, uids, children, replicas)
+        self._settled[key] = (goal, seen)
+        return writes
+
+    async def _write(
+        self, key: Key, uids: Collection[str], children: Sequence[Object], replicas: int | None
+    ) -> tuple[int, dict[tuple[Kind, str], Part | None]]:
+        writes = 0
+        seen: dict[tuple[Kind, str], Part | None] = {}
+        for child in children:
+            kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
+            live = await self._live(kind, child, uids)
+            if live is None or needs_apply(child, live):
+                seen[kind, name] = await self._apply(kind, child, live, replicas=replicas)
+                writes += 1
+            else:
+                seen[kind, name] = _part(live)
+        if replicas is not None and self._scaled_otherwise(key, replicas):
+            seen[DEPLOYMENT, key.name] = await self._scale(key, replicas)
+            writes += 1
+        for kind, stale in self._stale(key, uids, children):
+            await self._client.delete(
+                kind, stale["metadata"]["name"], namespace=key.namespace, uid=stale["metadata"]["uid"]
+            )
+            self._store.drop(kind, stale)
+            log.info("child pruned", extra={"key": str(key), "child": f"{kind.kind}/{stale['metadata']['name']}"})
+            writes += 1
+        return writes, seen
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone. Of the children that nobody watches no event will tell."""
+        self._settled.pop(key, None)
+        self._drop_unwatched(key)
+
+    def _drop_unwatched(self, key: Key) -> bool:
+        """Whether there was anything to drop."""
+        known = [(kind, live) for kind in LISTED_KINDS for live in self._store.owned_by(kind, key)]
+        for kind, live in known:
+            self._store.drop(kind, live)
+        return bool(known)
+
+    def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
+        return {
+            (kind, live["metadata"]["name"]): _part(live)
+            for kind in _KINDS_OF[key.kind]
+            for live in self._store.owned_by(kind, key)
+        }
+
+    def _remember(self, kind: Kind, answer: Object) -> Part | None:
+        """Put the answer to a write into the store; None where an event overtook it, so that the next pass looks."""
+        meta = answer["metadata"]
+        if not self._store.put(kind, answer):
+            return None
+        stored = self._store.get(kind, meta["namespace"], meta["name"])
+        return _part(stored) if stored is not None else None
+
+    async def _live(self, kind: Kind, child: Object, uids: Collection[str]) -> Object | None:
+        meta = child["metadata"]
+        live = self._store.get(kind, meta["namespace"], meta["name"])
+        # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
+        # conflict, and strangers' objects are not in the store. A Deployment's selector is immutable and atomic: there
+        # the apply itself says no.
+        blind = live is None and kind != DEPLOYMENT
+        if blind or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
+            known, live = live, await self._client.get(kind, meta["name"], namespace=meta["namespace"])
+            if live is None and known is not None:
+                self._store.drop(kind, known)
+        if live is None:
+            return None
+        if "deletionTimestamp" in live["metadata"]:
+            raise NotReady(f"{kind.kind} {meta['name']} is being deleted.")
+        if not owned_by_any(live, uids):
+            owners = [reference.get("kind") for reference in live["metadata"].get("ownerReferences") or ()]
+            if meta["ownerReferences"][0]["kind"] in owners:
+                raise NotReady(f"{kind.kind} {meta['name']} of a deleted namesake is still being collected.")
+            raise _taken(kind, meta["name"])
+        return live
+
+    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int | None) -> Part | None:
+        meta = child["metadata"]
+        if replicas is not None and kind == DEPLOYMENT and SCALER_MANAGER not in replicas_managers(live):
+            # Until the scaler has written once, nobody else owns spec.replicas: leaving it out would reset it to 1.
+            child = {**child, "spec": {**child["spec"], "replicas": replicas}}
+        try:
+            applied = await self._client.apply(kind, child, manager=MANAGER, force=live is not None)
+        except FieldConflict as conflict:
+            if live is None:
+                raise _taken(kind, meta["name"]) from conflict
+            raise
+        log.info("child applied", extra={"child": f"{kind.kind} {meta['namespace']}/{meta['name']}"})
+        return self._remember(kind, applied)
+
+    def _scaled_otherwise(self, key: Key, replicas: int) -> bool:
+        live = self._store.get(DEPLOYMENT, key.namespace, key.name)
+        return live is not None and live["spec"].get("replicas", 1) != replicas
+
+    async def _scale(self, key: Key, replicas: int) -> Part | None:
+        live = self._store.get(DEPLOYMENT, key.namespace, key.name)
+        assert live is not None
+        body = {
+            "apiVersion": DEPLOYMENT.api_version,
+            "kind": DEPLOYMENT.kind,
+            # The uid makes the apply fail rather than create, should the Deployment be gone by now.
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": live["metadata"]["uid"]},
+            "spec": {"replicas": replicas},
+        }
+        scaled = await self._client.apply(DEPLOYMENT, body, manager=SCALER_MANAGER)
+        log.info("scaled", extra={"key": str(key), "from": live["spec"].get("replicas", 1), "to": replicas})
+        return self._remember(DEPLOYMENT, scaled)
+
+    def _stale(self, key: Key, uids: Collection[str], children: Sequence[Object]) -> Iterable[tuple[Kind, Object]]:
+        wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
+        for kind in _KINDS_OF[key.kind]:
+            for live in self._store.owned_by(kind, key):
+                mine = owned_by_any(live, uids) and "deletionTimestamp" not in live["metadata"]
+                if mine and (kind.kind, live["metadata"]["name"]) not in wanted:
+                    yield kind, live
+
+
+def _part(live: Mapping[str, Any]) -> Part:
+    # Specs are stored once, so that comparing equal ones costs nothing.
+    meta = live["metadata"]
+    return (
+        meta["uid"],
+        "deletionTimestamp" in meta,
+        meta.get("labels"),
+        meta.get("annotations"),
+        meta.get("ownerReferences"),
+        *(live.get(part) for part in ("spec", "data", "rules", "roleRef", "subjects")),
+        replicas_managers(live),
+    )
+
+
+def _taken(kind: Kind, name: str) -> NameTaken:
+    return NameTaken(
+        f"A {kind.kind} named {name!r} exists and does not belong to this resource. "
+        f"Choose another name, or delete that {kind.kind}."
+    )
+
+
+class StatusWriter:
+    """Server-side apply to /status, at most once per `interval_s` for one resource and generation.
+
+    A rollout moves several counters within milliseconds; each write would wake every watcher, Argo CD among them.
+    """
+
+    def __init__(self, client: KubeClient, store: Store, *, interval_s: float, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._store = store
+        self._interval_s = interval_s
+        self._clock = clock
+        self._earliest: dict[Key, float] = {}
+
+    async def write(
+        self, key: Key, live: Mapping[str, Any], status: dict[str, Any], *, urgent: bool = False
+    ) -> float | None:
+        """Write if different. Returns None when the cluster has `status`, else the seconds to come back in.
+
+        `urgent` skips the wait: for errors, which a user waits for, and for a spec that was not answered before. Raises
+        Conflict when the resource is another by now: the answer would hold a spec that nobody has looked at, and its
+        event, being older, would tell the store nothing new.
+        """
+        old: Mapping[str, Any] = live.get("status") or {}
+        if old == status:
+            return None
+        now = self._clock()
+        wait_s = self._earliest.get(key, 0.0) - now
+        if wait_s > 0 and not urgent:
+            return wait_s
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": key.kind.kind,
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                **{name: live["metadata"][name] for name in ("uid", "resourceVersion")},
+            },
+            "status": status,
+        }
+        applied = await self._client.apply_status(key.kind, body, manager=STATUS_MANAGER)
+        self._earliest[key] = now + self._interval_s
+        self._store.put(key.kind, applied)
+        return None
+
+    def defer(self, key: Key) -> None:
+        """Children were just written: let them settle for one interval before the next status."""
+        self._earliest[key] = self._clock() + self._interval_s
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone."""
+        self._earliest.pop(key, None)
+
+
+def announce(
+    events: EventRecorder, kind: Kind, live: Mapping[str, Any], conditions: Iterable[Mapping[str, Any]]
+) -> None:
+    """An event where the summary of a resource turned; after a restart nothing did, so nothing is said."""
+    before = {c["type"]: (c["status"], c["reason"]) for c in (live.get("status") or {}).get("conditions") or ()}
+    for now in conditions:
+        bad = now["type"] == "Stalled" and now["status"] == "True"
+        good = now["type"] == "Ready" and now["status"] == "True"
+        if (bad or good) and before.get(now["type"]) != (now["status"], now["reason"]):
+            events.record(
+                kind,
+                live,
+                topic=now["type"],
+                reason=now["reason"],
+                note=now["message"],
+                type_="Warning" if bad else "Normal",
+            )

@@ -1,0 +1,283 @@
+"""The operator between start and stop: store, queue, workers, watch, resync and scaler, wired once."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Any
+
+from flotilla.addresses import AddressMap
+from flotilla.catalog.accelerators import WHOLE_GPUS
+from flotilla.config import OperatorConfig
+from flotilla.console import view
+from flotilla.console.metrics import Metrics
+from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, StatusWriter
+from flotilla.controller.gateway import GatewayReader, GatewayReconciler
+from flotilla.controller.model_deployment import ModelDeploymentReconciler
+from flotilla.controller.queue import Queue, Workers
+from flotilla.controller.resync import Resync
+from flotilla.controller.rollout import Rollouts, Victims
+from flotilla.cost.accounting_loop import Draining, Fleet
+from flotilla.cost.gpu_prices import PriceSources
+from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.ledger import Ledger
+from flotilla.cost.ledger_store import LedgerStore
+from flotilla.cost.metrics import FleetCollector
+from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
+from flotilla.cost.unallocated_loop import Unallocated
+from flotilla.kube import observed
+from flotilla.kube.client import KubeClient
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
+from flotilla.kube.store import Store
+from flotilla.kube.watch import Watch
+from flotilla.planning.resolve import Catalog
+from flotilla.prometheus.client import PrometheusClient
+from flotilla.render.gateway import ADMIN_PORT, GatewaySettings
+from flotilla.scaling.engine_client import EngineSources, PrometheusEngines, WakeQuery
+from flotilla.scaling.scaling_loop import Scaler
+from flotilla.scaling.scrape_client import Scraper
+
+log = logging.getLogger(__name__)
+
+WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _rfc3339_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _wake(client: PrometheusClient | None, query: str | None, clock: Callable[[], float]) -> WakeQuery | None:
+    return None if client is None or query is None else WakeQuery(client, query, clock=clock)
+
+
+def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
+    mapped = {"FLOTILLA_POD_ADDRESS_MAP": config.pod_address_map} if config.pod_address_map else {}
+    return GatewaySettings(
+        image=config.gateway_image,
+        replicas=config.gateway_replicas,
+        redis_secret=config.gateway_redis_secret,
+        env={**mapped, **config.gateway_env},
+    )
+
+
+class ControlLoop:
+    """Everything that acts; built at once, run only while this process leads."""
+
+    def __init__(self, config: OperatorConfig, catalog: Catalog, client: KubeClient, metrics: Metrics) -> None:
+        clock = time.monotonic
+        self._metrics = metrics
+        self.synced = asyncio.Event()
+        self._standby = False
+        self.store = Store(owner)
+        self.queue: Queue[Key] = Queue(clock=clock)
+        self._events = EventRecorder(client, instance=os.uname().nodename)
+        self._scraper = Scraper(AddressMap.parse(config.pod_address_map))
+        self._prometheus = PrometheusClient.from_config(config)
+        self._scaler = Scaler(
+            self.store,
+            self._scraper,
+            sources=EngineSources(
+                self._scraper,
+                None if self._prometheus is None else PrometheusEngines(self._prometheus),
+                order=config.scaling_source,
+            ),
+            wake=_wake(self._prometheus, config.wake_query, clock),
+            interval_s=config.scaling_interval_s,
+            clock=clock,
+            enqueue=self.queue.add,
+        )
+        prometheus = PrometheusClient.from_config(config)
+        self._prices = PriceBook(
+            self._everything,
+            clock=clock,
+            interval_s=config.resync_interval_s,
+            # The role of an operator of a few namespaces has no right to nodes.
+            nodes=None if config.namespaces else NodeLister(client, WHOLE_GPUS),
+            catalog_file=config.price_catalog,
+            opencost=None if prometheus is None else partial(opencost_prices, prometheus),
+            sources=PriceSources(catalog=catalog.prices),
+        )
+        self._prometheus = prometheus
+        self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
+        executor = Executor(client, self.store)
+        status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
+        models = ModelDeploymentReconciler(
+            store=self.store,
+            executor=executor,
+            rollouts=Rollouts(client),
+            victims=Victims(client, self.store),
+            status=status,
+            scaler=self._scaler,
+            events=self._events,
+            catalog=catalog,
+            pricing=Pricing(
+                PriceDesk(), self._prices, config.compare_with, today=_today, stale_after_days=config.price_stale_days
+            ),
+            now=_rfc3339_now,
+        )
+        gateways = GatewayReconciler(
+            store=self.store,
+            executor=executor,
+            status=status,
+            events=self._events,
+            reader=self._reader,
+            settings=_gateway_settings(config),
+            allow_private_hosted_addresses=config.allow_private_hosted_addresses,
+            now=_rfc3339_now,
+        )
+        self._workers = Workers(
+            self.queue,
+            {MODEL_DEPLOYMENT: models, GATEWAY_KIND: gateways},
+            metrics,
+            count=config.workers,
+            clock=clock,
+        )
+        self._resync = Resync(
+            client,
+            self.store,
+            (*WATCHED_KINDS, *LISTED_KINDS),
+            namespaces=config.namespaces,
+            interval_s=config.resync_interval_s,
+            enqueue=self.queue.add,
+        )
+        self._watch = Watch(
+            WATCHED_KINDS,
+            self._on_event,
+            namespaces=config.namespaces,
+            kubeconfig=config.kubeconfig,
+            on_restart=self._on_watch_restart,
+            known=self.store.knows,
+        )
+        # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
+        begin = time.time() - clock()
+        ledger = Ledger(gap_s=max(30.0, 5 * config.scaling_interval_s), record_interval_s=config.ledger_interval_s)
+        self._ledger_store = LedgerStore(
+            client,
+            self.store,
+            ledger,
+            namespace=config.leader_election.namespace,
+            watched=config.namespaces,
+            interval_s=config.ledger_interval_s,
+            clock=clock,
+        )
+        self._draining = Draining(self.store, self._scaler, self._scraper, interval_s=config.scaling_interval_s)
+        # The role of an operator of a few namespaces shows it neither nodes nor the pods of others.
+        self._unallocated = (
+            None
+            if config.namespaces
+            else Unallocated(
+                client,
+                self.store,
+                tuple(catalog.accelerators.values()),
+                lambda: self._prices.sources,
+                interval_s=config.resync_interval_s,
+            )
+        )
+        self._fleet = Fleet(
+            self.store,
+            self._scaler,
+            ledger,
+            self._prices,
+            clock=lambda: begin + clock(),
+            draining=lambda: self._draining.answers,
+            unallocated=dict if self._unallocated is None else self._unallocated.usd_per_hour,
+        )
+        self._collector = FleetCollector(self._fleet)
+        metrics.registry.register(self._collector)
+        metrics.observe(
+            depth=lambda: self.queue.depth,
+            oldest_age_s=lambda: self.queue.oldest_age_s,
+            watch_restarts=lambda: self._watch.restarts,
+            watch_silent_s=lambda: self._watch.last_event_age_s,
+            objects=self.store.counts,
+            kinds=tuple(kind.plural for kind in WATCHED_KINDS),
+        )
+
+    def standing_by(self) -> None:
+        """Another process leads: healthy and ready, but idle."""
+        self._standby = True
+
+    async def run(self) -> None:
+        """Until cancelled, or until a part of it breaks."""
+        self._standby = False
+        self._metrics.leading(True)
+        await self._resync.first()
+        await self._ledger_store.load()
+        # With the prices of before the restart known, no status changes.
+        for obj in self.store.all(POD):
+            self._prices.node(observed.pod(obj).node)
+        await self._prices.look()
+        self._watch.start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._workers.run(), name="workers")
+            group.create_task(self._scaler.run(after=self._fleet.account), name="scaler")
+            group.create_task(self._resync.run(), name="resync")
+            group.create_task(self._events.run(), name="events")
+            group.create_task(self._draining.run(), name="draining")
+            group.create_task(self._prices.run(), name="prices")
+            group.create_task(self._ledger_store.run(), name="ledger")
+            if self._unallocated is not None:
+                group.create_task(self._unallocated.run(), name="unallocated")
+            self.synced.set()
+
+    async def stop(self, *, leading: bool) -> None:
+        """Stop the watch; the tasks of `run` end with its cancellation. One that no longer leads writes nothing."""
+        if leading and self.synced.is_set():
+            await self._ledger_store.save()
+        await asyncio.to_thread(self._watch.stop)
+        await self._scraper.close()
+        if self._prometheus is not None:
+            await self._prometheus.close()
+        await self._reader.close()
+        self._metrics.leading(False)
+
+    def fleet(self) -> view.Json:
+        """What the console shows now."""
+        samples = (
+            view.Sample(sample.name, sample.labels, sample.value)
+            for family in self._collector.collect()
+            for sample in family.samples
+        )
+        models, policies = self.store.all(MODEL_DEPLOYMENT), self.store.all(ROUTING_POLICY)
+        return view.fleet(models, policies, samples, tuple(self._events.recent))
+
+    def live_checks(self) -> Mapping[str, Callable[[], bool]]:
+        """A false one asks the kubelet for a restart."""
+        return {"watch": lambda: self._standby or not self.synced.is_set() or self._watch.alive}
+
+    def ready_checks(self) -> Mapping[str, Callable[[], bool]]:
+        """A false one takes the pod out of its Service."""
+        return {"synced": lambda: self._standby or self.synced.is_set()}
+
+    def _on_event(self, kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
+        self._metrics.event(kind.plural)
+        changed = self.store.drop(kind, obj) if type_ == "DELETED" else self.store.put(kind, obj)
+        if not changed:
+            return
+        key = owner(kind, obj)
+        if key is not None:
+            self.queue.add(key)
+        if kind == MODEL_DEPLOYMENT:
+            if type_ == "DELETED":
+                self._ledger_store.soon()
+            gateway = gateway_key(obj["metadata"]["namespace"])
+            if self.store.owned_by(ROUTING_POLICY, gateway):
+                self.queue.add(gateway)
+
+    def _everything(self) -> None:
+        """Look at every ModelDeployment again: what they are priced at changed."""
+        for obj in self.store.all(MODEL_DEPLOYMENT):
+            self.queue.add(Key(MODEL_DEPLOYMENT, obj["metadata"]["namespace"], obj["metadata"]["name"]))
+
+    def _on_watch_restart(self) -> None:
+        log.warning("the watch layer was restarted; listing everything again")
+        self._resync.soon()

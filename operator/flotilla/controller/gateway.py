@@ -1,0 +1,233 @@
+"""Reconcile the gateway of one namespace: its objects, its configuration document, the status of its policies."""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from flotilla.addresses import AddressMap
+from flotilla.api.routing_policy import RoutingPolicy
+from flotilla.constants import GATEWAY
+from flotilla.controller.apply import Executor, StatusWriter, announce
+from flotilla.controller.policy_status import GatewayView, Report, build
+from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
+from flotilla.kube import observed
+from flotilla.kube.events import EventRecorder
+from flotilla.kube.keys import Key
+from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
+from flotilla.kube.store import Store
+from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
+from flotilla.routing.budgets import MAX_BYTES, Admitted, Candidate, admit
+from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
+from flotilla.scaling.scrape_client import ScrapeError, Scraper, Target
+
+_PROBLEM = 500
+
+
+class GatewayReader:
+    """One session for all gateways; `close` it."""
+
+    def __init__(self, addresses: AddressMap, *, port: int, timeout_s: float = 2.0) -> None:
+        self._scraper = Scraper(addresses, timeout_s=timeout_s)
+        self._port = port
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._scraper.close()
+
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
+        """What each pod serves, by uid; without those that do not answer. Never raises.
+
+        `pods` are addresses by uid.
+        """
+        targets = [Target(uid, address, self._port, "/config", {}) for uid, address in pods.items()]
+        answers = await self._scraper.read(targets, lambda body, _: _read(body))
+        return {uid: answer for uid, answer in answers.items() if isinstance(answer, Report)}
+
+
+def _read(body: bytes) -> Report | ScrapeError:
+    try:
+        return report(orjson.loads(body))
+    except ValueError as error:
+        return ScrapeError(f"unreadable answer: {error}")
+
+
+def report(answer: Any) -> Report:
+    """Read an answer; raises ValueError where it is none."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("hash"), str):
+        raise ValueError("no hash")
+    problem, missing = answer.get("problem"), answer.get("missingKeys")
+    return Report(
+        answer["hash"],
+        problem[:_PROBLEM] if isinstance(problem, str) else "",
+        tuple(key for key in missing if isinstance(key, str)) if isinstance(missing, list) else (),
+    )
+
+
+log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 2.0
+"""The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and nothing tells when it has."""
+_ASK_FOR_KEYS_S = 5.0
+"""Of a gateway that lacks the key of some Secret, which only it can see."""
+_CONFLICT_RETRY_S = 30.0
+
+Object = Mapping[str, Any]
+
+
+class GatewayReconciler:
+    """See `Reconciler`. What was accepted is in the ConfigMap; here are only answers of pods, to not ask twice."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        executor: Executor,
+        status: StatusWriter,
+        events: EventRecorder,
+        reader: GatewayReader,
+        settings: GatewaySettings,
+        allow_private_hosted_addresses: bool,
+        now: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._status = status
+        self._events = events
+        self._reader = reader
+        self._settings = settings
+        self._allow_private = allow_private_hosted_addresses
+        self._now = now
+        self._reports: dict[Key, dict[tuple[str, int], Report]] = {}
+        """By pod and restart: a container that starts again reads its document again."""
+        self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """See `Reconciler`."""
+        policies = [p for p in self._store.owned_by(ROUTING_POLICY, key) if "deletionTimestamp" not in p["metadata"]]
+        if not policies:
+            self._forget(key)
+            return None
+        admitted = self._admit(key, policies)
+        error: FlotillaError | None = None
+        if len(admitted.document.text) > MAX_BYTES:
+            error = _too_large(admitted.document)
+        elif admitted.document.policies:
+            try:
+                await self._converge(key, policies, admitted.document)
+            except (InvalidSpec, NameTaken, NotReady, Forbidden) as failure:
+                error = failure
+        view = await self._view(key, admitted.document, error)
+        again_s = await self._say(key, policies, admitted, view)
+        if isinstance(error, NotReady | Forbidden):
+            # Told, for it may last: quotas and admission webhooks answer 403 too. The queue backs off.
+            raise error
+        if isinstance(error, NameTaken):
+            return _CONFLICT_RETRY_S
+        if again_s is None and view.behind:
+            return _ASK_AGAIN_S
+        return _ASK_FOR_KEYS_S if again_s is None and view.missing_keys else again_s
+
+    def _admit(self, key: Key, policies: Sequence[Object]) -> Admitted:
+        """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often."""
+        models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
+        facts = tuple(facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
+        live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY) or {}
+        # The ConfigMap is the record, so that a restarted operator knows what was accepted.
+        text = (live.get("data") or {}).get(DOCUMENT_FILE)
+        versions = tuple((policy["metadata"]["uid"], policy["metadata"]["generation"]) for policy in policies)
+        judged = self._judged.get(key)
+        if judged is not None and judged[0] == (versions, facts, text):
+            return judged[1]
+        admitted = admit(
+            key.namespace,
+            [_candidate(policy) for policy in policies],
+            {fact.name: fact for fact in facts},
+            _document(key, text),
+            allow_private_hosted_addresses=self._allow_private,
+        )
+        for name in (judged[1].admissions.keys() - admitted.admissions.keys()) if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
+        self._judged[key] = ((versions, facts, text), admitted)
+        return admitted
+
+    async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
+        # A policy that was never sound owns nothing: with the last one that is served the gateway goes.
+        served = document.by_name
+        metas = (policy["metadata"] for policy in policies)
+        owners = tuple(Owner(meta["name"], meta["uid"]) for meta in metas if meta["name"] in served)
+        await self._executor.converge(
+            key,
+            {owner.uid for owner in owners},
+            lambda: children(document, owners, self._settings),
+            revision=(document.hash, frozenset(owners)),
+        )
+
+    async def _view(self, key: Key, document: GatewayDocument, error: FlotillaError | None) -> GatewayView:
+        pods = tuple(sorted((observed.pod(obj) for obj in self._store.owned_by(POD, key)), key=lambda pod: pod.name))
+        known = self._reports.get(key, {})
+        view = GatewayView(document.hash, pods, error=error)
+        settled = {mark for mark, report in known.items() if view.serves(report) and not report.missing_keys}
+        marks = {pod.uid: (pod.uid, pod.restarts) for pod in view.ready}
+        asked = {pod.uid: pod.ip for pod in view.ready if marks[pod.uid] not in settled}
+        answers = await self._reader.ask(asked) if asked and error is None else {}
+        reports = {uid: known[mark] for uid, mark in marks.items() if mark in known} | answers
+        self._reports[key] = {marks[uid]: report for uid, report in reports.items()}
+        return replace(view, reports=reports)
+
+    async def _say(self, key: Key, policies: Sequence[Object], admitted: Admitted, view: GatewayView) -> float | None:
+        """Write each policy's status; returns when to look again."""
+        waits: list[float] = []
+        for live in policies:
+            name = live["metadata"]["name"]
+            admission = admitted.admissions[name].with_missing(view.missing_keys)
+            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
+            again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted)
+            if again_s is None:
+                announce(self._events, ROUTING_POLICY, live, wanted["conditions"])
+            else:
+                waits.append(again_s)
+        return min(waits, default=None)
+
+    def _forget(self, key: Key) -> None:
+        self._executor.forget(key)
+        self._reports.pop(key, None)
+        judged = self._judged.pop(key, None)
+        for name in judged[1].admissions if judged else ():
+            self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
+
+
+def _document(key: Key, text: str | None) -> GatewayDocument | None:
+    if text is None:
+        return None
+    try:
+        return load_document(text.encode())
+    except InvalidSpec as unreadable:
+        log.warning("a gateway's document is written anew", extra={"key": str(key), "cause": str(unreadable)})
+        return None
+
+
+def _candidate(live: Object) -> Candidate:
+    meta = live["metadata"]
+    identity = (meta["name"], meta["uid"], meta.get("creationTimestamp") or "")
+    try:
+        return Candidate(*identity, policy=RoutingPolicy.model_validate(live))
+    except ValidationError as error:
+        first = error.errors()[0]
+        unreadable = InvalidSpec(
+            f"The value {first['input']!r} is not understood: {first['msg']}. Correct it, or upgrade the operator and "
+            "its CRDs together.",
+            field=".".join(str(part) for part in first["loc"]),
+        )
+        return Candidate(*identity, policy=None, unreadable=unreadable)
+
+
+def _too_large(document: GatewayDocument) -> InvalidSpec:
+    return InvalidSpec(
+        f"The policies of this namespace make a document of {len(document.text)} bytes, more than the {MAX_BYTES} that "
+        "a ConfigMap holds. The gateway goes on with what it has. Move some policies to another namespace.",
+        reason="DocumentTooLarge",
+    )

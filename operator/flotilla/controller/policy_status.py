@@ -1,0 +1,156 @@
+"""The conditions of a RoutingPolicy, from what its check found and what its gateway reports."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flotilla.api.conditions import Verdict, set_conditions
+from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
+from flotilla.kube.observed import STUCK_REASONS, Pod
+from flotilla.routing.budgets import Admission
+from flotilla.routing.check import RESOLUTION, SOVEREIGNTY, Finding, Problem
+
+_ACCEPTANCE = frozenset(Problem) - RESOLUTION - SOVEREIGNTY
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a pod of a gateway says of itself."""
+
+    hash: str
+    """Of the document that it serves."""
+    problem: str = ""
+    """Why that is not the newest one."""
+    missing_keys: tuple[str, ...] = ()
+    """Keys of Secrets that were not mounted, by `key_file`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayView:
+    """What is known of a namespace's gateway."""
+
+    wanted_hash: str
+    pods: tuple[Pod, ...] = ()
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    """Of the ready pods, by uid; without those that did not answer."""
+    error: FlotillaError | None = None
+    """Why its objects are not what they should be."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether some ready pod has yet to report the document: then it is asked again, for nothing else tells."""
+        return any(pod.uid not in self.reports or not self.serves(self.reports[pod.uid]) for pod in self.ready)
+
+    def serves(self, report: Report) -> bool:
+        """Whether a pod serves the document."""
+        return report.hash == self.wanted_hash
+
+    @property
+    def missing_keys(self) -> frozenset[str]:
+        """Keys that some pod lacks."""
+        return frozenset(key for report in self.reports.values() for key in report.missing_keys)
+
+    @property
+    def ready(self) -> tuple[Pod, ...]:
+        """The pods that clients reach."""
+        return tuple(pod for pod in self.pods if pod.ready and not pod.terminating)
+
+
+def judge(admission: Admission, *, generation: int, gateway: GatewayView) -> list[Verdict]:
+    """All conditions, Ready, Reconciling and Stalled included."""
+    unreadable, findings = admission.unreadable, admission.findings
+    if unreadable is not None:
+        accepted = Verdict("Accepted", "False", unreadable.reason, f"{unreadable.field}: {unreadable}")
+    else:
+        accepted = _verdict("Accepted", "Accepted", "The policy is sound.", findings, _ACCEPTANCE)
+    resolved = _verdict("ResolvedRefs", "ResolvedRefs", "Every reference exists.", findings, RESOLUTION)
+    sovereignty = _verdict(
+        "SovereigntyEnforceable",
+        "Enforceable",
+        "Every data class has a target, and every route has one for every class.",
+        findings,
+        SOVEREIGNTY,
+    )
+    served = programmed(admission, generation=generation, gateway=gateway)
+    chain = [accepted, resolved, sovereignty, served]
+    blocked = next((verdict for verdict in chain if verdict.status == "False"), None)
+    stuck = isinstance(gateway.error, InvalidSpec | NameTaken)
+    return [*_summary(blocked, waits=blocked is resolved or (blocked is served and not stuck)), *chain]
+
+
+def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -> Verdict:
+    """Whether every replica that clients reach serves this generation of the policy."""
+
+    def no(reason: str, message: str) -> Verdict:
+        return Verdict("Programmed", "False", reason, message)
+
+    if admission.served_generation is None:
+        return no("NotAccepted", "The gateway does not serve the policy: see Accepted and SovereigntyEnforceable.")
+    if admission.served_generation != generation:
+        return no(
+            "OlderGenerationServed",
+            f"The gateway goes on with generation {admission.served_generation}, the last sound one: see Accepted and "
+            "SovereigntyEnforceable.",
+        )
+    if isinstance(gateway.error, NameTaken):
+        return no("NameConflict", str(gateway.error))
+    if isinstance(gateway.error, InvalidSpec):
+        return no(gateway.error.reason, str(gateway.error))
+    if gateway.error is not None:
+        return no("GatewayWaiting", f"An object of the gateway cannot be written yet: {gateway.error}")
+    if not gateway.ready:
+        stuck = next((pod for pod in gateway.pods if pod.waiting_reason in STUCK_REASONS), None)
+        if stuck is not None:
+            said = stuck.last_words or stuck.waiting_message or stuck.last_exit
+            return no("GatewayNotStarting", f"The gateway does not start ({stuck.waiting_reason}): {said}")
+        return no("GatewayStarting", "No replica of the gateway is ready yet.")
+    if gateway.behind:
+        problem = next((r.problem for r in gateway.reports.values() if r.problem and not gateway.serves(r)), "")
+        said = f" It says: {problem}" if problem else ""
+        return no("GatewayUpdating", f"Not every replica of the gateway serves the newest document yet.{said}")
+    return Verdict("Programmed", "True", "Programmed", "Every replica of the gateway serves the policy.")
+
+
+def build(
+    live: Mapping[str, Any], admission: Admission, gateway: GatewayView, *, now: str, endpoint: str
+) -> dict[str, Any]:
+    """The whole status; `now` is RFC 3339 and only ends up in changed conditions."""
+    generation = int(live["metadata"]["generation"])
+    conditions = set_conditions(
+        (live.get("status") or {}).get("conditions") or (),
+        judge(admission, generation=generation, gateway=gateway),
+        generation=generation,
+        now=now,
+    )
+    status: dict[str, Any] = {"conditions": conditions, "observedGeneration": generation}
+    if admission.served_generation is not None:
+        status |= {
+            "endpoint": endpoint,
+            "configHash": gateway.wanted_hash,
+            "programmedGeneration": admission.served_generation,
+        }
+    return status
+
+
+def _summary(blocked: Verdict | None, *, waits: bool) -> list[Verdict]:
+    settled = Verdict("Reconciling", "False", "Settled", "Nothing is left to do.")
+    free = Verdict("Stalled", "False", "Progressing", "Nothing blocks the resource.")
+    if blocked is None:
+        return [Verdict("Ready", "True", "Ready", "The policy is served."), settled, free]
+    return [
+        Verdict("Ready", "False", blocked.reason, blocked.message),
+        Verdict("Reconciling", "True", blocked.reason, blocked.message) if waits else settled,
+        free if waits else Verdict("Stalled", "True", blocked.reason, blocked.message),
+    ]
+
+
+def _verdict(
+    type_: str, good: str, message: str, findings: Sequence[Finding], problems: Collection[Problem]
+) -> Verdict:
+    mine = [finding for finding in findings if finding.problem in problems]
+    if not mine:
+        return Verdict(type_, "True", good, message)
+    shown = " ".join(f"{finding.path}: {finding.message}" for finding in mine[:_SHOWN])
+    more = f" ({len(mine) - _SHOWN} more.)" if len(mine) > _SHOWN else ""
+    return Verdict(type_, "False", str(mine[0].problem), shown + more)

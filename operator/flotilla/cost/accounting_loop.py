@@ -1,0 +1,219 @@
+"""Charge each pod's time and tokens to its deployment after every scrape, and describe deployments for the metrics."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from flotilla.constants import LABEL_TEAM
+from flotilla.cost.gpu_prices import CostBasis, Rate, pod_units
+from flotilla.cost.ledger import Counters, Ledger, PodObservation, PodState
+from flotilla.cost.metrics import DeploymentView
+from flotilla.cost.price_loop import PriceBook
+from flotilla.kube import observed
+from flotilla.kube.keys import Key
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
+from flotilla.kube.store import Store
+from flotilla.scaling.scaling_loop import Scaler, Tracked
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
+
+
+class Draining:
+    """Reads the counters of pods that are being deleted, a handful at any time."""
+
+    def __init__(self, store: Store, scaler: Scaler, scraper: Scraper, *, interval_s: float) -> None:
+        self._store = store
+        self._scaler = scaler
+        self._scraper = scraper
+        self._interval_s = interval_s
+        self.answers: dict[str, EngineSample | ScrapeError] = {}
+        """By pod uid, of the last round."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._interval_s)
+
+    async def look(self) -> None:
+        """Ask every pod that is going."""
+        targets = list(self._targets())
+        self.answers = await self._scraper.scrape(targets) if targets else {}
+
+    def _targets(self) -> list[Target]:
+        found: list[Target] = []
+        for key, entry in self._scaler.tracked.items():
+            metrics = entry.resolved.profile.metrics
+            for obj in self._store.owned_by(POD, key):
+                if "deletionTimestamp" not in obj["metadata"]:
+                    continue
+                pod = observed.pod(obj)
+                if pod.ip:
+                    found.append(Target(pod.uid, pod.ip, entry.resolved.port, metrics.path, metrics.names))
+        return found
+
+
+class Fleet:
+    """Charges pods and describes deployments; both read the scaler's table."""
+
+    def __init__(
+        self,
+        store: Store,
+        scaler: Scaler,
+        ledger: Ledger,
+        book: PriceBook,
+        *,
+        clock: Callable[[], float],
+        draining: Callable[[], Mapping[str, EngineSample | ScrapeError]] = dict,
+        unallocated: Callable[[], Mapping[str, Decimal]] = dict,
+    ) -> None:
+        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going.
+
+        `unallocated` gives what GPUs that no pod holds cost, in US dollars per hour by class.
+        """
+        self._store = store
+        self._scaler = scaler
+        self._ledger = ledger
+        self._book = book
+        self._clock = clock
+        self._draining = draining
+        self.unallocated = unallocated
+        self.unpriced: Counter[str] = Counter()
+        """Looks at a deployment without a price or usage, by reason."""
+
+    def account(self) -> None:
+        """Charge the time since the last call; called after each scrape."""
+        now = self._clock()
+        for key, entry in self._scaler.tracked.items():
+            if entry.cost is not None:
+                self._observe(key, entry, entry.cost, now)
+        # An account outlives a spec that is wrong for a while, and ends with its resource.
+        alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
+        for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
+            self._ledger.forget(uid)
+
+    def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
+        pods = [pod for pod in self._scaler.workloads.of(key).pods if pod.scheduled]
+        seen = [self._pod(entry, basis, pod) for pod in pods]
+        listed = basis.rate(None, self._book.sources)
+        self._ledger.observe(
+            entry.uid,
+            seen,
+            now=now,
+            comparators=basis.comparators,
+            price_source="" if listed is None else listed.source,
+        )
+        if any(pod.usd_per_hour is None for pod in seen):
+            self.unpriced["gpu_unknown"] += 1
+        if basis.unknown_comparators:
+            self.unpriced["model_unknown"] += 1
+        if any(pod.ready and not isinstance(entry.answers.get(pod.uid), EngineSample) for pod in pods):
+            self.unpriced["usage_missing"] += 1
+
+    def _pod(self, entry: Tracked, basis: CostBasis, pod: observed.Pod) -> PodObservation:
+        answer = entry.answers.get(pod.uid) or self._draining().get(pod.uid)
+        node = self._book.node(pod.node)
+        rate = basis.rate(node, self._book.sources)
+        units = pod_units(basis.accelerator, entry.resolved.gpus, node)
+        return PodObservation(
+            uid=pod.uid,
+            incarnation=pod.restarts,
+            state=_state(pod, answer),
+            gpus=units,
+            counters=_counters(answer) if isinstance(answer, EngineSample) else None,
+            usd_per_hour=None if rate is None else rate.gpu_usd_per_hour * units,
+            capacity_type="unknown" if node is None else node.capacity_type,
+            price_source="" if rate is None else rate.source,
+            scheduled_at=_seconds(pod.scheduled_time),
+            ready_at=_seconds(pod.ready_time),
+        )
+
+    def view(self) -> Iterator[DeploymentView]:
+        """Every deployment now."""
+        for key, entry in self._scaler.tracked.items():
+            yield self._deployment(key, entry)
+
+    def rates(self) -> set[Rate]:
+        """Every price that is in force somewhere."""
+        found: set[Rate | None] = set()
+        for key, entry in self._scaler.tracked.items():
+            if entry.cost is not None:
+                nodes = {pod.node for pod in self._scaler.workloads.of(key).pods} or {""}
+                found |= {entry.cost.rate(self._book.node(name), self._book.sources) for name in nodes}
+        return {rate for rate in found if rate is not None}
+
+    @property
+    def catalog_version(self) -> str:
+        return self._book.version
+
+    def _deployment(self, key: Key, entry: Tracked) -> DeploymentView:
+        sample = entry.sample
+        live: Mapping[str, Any] = self._store.get(key.kind, key.namespace, key.name) or {"metadata": {}, "spec": {}}
+        ready = sum(pod.ready for pod in self._scaler.workloads.of(key).pods)
+        return DeploymentView(
+            namespace=key.namespace,
+            name=key.name,
+            model=(live["spec"].get("model") or {}).get("source", ""),
+            engine=entry.resolved.profile.name,
+            team=(live["metadata"].get("labels") or {}).get(LABEL_TEAM, ""),
+            gpu_type=entry.resolved.accelerator.class_name,
+            basis=entry.cost,
+            replica_usd_per_hour=self._replica_rate(entry),
+            account=self._ledger.accounts.get(entry.uid),
+            min_replicas=entry.spec.min_replicas,
+            max_replicas=entry.spec.max_replicas,
+            desired_replicas=entry.state.desired,
+            ready_replicas=ready,
+            waiting=None if sample is None or not sample.answered else sample.waiting,
+            running=None if sample is None or not sample.answered else sample.running,
+            kv_usage=_kv_usage(entry),
+            demand=None if sample is None or sample.demand is None else sample.demand.requests,
+            stalled=_stalled(live),
+        )
+
+    def _replica_rate(self, entry: Tracked) -> Decimal | None:
+        """The mean of the pods that exist, else what the class costs."""
+        account = self._ledger.accounts.get(entry.uid)
+        if account is not None and account.pods:
+            rates = [pod.usd_per_hour for pod in account.pods.values() if pod.usd_per_hour is not None]
+            return sum(rates, Decimal(0)) / len(rates) if rates else None
+        listed = None if entry.cost is None else entry.cost.rate(None, self._book.sources)
+        if listed is None:
+            return None
+        return listed.gpu_usd_per_hour * pod_units(entry.resolved.accelerator, entry.resolved.gpus, None)
+
+
+def _kv_usage(entry: Tracked) -> float | None:
+    known = [a.kv_usage for a in entry.answers.values() if isinstance(a, EngineSample) and a.kv_usage is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _stalled(live: Mapping[str, Any]) -> bool | None:
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    return next((c["status"] == "True" for c in conditions if c["type"] == "Stalled"), None)
+
+
+def _seconds(rfc3339: str) -> float | None:
+    return datetime.fromisoformat(rfc3339).timestamp() if rfc3339 else None
+
+
+def _state(pod: observed.Pod, answer: EngineSample | ScrapeError | None) -> PodState:
+    if pod.terminating:
+        return "draining"
+    if not pod.ready:
+        return "startup"
+    busy = isinstance(answer, EngineSample) and answer.running + answer.waiting > 0
+    return "serving" if busy else "idle"
+
+
+def _counters(sample: EngineSample) -> Counters:
+    failed = [count for count in (sample.requests_failed, sample.rejected) if count is not None]
+    return Counters(
+        prompt=sample.prompt_tokens,
+        generated=sample.generation_tokens,
+        cached=sample.cached_tokens,
+        requests=sample.requests_success,
+        failed=sum(failed) if failed else None,
+    )

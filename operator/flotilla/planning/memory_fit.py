@@ -1,0 +1,422 @@
+"""Whether a model fits in GPU memory, on how many GPUs and with which context length.
+
+The KV cache is vLLM's own planner as a closed form and is exact in tokens; weights are within 2 % of what servers
+print; working memory is an estimate and makes the band between `Fits` and `DoesNotFit`. Source: docs/reference/memory-fit.md.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache
+
+from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
+from flotilla.api.types import amount
+from flotilla.catalog.accelerators import Accelerator
+from flotilla.catalog.engines import MemoryProfile, Profile
+from flotilla.catalog.models import Architecture, KnownModel
+from flotilla.errors import InvalidSpec
+
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The cache of one GPU. Layers share blocks in groups of equal size; each kind of layer has groups of its own."""
+
+    block_bytes: int
+    """One block of every layer of a group."""
+    full_groups: int
+    sliding_groups: int
+    window: int
+
+    def blocks(self, budget_bytes: int) -> int:
+        """How many blocks fit."""
+        return max(budget_bytes, 0) // self.block_bytes
+
+    def blocks_per_request(self, tokens: int, *, batched_tokens: int) -> int:
+        """What a request of `tokens` holds at its end.
+
+        A layer with a window also needs room for what one step adds to it: `batched_tokens`.
+        """
+        whole = _ceil(tokens, BLOCK_TOKENS)
+        # The first block of a window may be used in part only.
+        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), BLOCK_TOKENS) + 1
+        return self.full_groups * whole + self.sliding_groups * seen
+
+    def concurrency(self, budget_bytes: int, tokens: int, *, batched_tokens: int) -> Fraction:
+        """How many requests of `tokens` fit at one time; below 1 the engine refuses to start."""
+        return Fraction(self.blocks(budget_bytes), self.blocks_per_request(tokens, batched_tokens=batched_tokens))
+
+    def longest(self, budget_bytes: int, *, batched_tokens: int, at_most: int) -> int:
+        """The longest request that fits, a multiple of the block size unless it is `at_most`; 0 for none.
+
+        One block is the engine's own.
+        """
+        blocks = self.blocks(budget_bytes) - 1
+        low, high = 0, _ceil(at_most, BLOCK_TOKENS)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.blocks_per_request(middle * BLOCK_TOKENS, batched_tokens=batched_tokens) <= blocks:
+                low = middle
+            else:
+                high = middle - 1
+        return min(low * BLOCK_TOKENS, at_most)
+
+
+def layout(architecture: Architecture, *, gpus: int, element_bytes: int) -> KvLayout:
+    """Of `architecture` split over `gpus`: KV heads are divided, and replicated where there are too few."""
+    if architecture.latent_width:
+        # One latent row for keys and values together; every GPU holds all of it.
+        row_bytes = architecture.latent_width * element_bytes
+    else:
+        row_bytes = 2 * _ceil(architecture.kv_heads, gpus) * architecture.head_dim * element_bytes
+    full, sliding = architecture.full_layers, architecture.sliding_layers
+    size = _group_size(full, sliding)
+    return KvLayout(
+        block_bytes=BLOCK_TOKENS * row_bytes * size,
+        full_groups=_ceil(full, size),
+        sliding_groups=_ceil(sliding, size),
+        window=architecture.sliding_window,
+    )
+
+
+def _group_size(full: int, sliding: int) -> int:
+    """Layers per group: as many as the rarer kind has, unless that would only pad (vllm/v1/core/kv_cache_utils.py)."""
+    few, many = sorted((full, sliding))
+    return many if few == 0 or 2 * many < 3 * few else few
+
+
+def _ceil(value: int, unit: int) -> int:
+    return -(-value // unit)
+
+
+GIB = 2**30
+MAX_GPUS = 8
+"""What one node has, as a rule; tensor parallelism does not leave it."""
+LEAST_CONTEXT = 4096
+"""The context that a GPU count must have room for where none was asked for."""
+_WHOLE_BITS = 16
+_ROUND_TOKENS = 1024
+
+FITS, TIGHT, DOES_NOT_FIT, UNKNOWN = "Fits", "Tight", "DoesNotFit", "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the engine is told, or assumes, about the memory of a GPU."""
+
+    utilization: Decimal
+    """Share of the whole card that the engine may use."""
+    batched_tokens: int
+    """Most tokens of one step."""
+    sequences: int
+    """Most requests of one step."""
+    base_gib: Decimal
+    """CUDA context, communication buffers and graphs."""
+    tensor_parallel: bool = True
+    """False: the engine gives each GPU some layers, so that any number of GPUs will do."""
+    slots: int = 1
+    """Requests for which the engine sets the whole context aside at start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How weights and cache are stored."""
+
+    bits: Decimal
+    """Per parameter, scales included; embeddings stay in 16 bits."""
+    kv_element_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The answer. Bytes are of one GPU; what is not known is 0."""
+
+    verdict: str
+    gpus: int
+    context_length: int
+    weights_bytes: int
+    working_bytes: int
+    """What the engine needs beside weights and cache."""
+    kv_bytes: int
+    memory_bytes: int
+    longest_context: int
+    """The longest request that has room, at most the model's own length."""
+    concurrency: Fraction
+    """Requests of `context_length` that fit at one time."""
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Cache beyond one request of the whole context; negative where that does not fit."""
+        if not self.concurrency:
+            return self.kv_bytes
+        return int(self.kv_bytes - self.kv_bytes / self.concurrency)
+
+
+def weights_bytes(architecture: Architecture, bits: Decimal, *, gpus: int) -> int:
+    """Weights on each of `gpus` GPUs."""
+    embeddings = min(architecture.embedding_parameters, architecture.parameters)
+    rest = architecture.parameters - embeddings
+    total = rest * Fraction(bits) / 8 + embeddings * Fraction(_WHOLE_BITS, 8)
+    return int(total / gpus)
+
+
+def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) -> int:
+    """Activations of the largest step, logits of every sequence, and the engine's own base.
+
+    Within a tenth of the cache that servers of vLLM's v1 engine printed (tests/unit/test_sizing.py).
+    """
+    shards = gpus if settings.tensor_parallel else 1
+    per_token = 2 * (8 * architecture.hidden_size + 3 * architecture.intermediate_size // shards)
+    logits = 10 * architecture.vocab_size * settings.sequences
+    return int(settings.base_gib * GIB) + settings.batched_tokens * per_token + logits
+
+
+def legal_counts(architecture: Architecture, settings: Settings, *, at_most: int = MAX_GPUS) -> list[int]:
+    """The GPU counts over which the model can be split."""
+    return [
+        gpus for gpus in range(1, at_most + 1) if not settings.tensor_parallel or architecture.tensor_parallel(gpus)
+    ]
+
+
+@lru_cache(maxsize=256)
+def fit_memory(
+    architecture: Architecture,
+    weights: Weights,
+    settings: Settings,
+    *,
+    memory_gib: Decimal,
+    gpus: int | None,
+    context_length: int | None,
+) -> Fit:
+    """Judge `gpus` GPUs, or find the fewest that fit; judge `context_length` tokens, or find the most.
+
+    Where nothing fits the answer is that of the largest legal count.
+    """
+    counts = [gpus] if gpus is not None else legal_counts(architecture, settings)
+    answers = [
+        _judge(architecture, weights, settings, memory_gib=memory_gib, gpus=count, context_length=context_length)
+        for count in counts
+    ]
+    return _best(answers)
+
+
+def _rounded(tokens: int, own: int) -> int:
+    return tokens if tokens == own or tokens < _ROUND_TOKENS else tokens // _ROUND_TOKENS * _ROUND_TOKENS
+
+
+def _best(answers: Iterable[Fit]) -> Fit:
+    order = (FITS, UNKNOWN, TIGHT, DOES_NOT_FIT)
+    ranked = list(answers)
+    best = min(order.index(answer.verdict) for answer in ranked)
+    found = [answer for answer in ranked if order.index(answer.verdict) == best]
+    return found[-1] if order[best] == DOES_NOT_FIT else found[0]
+
+
+def _judge(
+    architecture: Architecture,
+    weights: Weights,
+    settings: Settings,
+    *,
+    memory_gib: Decimal,
+    gpus: int,
+    context_length: int | None,
+) -> Fit:
+    held = weights_bytes(architecture, weights.bits, gpus=gpus)
+    working = working_bytes(architecture, settings, gpus=gpus)
+    memory = int(memory_gib * GIB)
+    usable = int(memory * settings.utilization)
+    cache = usable - held - working
+    # A server that starts at all has room for one block more than half of the estimate leaves.
+    at_best = usable - held - working // 2
+    if not architecture.kv_known:
+        verdict = UNKNOWN if at_best > 0 else DOES_NOT_FIT
+        return Fit(verdict, gpus, context_length or 0, held, working, max(cache, 0), memory, 0, Fraction(0))
+    parts = layout(architecture, gpus=gpus if settings.tensor_parallel else 1, element_bytes=weights.kv_element_bytes)
+    split = 1 if settings.tensor_parallel else gpus
+    own = architecture.context_length or (context_length or LEAST_CONTEXT)
+
+    def longest(budget: int) -> int:
+        return parts.longest(budget * split // settings.slots, batched_tokens=settings.batched_tokens, at_most=own)
+
+    room = longest(cache)
+    needed = context_length or min(own, LEAST_CONTEXT)
+    verdict = FITS if room >= needed else TIGHT if longest(at_best) >= needed else DOES_NOT_FIT
+    # An engine refuses to start where one request of the whole context does not fit, so what nobody asked for stays a
+    # tenth below the estimate.
+    length = context_length or max(_rounded(longest(cache * 9 // 10), own), needed)
+    concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
+    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency)
+
+
+DEFAULT_MEMORY_GIB = 16
+"""Of a pod, per GPU, where the spec asks for no other."""
+_LENGTHENING_FLAGS = ("--hf-overrides", "--rope-scaling", "--json-model-override-args")
+"""Users' args that make a model take more tokens than its config.json says."""
+_SHORTEST_START_S, _LONGEST_START_S = 600, 1800
+_SMALL_GIB, _LARGE_GIB = 16, 130
+
+
+class DoesNotFit(InvalidSpec):
+    """The model needs more memory than the accelerator has; said in FitsMemory, before any GPU is taken."""
+
+    def __init__(self, message: str, fit: Fit) -> None:
+        super().__init__(message, field="spec.accelerator", reason=DOES_NOT_FIT)
+        self.fit = fit
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """GPUs and context to use: `context_length` 0 is the engine's own. `fit` is None for a model nobody knows."""
+
+    gpus: int
+    context_length: int
+    fit: Fit | None
+
+
+def fitted(
+    spec: ModelDeploymentSpec,
+    *,
+    known: KnownModel | None,
+    weights: Weights,
+    profile: Profile,
+    accelerator: Accelerator,
+) -> Fitted:
+    """Decide; raises InvalidSpec for a wrong count or context, and DoesNotFit with the figures and what would help."""
+    count = spec.accelerator.count
+    if accelerator.shared and (count or 1) > 1:
+        raise InvalidSpec(
+            f"{count} shares of {accelerator.class_name} are not one larger GPU. Use 1, or a larger class.",
+            field="spec.accelerator.count",
+            reason="IllegalCount",
+        )
+    if accelerator.shared or accelerator.vendor == "cpu":
+        count = 1
+    asked = spec.model.context_length
+    architecture = _architecture(spec, known)
+    if architecture is None:
+        return Fitted(count or 1, asked or 0, None)
+    architecture = _context_checked(architecture, asked, spec.engine.args)
+    engine = settings(profile.memory, accelerator, spec.engine.args)
+    _check_count(architecture, engine, count)
+    memory_gib = accelerator.memory_gib or _pod_memory_gib(spec)
+    fit = fit_memory(architecture, weights, engine, memory_gib=memory_gib, gpus=count, context_length=asked)
+    if fit.verdict == DOES_NOT_FIT:
+        raise DoesNotFit(_refusal(spec, fit, accelerator, architecture), fit)
+    return Fitted(fit.gpus, asked or (fit.context_length if fit.longest_context else 0), fit)
+
+
+def settings(memory: MemoryProfile, accelerator: Accelerator, args: Sequence[str]) -> Settings:
+    """What the engine assumes about this card, after the users' own flags."""
+    name, size = accelerator.class_name, accelerator.memory_gib
+    card = next(
+        (row for row in memory.cards if size >= row.from_gib and not name.startswith(row.except_classes)),
+        memory.cards[-1],
+    )
+    return Settings(
+        utilization=_flag(args, memory.utilization_flag) or memory.utilization,
+        batched_tokens=int(_flag(args, memory.batched_tokens_flag) or card.batched_tokens),
+        sequences=int(_flag(args, memory.sequences_flag) or card.sequences),
+        base_gib=memory.base_gib,
+        tensor_parallel=memory.tensor_parallel,
+        slots=memory.slots,
+    )
+
+
+def startup_seconds(fit: Fit | None) -> int:
+    """How long a start may take: 10 minutes for small models to 30 for those of 130 GiB, and for unknown ones."""
+    if fit is None:
+        return _LONGEST_START_S
+    gib = fit.weights_bytes * fit.gpus / GIB
+    share = min(max((gib - _SMALL_GIB) / (_LARGE_GIB - _SMALL_GIB), 0.0), 1.0)
+    return 60 * round((_SHORTEST_START_S + share * (_LONGEST_START_S - _SHORTEST_START_S)) / 60)
+
+
+def _flag(args: Sequence[str], flag: str) -> Decimal | None:
+    """The value of a flag among users' args, given as `--flag value` or `--flag=value`; the last one counts."""
+    found: Decimal | None = None
+    for index, argument in enumerate(args):
+        name, equals, value = argument.replace("_", "-").partition("=")
+        if flag and name == flag:
+            text = value if equals else args[index + 1] if index + 1 < len(args) else ""
+            number = amount(text)
+            found = number if number is not None and number > 0 else found
+    return found
+
+
+def _architecture(spec: ModelDeploymentSpec, known: KnownModel | None) -> Architecture | None:
+    given = spec.model.architecture
+    if given is not None:
+        return from_spec(given)
+    return known.architecture if known is not None else None
+
+
+def from_spec(given: ArchitectureSpec) -> Architecture:
+    """The facts of spec.model.architecture."""
+    tables = 1 if given.embeddings is Embeddings.TIED else 2
+    return Architecture(
+        parameters=given.parameters_millions * 1_000_000,
+        embedding_parameters=given.vocab_size * given.hidden_size * tables,
+        hidden_size=given.hidden_size,
+        intermediate_size=given.intermediate_size,
+        vocab_size=given.vocab_size,
+        heads=given.attention_heads,
+        kv_heads=given.kv_heads,
+        head_dim=given.head_dim,
+        full_layers=given.layers - given.sliding_window_layers,
+        sliding_layers=given.sliding_window_layers,
+        sliding_window=given.sliding_window,
+        latent_width=given.latent_width,
+        context_length=given.max_context_length,
+    )
+
+
+def _context_checked(architecture: Architecture, asked: int | None, args: Sequence[str]) -> Architecture:
+    own = architecture.context_length
+    if asked is None or not own or asked <= own:
+        return architecture
+    if any(argument.replace("_", "-").startswith(_LENGTHENING_FLAGS) for argument in args):
+        return replace(architecture, context_length=asked)
+    raise InvalidSpec(
+        f"{asked} tokens are more than the {own} that the model was made for. Use at most {own}; where the model "
+        f"supports it, lengthen it with one of {', '.join(_LENGTHENING_FLAGS)} in spec.engine.args.",
+        field="spec.model.contextLength",
+        reason="ContextTooLong",
+    )
+
+
+def _check_count(architecture: Architecture, engine: Settings, count: int | None) -> None:
+    if count is None or not engine.tensor_parallel or architecture.tensor_parallel(count):
+        return
+    legal = ", ".join(map(str, legal_counts(architecture, engine, at_most=16)))
+    raise InvalidSpec(
+        f"{architecture.heads} attention heads and {architecture.kv_heads} KV heads cannot be split over {count} GPUs. "
+        f"Use one of {legal}, or leave spec.accelerator.count out.",
+        field="spec.accelerator.count",
+        reason="IllegalCount",
+    )
+
+
+def _pod_memory_gib(spec: ModelDeploymentSpec) -> Decimal:
+    wanted = amount(spec.resources.memory) if spec.resources.memory else None
+    return wanted / GIB if wanted is not None else Decimal(DEFAULT_MEMORY_GIB)
+
+
+def _refusal(spec: ModelDeploymentSpec, fit: Fit, accelerator: Accelerator, architecture: Architecture) -> str:
+    """The figures, and every remedy that would really help."""
+    needed = fit.context_length
+    figures = (
+        f"{fit.gpus} x {accelerator.class_name} ({fit.memory_bytes / GIB:.1f} GiB each) cannot hold the model with "
+        f"{needed} tokens of context: weights take {fit.weights_bytes / GIB:.1f} GiB of each GPU and the engine about "
+        f"{fit.working_bytes / GIB:.1f} GiB, which leaves {fit.kv_bytes / GIB:.1f} GiB for the KV cache."
+    )
+    remedies = []
+    if fit.longest_context >= 256:
+        remedies.append(f"spec.model.contextLength of at most {fit.longest_context}")
+    if spec.accelerator.count is not None and architecture.tensor_parallel(fit.gpus * 2):
+        remedies.append(f"spec.accelerator.count above {fit.gpus} (or none, for the fewest that fit)")
+    if str(spec.quantization.method) in ("auto", "none"):
+        remedies.append("a checkpoint with fewer bits (awq, gptq, fp8) in spec.model.source")
+    remedies.append("another spec.accelerator.class with more memory")
+    return f"{figures} Use {', '.join(remedies[:-1])}{' or ' if remedies[:-1] else ''}{remedies[-1]}."

@@ -1,0 +1,253 @@
+"""From a spec to what will run: profile, version, image, argument vector, GPUs, memory fit; or the reason why not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
+from flotilla.catalog import accelerators
+from flotilla.catalog.accelerators import Accelerator
+from flotilla.catalog.engines import Profile, at_least, load_profiles
+from flotilla.catalog.models import ModelCatalogue, load_models
+from flotilla.cost import gpu_prices
+from flotilla.cost.gpu_prices import EMPTY, PriceCatalog
+from flotilla.errors import InvalidSpec
+from flotilla.planning import quantization
+from flotilla.planning.memory_fit import GIB, Fit, fitted, settings, startup_seconds
+from flotilla.planning.quantization import Quantization
+
+MODEL_PATH = "/models"
+"""Where a volume with weights is mounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parsed spec.model.source; the CRD's rule has accepted its form."""
+
+    scheme: str
+    rest: str
+
+    @property
+    def hub_id(self) -> str:
+        """OWNER/NAME for the catalogue; empty for what is not the hub's."""
+        return self.rest if self.scheme == "hf" else ""
+
+    @property
+    def claim(self) -> str:
+        """The PersistentVolumeClaim."""
+        return self.rest.partition("/")[0]
+
+    @property
+    def path(self) -> str:
+        """What the engine is told to load."""
+        if self.scheme == "hf":
+            return self.rest
+        if self.scheme == "oci":
+            return MODEL_PATH
+        if self.scheme == "pvc":
+            inner = self.rest.partition("/")[2]
+            return f"{MODEL_PATH}/{inner}" if inner else MODEL_PATH
+        return f"{self.scheme}://{self.rest}"
+
+    @property
+    def object_store(self) -> bool:
+        """Whether the engine streams the weights from a bucket."""
+        return self.scheme in ("s3", "gs")
+
+    @property
+    def local(self) -> bool:
+        """Whether the weights lie in a volume of the pod."""
+        return self.scheme in ("oci", "pvc")
+
+
+def parse_source(source: str) -> Source:
+    """Split at `://`."""
+    scheme, _, rest = source.partition("://")
+    return Source(scheme, rest)
+
+
+_UNKNOWN_CACHE_GIB = 4
+"""Of a CPU, for a model that nobody described: a quarter of the memory that its pod gets."""
+ADAPTER_PATH = "/adapters"
+"""Where claims with adapters are mounted, each under its own name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What the operator knows about engines, GPUs and models."""
+
+    profiles: Mapping[str, Profile]
+    accelerators: Mapping[str, Accelerator]
+    models: ModelCatalogue
+    prices: PriceCatalog = EMPTY
+    """An administrator's own, as it was at the start."""
+
+
+def load_catalog(
+    *, engines: Path | None = None, accelerator_table: Path | None = None, prices: Path | None = None
+) -> Catalog:
+    """The packaged data, and an administrator's profiles, accelerators and prices; read at start.
+
+    Raises InvalidSpec that names file, field and reason.
+    """
+    return Catalog(
+        load_profiles(engines),
+        accelerators.load_accelerators(accelerator_table),
+        load_models(),
+        gpu_prices.load(prices),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Everything that the manifests need beside the spec."""
+
+    profile: Profile
+    engine_version: str
+    image: str
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    port: int
+    source: Source
+    quantization: Quantization
+    accelerator: Accelerator
+    gpus: int
+    fit: Fit | None
+    startup_seconds: int
+    served_name: str
+    warnings: tuple[str, ...]
+
+
+def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
+    """Decide for the ModelDeployment `name`; raises InvalidSpec with the field, the value and the remedy."""
+    profile = _profile(spec, catalog)
+    version = spec.engine.version or profile.default_version
+    _check_version(profile, version)
+    accelerator = accelerators.find(catalog.accelerators, spec.accelerator.class_)
+    _check_gpu(profile, version, accelerator)
+    source = parse_source(spec.model.source)
+    _check_source(profile, source)
+    known = catalog.models.find(source.hub_id) if source.hub_id else None
+    chosen = quantization.choose(
+        method=str(spec.quantization.method),
+        kv_cache=str(spec.quantization.kv_cache),
+        source=spec.model.source,
+        known=known,
+        profile=profile,
+        version=version,
+        accelerator=accelerator,
+    )
+    profile.check_args(spec.engine.args)
+    profile.check_env([variable.name for variable in spec.engine.env])
+    memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
+    served_name = spec.model.served_name or name
+    values = {
+        "model": source.path,
+        "local": source.local,
+        "object_store": source.object_store,
+        "port": profile.port,
+        "served_name": served_name,
+        "revision": spec.model.revision or "",
+        "vendor": accelerator.vendor,
+        "version": version,
+        "gpus": memory.gpus,
+        "bf16": accelerator.bf16,
+        "quantization": chosen.engine_value,
+        "kv_cache": chosen.kv_engine_value,
+        "context_length": memory.context_length or "",
+        "slots": profile.memory.slots,
+        "utilization": str(settings(profile.memory, accelerator, spec.engine.args).utilization),
+        "kv_cache_gib": max(1, memory.fit.kv_bytes // GIB) if memory.fit else _UNKNOWN_CACHE_GIB,
+        "drain_seconds": profile.drain.seconds,
+        "startup_seconds": startup_seconds(memory.fit),
+    }
+    adapters, rank = _adapters(profile, spec.model.adapters)
+    return Resolved(
+        profile=profile,
+        engine_version=version,
+        image=spec.engine.image or profile.image(accelerator.vendor, version),
+        argv=(*profile.arguments(values, adapters, rank), *spec.engine.args),
+        env=profile.environment(values),
+        port=profile.port,
+        source=source,
+        quantization=chosen,
+        accelerator=accelerator,
+        gpus=memory.gpus,
+        fit=memory.fit,
+        startup_seconds=startup_seconds(memory.fit),
+        served_name=served_name,
+        warnings=(profile.legacy,) if profile.legacy else (),
+    )
+
+
+def _profile(spec: ModelDeploymentSpec, catalog: Catalog) -> Profile:
+    profile = catalog.profiles.get(spec.engine.name)
+    if profile is None:
+        raise InvalidSpec(
+            f"{spec.engine.name!r} has no profile. Known engines are {', '.join(sorted(catalog.profiles))}; the "
+            "operator can be given more (docs/guides/adding-an-engine.md).",
+            field="spec.engine.name",
+            reason="UnknownEngine",
+        )
+    return profile
+
+
+def _check_version(profile: Profile, version: str) -> None:
+    if not at_least(version, profile.minimum_version):
+        raise InvalidSpec(
+            f"{profile.name} {version} is older than {profile.minimum_version}, the oldest whose flags this release "
+            f"knows. Use {profile.default_version}, or leave spec.engine.version out.",
+            field="spec.engine.version",
+            reason="UnsupportedVersion",
+        )
+
+
+def _check_gpu(profile: Profile, version: str, accelerator: Accelerator) -> None:
+    capability = accelerator.compute_capability
+    if accelerator.vendor == "nvidia" and capability < profile.minimum_compute_capability:
+        raise InvalidSpec(
+            f"{profile.name} {version} holds no kernels for {accelerator.class_name} (compute capability "
+            f"{capability}, needed {profile.minimum_compute_capability}). Choose another spec.accelerator.class.",
+            field="spec.accelerator.class",
+            reason="UnsupportedAccelerator",
+        )
+
+
+def _check_source(profile: Profile, source: Source) -> None:
+    if source.scheme not in profile.sources:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(profile.sources))
+        raise InvalidSpec(
+            f"{profile.name} cannot read {source.scheme}:// by itself. Use one of {known}: copy the weights to a "
+            "volume and name it as pvc://CLAIM/PATH, or choose another spec.engine.",
+            field="spec.model.source",
+            reason="UnsupportedSource",
+        )
+
+
+def _adapters(profile: Profile, wanted: list[Adapter]) -> tuple[list[dict[str, str]], int]:
+    """Name and path of each adapter, and the rank to reserve."""
+    if not wanted:
+        return [], 0
+    told = profile.adapters
+    if told is None:
+        raise InvalidSpec(
+            f"{profile.name} serves no LoRA adapters in Flotilla. Remove them, or choose another spec.engine.",
+            field="spec.model.adapters",
+            reason="UnsupportedAdapters",
+        )
+    rank = max(adapter.rank for adapter in wanted)
+    reserved = next((known for known in told.ranks if known >= rank), None)
+    if reserved is None:
+        raise InvalidSpec(
+            f"An adapter of rank {rank} is more than the {told.ranks[-1]} that {profile.name} can reserve.",
+            field="spec.model.adapters",
+            reason="UnsupportedAdapters",
+        )
+    return [{"name": adapter.name, "path": _adapter_path(adapter)} for adapter in wanted], reserved
+
+
+def _adapter_path(adapter: Adapter) -> str:
+    source = parse_source(adapter.source)
+    if source.scheme == "hf":
+        return source.rest
+    return f"{ADAPTER_PATH}/{source.rest}"

@@ -1,1 +1,0 @@
-"""`flotilla report`: one HTML page without requests to anywhere."""

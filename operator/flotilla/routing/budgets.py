@@ -1,0 +1,231 @@
+"""Dollars and rates of a request: reservation, price of an answer, admission to limits."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final
+
+from flotilla.api.routing_policy import Price, RoutingPolicy, RoutingPolicySpec
+from flotilla.errors import InvalidSpec
+from flotilla.routing.check import RESOLUTION, Finding, absent_keys, check
+from flotilla.routing.document import DeploymentFacts, GatewayDocument, Policy, Target, compile_policy
+from flotilla.routing.request import Features, Operation
+
+DEFAULT_MAX_TOKENS: Final = 4096
+"""Of an answer that the client did not bound: reserved for, and asked of APIs that must be told."""
+_IMAGE_TOKENS: Final = 1600
+"""Anthropic's most for one image; OpenAI's high detail is below it for all but the largest."""
+_MOST_TOKENS: Final = 1_000_000_000
+"""Of one answer: more than any model can make, and few enough for every store to count."""
+_MILLION: Final = Decimal(1_000_000)
+_CACHE_WRITE: Final = Decimal("1.25")
+"""Anthropic's price of a prompt token that is written to the cache, in prices of one that is not."""
+_NANODOLLARS: Final = Decimal(1_000_000_000)
+ZERO: Final = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer, as OpenAI counts: cached and written ones are among the prompt's."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    cache_creation_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.cache_creation_tokens + other.cache_creation_tokens,
+        )
+
+
+def usage_of(counted: Any) -> Usage | None:
+    """Read the `usage` of an answer or chunk; None where it is missing or makes no sense."""
+    if not isinstance(counted, dict):
+        return None
+    prompt, output = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens", 0))
+    if prompt is None or output is None:
+        return None
+    details = counted.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    cached = min(_count(details.get("cached_tokens")) or 0, prompt)
+    written = min(_count(details.get("cache_creation_tokens")) or 0, prompt - cached)
+    return Usage(prompt, output, cached, written)
+
+
+def cost(usage: Usage, price: Price) -> Decimal:
+    """What a hosted model charges for one answer."""
+    fresh = Decimal(price.input_per_m_tok)
+    cached = fresh if price.cached_input_per_m_tok is None else Decimal(price.cached_input_per_m_tok)
+    plain_tokens = usage.prompt_tokens - usage.cached_tokens - usage.cache_creation_tokens
+    total = (
+        plain_tokens * fresh
+        + usage.cached_tokens * cached
+        + usage.cache_creation_tokens * fresh * _CACHE_WRITE
+        + usage.completion_tokens * Decimal(price.output_per_m_tok)
+    )
+    return total / _MILLION
+
+
+def spent(target: Target, usage: Usage) -> Decimal | None:
+    """What one answer of a target cost: nothing in the cluster, None where a hosted target's price is unknown."""
+    if target.hosted is None:
+        return ZERO
+    return None if target.price is None else cost(usage, target.price)
+
+
+def most(features: Features, target: Target) -> Usage:
+    """The most tokens that a target can count for a request, by the estimate of its prompt."""
+    prompt = features.prompt_tokens + features.images * _IMAGE_TOKENS
+    if features.operation is Operation.EMBEDDINGS:
+        return Usage(prompt, 0)
+    answer = features.max_tokens or DEFAULT_MAX_TOKENS
+    length = target.capabilities.context_length
+    if features.max_tokens is None and length is not None:
+        answer = min(answer, max(length - prompt, 1))
+    return Usage(prompt, answer * features.answers)
+
+
+def reservation(features: Features, candidates: Iterable[Target], escalation: Target | None = None) -> Decimal:
+    """The most that a request can cost: one answer of its dearest candidate, and one of the target it escalates to.
+
+    Candidates that fail before their first byte cost nothing, so that only one of them is paid. A hosted target
+    without a price counts as nothing: a policy with budgets and such a target is not accepted.
+    """
+    dearest = max((_worst(features, target) for target in candidates), default=ZERO)
+    return dearest + (ZERO if escalation is None else _worst(features, escalation))
+
+
+def nanodollars(usd: Decimal) -> int:
+    """Whole billionths of a dollar, rounded up: what stores count in, exact in a double up to 9 million dollars."""
+    return int((usd * _NANODOLLARS).to_integral_value(rounding=ROUND_CEILING))
+
+
+def dollars(nano: int) -> Decimal:
+    """The amount again."""
+    return Decimal(nano) / _NANODOLLARS
+
+
+def _worst(features: Features, target: Target) -> Decimal:
+    """A provider may write the whole prompt to its cache, which costs more than reading it."""
+    if target.hosted is None or target.price is None:
+        return ZERO
+    usage = most(features, target)
+    if target.hosted.provider == "Anthropic":
+        usage = Usage(usage.prompt_tokens, usage.completion_tokens, cache_creation_tokens=usage.prompt_tokens)
+    return cost(usage, target.price)
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+MAX_BYTES = 900_000
+"""Of a document: a ConfigMap holds a MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A RoutingPolicy as the apiserver has it; `policy` is None where `unreadable` says why."""
+
+    name: str
+    uid: str
+    created: str
+    """RFC 3339."""
+    policy: RoutingPolicy | None
+    unreadable: InvalidSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What became of one policy."""
+
+    findings: tuple[Finding, ...] = ()
+    unreadable: InvalidSpec | None = None
+    served_generation: int | None = None
+    """The generation that the document holds; None where it holds none."""
+    spec: RoutingPolicySpec | None = None
+    """None where it cannot be read."""
+
+    def with_missing(self, keys: Collection[str]) -> "Admission":
+        """The same, and the keys of Secrets that the gateway lacks."""
+        if self.spec is None or not keys:
+            return self
+        return replace(self, findings=(*self.findings, *absent_keys(self.spec, keys)))
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The document to serve, and each policy's part in it by name."""
+
+    document: GatewayDocument
+    admissions: Mapping[str, Admission]
+
+
+def admit(
+    namespace: str,
+    candidates: Sequence[Candidate],
+    deployments: Mapping[str, DeploymentFacts],
+    previous: GatewayDocument | None,
+    *,
+    allow_private_hosted_addresses: bool = False,
+) -> Admitted:
+    """Judge every policy of a namespace.
+
+    A policy that became unsound stays as `previous` has it. A model name stays with the policy that serves it: among
+    policies that are new to it the older one gets it. References that do not resolve hold nothing up: the target has no
+    endpoints until they do.
+    """
+    served = {} if previous is None else previous.by_name
+    mine = {c.name: served[c.name] for c in candidates if c.name in served and served[c.name].uid == c.uid}
+    holders = dict(_holders(candidates, mine))
+    compiled: list[Policy] = []
+    admissions: dict[str, Admission] = {}
+    for candidate in sorted(candidates, key=lambda c: (c.name not in mine, c.created, c.name)):
+        policy, kept = candidate.policy, mine.get(candidate.name)
+        findings: list[Finding] = []
+        if policy is not None:
+            findings = check(
+                policy.spec,
+                deployments,
+                taken={model: name for model, name in holders.items() if name != candidate.name},
+                allow_private_hosted_addresses=allow_private_hosted_addresses,
+            )
+        sound = policy is not None and all(finding.problem in RESOLUTION for finding in findings)
+        form = compile_policy(policy, deployments) if sound and policy is not None else _without(kept, holders)
+        if form is not None:
+            compiled.append(form)
+            holders |= dict.fromkeys(form.host_models, candidate.name)
+        generation = None if form is None else form.generation
+        spec = None if policy is None else policy.spec
+        admissions[candidate.name] = Admission(tuple(findings), candidate.unreadable, generation, spec)
+    document = GatewayDocument(
+        namespace=namespace,
+        allow_private_hosted_addresses=allow_private_hosted_addresses,
+        policies=tuple(sorted(compiled, key=lambda policy: policy.name)),
+    )
+    return Admitted(document, admissions)
+
+
+def _holders(candidates: Sequence[Candidate], mine: Mapping[str, Policy]) -> Iterator[tuple[str, str]]:
+    """Model names that are served already and still wanted, with the policy that serves each."""
+    for candidate in candidates:
+        kept = mine.get(candidate.name)
+        wanted = None if candidate.policy is None else set(candidate.policy.spec.host_models)
+        for model in kept.host_models if kept else ():
+            if wanted is None or model in wanted:
+                yield model, candidate.name
+
+
+def _without(kept: Policy | None, holders: Mapping[str, str]) -> Policy | None:
+    """The form that was kept, without the model names that another policy has meanwhile got."""
+    if kept is None:
+        return None
+    left = tuple(model for model in kept.host_models if holders.get(model, kept.name) == kept.name)
+    if left == kept.host_models:
+        return kept
+    fields = {name: getattr(kept, name) for name in Policy.model_fields}
+    return Policy(**{**fields, "host_models": left}) if left else None

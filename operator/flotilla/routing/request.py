@@ -1,0 +1,168 @@
+"""What a routing decision may look at: a few facts of a request, and none of its text."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from flotilla.routing.document import Policy
+
+TASK_HEADER = "x-flotilla-task"
+TEAM_HEADER = "x-flotilla-team"
+SESSION_HEADER = "x-session-id"
+BYTES_PER_TOKEN = 4
+"""Of English text; code and other languages have more tokens. Good enough for routing, not for billing."""
+_LABEL_LENGTH = 200
+
+
+class Operation(StrEnum):
+    """What is asked for, by its path below /v1."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Everything that `decide` sees of a request."""
+
+    operation: Operation = Operation.CHAT
+    model: str = ""
+    """As the client asked for it."""
+    task: str | None = None
+    data_class: str | None = None
+    """As the header says, whether or not there is such a class."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that rules look at, names in lower case."""
+    prompt_tokens: int = 0
+    """Estimated."""
+    max_tokens: int | None = None
+    """Of one answer, as the client bounded it."""
+    answers: int = 1
+    """How many answers were asked for (`n`, `best_of`)."""
+    tools: int = 0
+    json_schema: bool = False
+    images: int = 0
+    stream: bool = False
+    session: str | None = None
+    client: str | None = None
+    """Name of the client whose key was shown; None for a request without a key."""
+    team: str | None = None
+
+    def with_task(self, task: str | None) -> "Features":
+        """The same request, after the classifier has named its task."""
+        return replace(self, task=task)
+
+
+def features_of(
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    policy: Policy,
+    *,
+    operation: Operation = Operation.CHAT,
+    client: str | None = None,
+) -> Features:
+    """Read a parsed body and headers (names in lower case; values that came twice joined with ", ").
+
+    Odd types are no error here: the target judges the body. A data class that came twice is no known class.
+    """
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    wanted = body.get("response_format")
+    text_bytes, images = _prompt(body, operation)
+    tools = body.get("tools")
+    return Features(
+        operation=operation,
+        model=_text(body.get("model")) or "",
+        task=headers.get(TASK_HEADER),
+        data_class=headers.get(policy.class_header),
+        headers={name: headers[name] for name in policy.headers if name in headers},
+        prompt_tokens=-(-text_bytes // BYTES_PER_TOKEN),
+        max_tokens=limit if type(limit) is int and limit > 0 else None,
+        answers=max(_count(body.get("n")), _count(body.get("best_of"))),
+        tools=len(tools) if isinstance(tools, list) else 0,
+        json_schema=isinstance(wanted, Mapping) and wanted.get("type") == "json_schema",
+        images=images,
+        stream=body.get("stream") is True,
+        session=_label(headers.get(SESSION_HEADER)),
+        client=client,
+        team=_label(headers.get(TEAM_HEADER)),
+    )
+
+
+def _prompt(body: Mapping[str, Any], operation: Operation) -> tuple[int, int]:
+    """Bytes of text and number of images. Token numbers count as BYTES_PER_TOKEN each."""
+    if operation is not Operation.CHAT:
+        return _input(body.get("input" if operation is Operation.EMBEDDINGS else "prompt")), 0
+    messages = body.get("messages")
+    size = images = 0
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, Mapping):
+            continue
+        content = message.get("content")
+        if isinstance(content, str):
+            size += _bytes(content)
+        elif isinstance(content, list):
+            for part in content:
+                if isinstance(part, Mapping):
+                    size += _bytes(part.get("text"))
+                    images += part.get("type") in ("image_url", "input_image", "image")
+        size += _calls(message.get("tool_calls"))
+    return size + _json_size(body.get("tools")), images
+
+
+def _input(value: Any) -> int:
+    """A text, texts, token numbers or lists of them."""
+    if not isinstance(value, list):
+        return _bytes(value)
+    size = 0
+    for item in value:
+        if isinstance(item, list):
+            size += len(item) * BYTES_PER_TOKEN
+        else:
+            size += BYTES_PER_TOKEN if isinstance(item, int) else _bytes(item)
+    return size
+
+
+def _calls(calls: Any) -> int:
+    if not isinstance(calls, list):
+        return 0
+    functions: Iterable[Any] = (call.get("function") for call in calls if isinstance(call, Mapping))
+    return sum(_bytes(function.get("arguments")) for function in functions if isinstance(function, Mapping))
+
+
+def _json_size(value: Any) -> int:
+    """About the bytes of a JSON value, without writing it; by a stack, for a client chooses how deep it nests."""
+    size, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            size += _bytes(item) + 2
+        elif isinstance(item, dict):
+            size += sum(len(key) + 4 for key in item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            size += len(item)
+            stack.extend(item)
+        elif item is not None:
+            size += BYTES_PER_TOKEN
+    return size
+
+
+def _bytes(text: Any) -> int:
+    if not isinstance(text, str):
+        return 0
+    # A body may hold half of a surrogate pair, which has no UTF-8.
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _count(value: Any) -> int:
+    return max(value, 1) if type(value) is int else 1
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _label(value: str | None) -> str | None:
+    return value[:_LABEL_LENGTH] or None if value is not None else None

@@ -1,0 +1,237 @@
+"""Every few seconds: read the queues of all engines, decide, and account. The writing is left to reconcile.
+
+One loop for the whole fleet rather than a timer per resource: it costs with the number of pods and not of objects.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flotilla.api.model_deployment import ModelDeployment
+from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
+from flotilla.cost.gpu_prices import CostBasis
+from flotilla.kube import observed
+from flotilla.kube.keys import Key
+from flotilla.kube.kinds import DEPLOYMENT, POD
+from flotilla.kube.observed import Pod, Workload, Workloads
+from flotilla.kube.store import Store, replicas_managers
+from flotilla.planning.resolve import Resolved
+from flotilla.scaling import autoscaler, sampling
+from flotilla.scaling.autoscaler import Decision, Demand, Sample, ScalingSpec, State
+from flotilla.scaling.engine_client import (
+    GATEWAY_PORT,
+    Answers,
+    Engine,
+    EngineSources,
+    Model,
+    WakeQuery,
+    gateway_demand,
+)
+from flotilla.scaling.sampling import Sampler
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
+
+log = logging.getLogger(__name__)
+
+_NOTHING = Answers()
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One ModelDeployment as the loop knows it; replaced with each generation, but for the scaling state."""
+
+    uid: str
+    mode: str
+    spec: ScalingSpec
+    resolved: Resolved
+    cost: CostBasis | None
+    state: State
+    decision: Decision | None = None
+    sample: Sample | None = None
+    answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
+
+    @property
+    def load(self) -> dict[str, float]:
+        """Requests of each pod that answered, by uid."""
+        known = ((uid, answer) for uid, answer in self.answers.items() if isinstance(answer, EngineSample))
+        return {uid: answer.waiting + answer.running for uid, answer in known}
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may be without a replica that could be asked."""
+        return self.spec.min_replicas == 0 or self.mode == "External"
+
+
+class Scaler:
+    """Owns the wanted replica counts of deployments in mode Internal, and follows spec.replicas in the others."""
+
+    def __init__(
+        self,
+        store: Store,
+        scraper: Scraper,
+        *,
+        sources: EngineSources | None = None,
+        wake: WakeQuery | None = None,
+        interval_s: float,
+        clock: Callable[[], float],
+        enqueue: Callable[[Key], None],
+    ) -> None:
+        self._store = store
+        self._scraper = scraper
+        self._sources = sources or EngineSources(scraper, None, order="Pods")
+        self._wake = wake
+        self._interval_s = interval_s
+        self._stale_after_s = max(15.0, 3 * interval_s, self._sources.oldest_s)
+        self._clock = clock
+        self._enqueue = enqueue
+        self._sampler = Sampler()
+        self.workloads = Workloads(store)
+        self.tracked: dict[Key, Tracked] = {}
+
+    def track(
+        self,
+        key: Key,
+        live: Mapping[str, Any],
+        model: ModelDeployment,
+        resolved: Resolved,
+        cost: CostBasis | None,
+    ) -> int:
+        """Take the current spec; returns the replicas to have now."""
+        uid, wanted = live["metadata"]["uid"], model.spec.scaling
+        mode = str(wanted.mode)
+        known = self.tracked.get(key)
+        if known is None or known.uid != uid:
+            known = None
+        spec = ScalingSpec.of(wanted, stale_after_s=self._stale_after_s)
+        state = known.state if known else self._restored(key, live)
+        entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, cost=cost, state=state)
+        if known is not None:
+            entry.decision, entry.sample, entry.answers = known.decision, known.sample, known.answers
+        self.tracked[key] = entry
+        if mode != "Internal":
+            entry.decision = None
+            replicas = model.spec.replicas
+            entry.state = State.initial(self.before(key, live) if replicas is None else replicas)
+            return entry.state.desired
+        if entry.decision is None or known is None or known.spec != spec:
+            self._decide(entry, self._first_sample(key))
+        return entry.state.desired
+
+    def _first_sample(self, key: Key) -> Sample | None:
+        """What is known without a scrape: nothing, unless no replica is ready."""
+        ready = any(pod.ready for pod in self.workloads.of(key).pods)
+        return None if ready else self._sampler.sample((), _NOTHING, self._clock())
+
+    def _restored(self, key: Key, live: Mapping[str, Any]) -> State:
+        """What the status remembers, for the first look of this process."""
+        status = live.get("status") or {}
+        scaled, conditions = status.get("scaling") or {}, status.get("conditions") or ()
+        return State.initial(
+            self.before(key, live),
+            next((c["reason"] for c in conditions if c["type"] == "ScalingActive"), ""),
+            panicking="panicSince" in scaled,
+            source=scaled.get("source", ""),
+        )
+
+    def before(self, key: Key, live: Mapping[str, Any]) -> int:
+        """The replicas to keep when nothing better is known: what we wrote last, else what somebody else wrote.
+
+        The child is written before the status, and an operator may end between the two. But a number that is not ours
+        is none to keep: somebody scaled the child by hand while nobody looked.
+        """
+        child = self._store.get(DEPLOYMENT, key.namespace, key.name)
+        recorded = (live.get("status") or {}).get("scaling", {}).get("desiredReplicas")
+        if child is not None and (recorded is None or replicas_managers(child) & {MANAGER, SCALER_MANAGER}):
+            return int(child["spec"].get("replicas", 1))
+        return 1 if recorded is None else int(recorded)
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone."""
+        self.tracked.pop(key, None)
+        self.workloads.forget(key)
+
+    async def run(self, *, after: Callable[[], None]) -> None:
+        """Until cancelled, calling `after` at the end of each tick; one that takes too long is followed at once."""
+        while True:
+            due = self._clock() + self._interval_s
+            await self.tick()
+            after()
+            await asyncio.sleep(max(0.0, due - self._clock()))
+
+    async def tick(self) -> None:
+        """Ask every ready pod and every gateway, then decide for every deployment."""
+        loads = {key: self.workloads.of(key) for key in self.tracked}
+        engines = [_engine(key, pod, self.tracked[key].resolved) for key, load in loads.items() for pod in _asked(load)]
+        answers, demand = await asyncio.gather(self._engines(engines), self._demand())
+        pressing = sampling.pressing(
+            (self.tracked[key].resolved.accelerator.class_name, load)
+            for key, load in loads.items()
+            if key in self.tracked
+        )
+        now = self._clock()
+        for key, load in loads.items():
+            current = self.tracked.get(key)
+            if current is not None:
+                current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
+                current.sample = self._sampler.sample(
+                    _asked(load),
+                    answers,
+                    now,
+                    demand=self._told(key, current, demand),
+                    blocked=sampling.blocked(load),
+                    wanted_elsewhere=sampling.yields(current.resolved.accelerator.class_name, load, pressing),
+                )
+                self._follow(key, current)
+        self._sampler.retain(answers.by_uid)
+
+    async def _engines(self, engines: list[Engine]) -> Answers:
+        return await self._sources.read(engines) if engines else _NOTHING
+
+    async def _demand(self) -> dict[Model, Demand]:
+        namespaces = {key.namespace for key in self.tracked}
+        if self._wake is not None and any(entry.may_sleep for entry in self.tracked.values()):
+            self._wake.refresh()
+        gateways: dict[str, list[Target]] = {}
+        for obj in self._store.all(POD):
+            meta = obj["metadata"]
+            if (meta.get("labels") or {}).get(LABEL_COMPONENT) == GATEWAY_COMPONENT and meta["namespace"] in namespaces:
+                pod = observed.pod(obj)
+                if pod.ready and not pod.terminating and pod.ip:
+                    target = Target(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
+                    gateways.setdefault(meta["namespace"], []).append(target)
+        return await gateway_demand(self._scraper, gateways)
+
+    def _told(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
+        model = (key.namespace, key.name)
+        if model in demand or self._wake is None or not entry.may_sleep:
+            return demand.get(model)
+        return self._wake.demand(model)
+
+    def _follow(self, key: Key, entry: Tracked) -> None:
+        if entry.mode != "Internal":
+            return
+        before = entry.decision
+        self._decide(entry, entry.sample)
+        after = entry.decision
+        assert after is not None
+        panicking = before is not None and before.state.panicking
+        if before is None or (after.desired, after.message, after.state.panicking) != (
+            before.desired,
+            before.message,
+            panicking,
+        ):
+            self._enqueue(key)
+
+    def _decide(self, entry: Tracked, sample: Sample | None) -> None:
+        entry.decision = autoscaler.decide(entry.state, sample, entry.spec, self._clock())
+        entry.state = entry.decision.state
+
+
+def _asked(load: Workload) -> list[Pod]:
+    return [pod for pod in load.pods if pod.ready and not pod.terminating and pod.ip]
+
+
+def _engine(key: Key, pod: Pod, resolved: Resolved) -> Engine:
+    metrics = resolved.profile.metrics
+    return Engine(Target(pod.uid, pod.ip, resolved.port, metrics.path, metrics.names), key.namespace, pod.name)
