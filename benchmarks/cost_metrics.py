@@ -19,14 +19,12 @@ from typing import Any
 
 from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment
-from flotilla.console import metrics as exposition
-from flotilla.console.metrics import Metrics
+from flotilla.console.metrics import Metrics, exposition
 from flotilla.constants import API_VERSION, LABEL_MODEL, LABEL_TEAM
-from flotilla.cost import ledger
 from flotilla.cost.accounting_loop import Fleet
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers
-from flotilla.cost.ledger import Ledger
+from flotilla.cost.ledger import Ledger, dump_account
 from flotilla.cost.metrics import FleetCollector
 from flotilla.cost.price_loop import PriceBook
 from flotilla.kube.keys import Key, owner
@@ -98,8 +96,9 @@ class Bench:
         book = PriceBook(lambda: None, lambda: self._now_s, 600, catalog_file=prices)
         book.reread()
         free = {"nvidia-l4": D("4.96")}
+        bases: dict[Key, CostBasis] = {}
         self.fleet = Fleet(
-            self.store, self.scaler, self.ledger, book, clock=lambda: self._now_s, unallocated=lambda: free
+            self.store, self.scaler, self.ledger, book, bases, clock=lambda: self._now_s, unallocated=lambda: free
         )
         catalog = load_catalog()
         for number in range(deployments):
@@ -113,7 +112,9 @@ class Bench:
             basis = CostBasis(
                 resolved.accelerator, comparators=comparators, tokens_per_second=D(2400), budget_usd_per_month=D(4000)
             )
-            self.scaler.track(Key(MODEL_DEPLOYMENT, "models", name), live, model, resolved, basis)
+            key = Key(MODEL_DEPLOYMENT, "models", name)
+            bases[key] = basis
+            self.scaler.track(key, live, model, resolved)
 
     def day(self) -> None:
         """A day of a busy fleet, a look each five minutes."""
@@ -158,14 +159,14 @@ def main() -> None:
     times = []
     for _ in range(20):
         started = time.process_time()
-        text = exposition.text(metrics.registry)
+        text = exposition(metrics.registry)
         times.append((time.process_time() - started) * 1000)
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     started = time.process_time()
     for step in range(20):
         bench.look(_BEGIN_S + _DAY_S + 2 * step, 289 * 1234.0 + step)
     look_us = (time.process_time() - started) * 1e6 / 20 / arguments.deployments
-    record = ledger.dump(bench.ledger.accounts["uid-model-0"])
+    record = dump_account(bench.ledger.accounts["uid-model-0"])
     print(f"{arguments.deployments} deployments, {arguments.comparators} comparators, {_PODS} pods each")
     print(f"  series                   {series:>10,}")
     print(f"  scrape, best / median ms {min(times):>10.1f} / {statistics.median(times):.1f}")

@@ -22,9 +22,9 @@ from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda
 
 from flotilla.api import model_deployment as api
 from flotilla.scaling.autoscaler import ScalingSpec
-from flotilla.simulation import trace as shapes
 from flotilla.simulation.engine import Limits
 from flotilla.simulation.fleet import L4_SPEED, Engine, Flotilla, Policy, figures, simulate
+from flotilla.simulation.trace import NAMES, make
 
 _LEAST, _MOST = 1, 12
 _PATIENCE_S = 60.0
@@ -89,7 +89,7 @@ def run(question: Question) -> Answer:
         startup_s=question.startup_s,
         drain_s=45.0,
     )
-    trace = shapes.make(question.trace, seed=question.seed)
+    trace = make(question.trace, seed=question.seed)
     if question.per_replica is None:
         policy = POLICIES[question.policy](question, initial)
     else:
@@ -165,7 +165,7 @@ def bound(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Itera
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--traces", nargs="+", default=list(shapes.NAMES), choices=shapes.NAMES)
+    parser.add_argument("--traces", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--target", type=int, default=8)
     parser.add_argument("--startup", type=float, default=120.0)

@@ -132,7 +132,8 @@ class Bench:
             self.store, self.scraper, interval_s=interval_s, clock=time.monotonic, enqueue=lambda _: self._count()
         )
         book = PriceBook(lambda: None, time.monotonic, 600)
-        self.fleet = Fleet(self.store, self.scaler, Ledger(), book, clock=time.time)
+        bases: dict[Key, CostBasis] = {}
+        self.fleet = Fleet(self.store, self.scaler, Ledger(), book, bases, clock=time.time)
         catalog = load_catalog()
         for number in range(models):
             namespace, name = f"team-{number % 20}", f"model-{number}"
@@ -143,7 +144,8 @@ class Bench:
             model = ModelDeployment.model_validate(live)
             key = Key(MODEL_DEPLOYMENT, namespace, name)
             resolved = resolve(name, model.spec, catalog)
-            self.scaler.track(key, live, model, resolved, CostBasis(resolved.accelerator))
+            bases[key] = CostBasis(resolved.accelerator)
+            self.scaler.track(key, live, model, resolved)
 
     def _count(self) -> None:
         self.queued += 1

@@ -13,11 +13,11 @@ import uvloop
 
 from flotilla import __version__, logs
 from flotilla.config import OperatorConfig
-from flotilla.console import server as console
-from flotilla.console import server as health
 from flotilla.console.metrics import Metrics
+from flotilla.console.server import console_routes, start_server
 from flotilla.controller.access import missing_permissions
 from flotilla.controller.control_loop import ControlLoop
+from flotilla.cost.gpu_prices import PriceCatalog, load_price_catalog
 from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.kube.client import KubeClient
 from flotilla.kube.lease import Lease
@@ -31,22 +31,21 @@ EXIT_OK, EXIT_CONFIG, EXIT_ACCESS, EXIT_LOST_LEASE = 0, 2, 3, 4
 def main(config: OperatorConfig) -> int:
     """Run until SIGTERM; returns the exit code."""
     try:
-        catalog = load_catalog(
-            engines=config.engines, accelerator_table=config.accelerators, prices=config.price_catalog
-        )
+        catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators)
+        prices = load_price_catalog(config.price_catalog)
     except (OSError, InvalidSpec) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     logs.configure(config.log_level, config.log_format)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(config, catalog))
+            return runner.run(_run(config, catalog, prices))
     except FlotillaError as error:
         log.error("the operator stops", extra={"cause": str(error)})
         return EXIT_ACCESS
 
 
-async def _run(config: OperatorConfig, catalog: Catalog) -> int:
+async def _run(config: OperatorConfig, catalog: Catalog, prices: PriceCatalog) -> int:
     # Python's default thresholds traverse the whole store at each burst: a sixth of the CPU at 1000 objects. Reference
     # counts free nearly everything; the collector only has to find cycles, which tracebacks make.
     gc.set_threshold(10_000, 20, 50)
@@ -61,14 +60,14 @@ async def _run(config: OperatorConfig, catalog: Catalog) -> int:
         timeout_s=config.request_timeout_s,
         on_call=metrics.api_call,
     )
-    control = ControlLoop(config, catalog, client, metrics)
-    server = await health.start(
+    control = ControlLoop(config, catalog, prices, client, metrics)
+    server = await start_server(
         host=config.listen_host,
         port=config.listen_port,
         registry=metrics.registry,
         live=control.live_checks(),
         ready=control.ready_checks(),
-        more=console.routes(control.fleet) if config.console == "Enabled" else (),
+        more=console_routes(control.fleet) if config.console == "Enabled" else (),
     )
     log.info("listening", extra={"host": config.listen_host, "port": server.port})
     try:

@@ -13,6 +13,7 @@ from tests.support.helm import Helm, Object
 
 from flotilla.api import crd
 from flotilla.config import OperatorConfig
+from flotilla.cost.gpu_prices import load_price_catalog
 from flotilla.planning.resolve import load_catalog
 from flotilla.render import rbac
 from flotilla.settings import load
@@ -212,8 +213,8 @@ def test_the_operator_reads_what_the_values_say(helm: Helm, tmp_path: Path) -> N
     assert (config.workers, config.namespaces, config.compare_with, config.log_level) == (3, ("a", "b"), None, "DEBUG")
     assert (config.leader_election.duration_s, config.leader_election.retry_s) == (30, 2)
     assert (config.leader_election.namespace, config.leader_election.name) == ("flotilla-system", "x-operator")
-    catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators, prices=config.price_catalog)
-    assert str(catalog.prices.gpus[0].gpu_usd_per_hour) == "0.62"
+    catalog = load_catalog(engines=config.engines, accelerator_table=config.accelerators)
+    assert str(load_price_catalog(config.price_catalog).gpus[0].gpu_usd_per_hour) == "0.62"
     assert "tensorflux" in catalog.profiles
     assert catalog.accelerators["nvidia-l4-half"].price is not None
 

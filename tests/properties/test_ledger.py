@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.cost import ledger as ledger_record
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers
-from flotilla.cost.ledger import STATES, Account, Counters, Ledger, PodObservation, PodState
+from flotilla.cost.ledger import STATES, Account, Counters, Ledger, PodObservation, PodState, dump_account, load_account
 
 D = Decimal
 TINY = D("1e-9")
@@ -245,12 +244,12 @@ def run(world: World) -> Account:
                 # Its memory is lost: what happened from the record on to its return is reconstructed.
                 ledger, away_until = Ledger(record_interval_s=RECORD), max(away_until, at + away_s)
                 if text:
-                    ledger.restore("k", ledger_record.load(text))
+                    ledger.restore("k", load_account(text))
         if at < away_until:
             continue
         account = ledger.observe("k", world.pods(at), now=float(at))
         if set(account.pods) != pods_written or at - written >= RECORD:
-            text, written, pods_written = ledger_record.dump(account), at, set(account.pods)
+            text, written, pods_written = dump_account(account), at, set(account.pods)
     return ledger.accounts["k"]
 
 
@@ -306,7 +305,7 @@ def test_an_account_is_read_back_as_it_was_written(ticks: Any) -> None:
     account, _ = play(ticks)
     if account.at is None:
         return
-    again = ledger_record.load(ledger_record.dump(account))
+    again = load_account(dump_account(account))
     for name in ("usd", "estimated_usd", "gpu_hours", "pod_seconds", "tokens", "requests", "known", "cached_ahead",
                  "hosted", "peak_tokens_per_second", "priced", "pods", "at"):  # fmt: skip
         assert getattr(again, name) == getattr(account, name), name
@@ -316,10 +315,10 @@ def test_an_account_is_read_back_as_it_was_written(ticks: Any) -> None:
 @given(lives=LIVES)
 def test_a_record_is_small_whatever_happened_before(lives: list[Life]) -> None:
     account = run(World(lives, END))
-    assert len(ledger_record.dump(account)) < 2000 + 300 * len(account.pods)
+    assert len(dump_account(account)) < 2000 + 300 * len(account.pods)
 
 
-RECORD_TEXT = ledger_record.dump(Ledger().observe("k", [pod(prompt=5)], now=1.0))
+RECORD_TEXT = dump_account(Ledger().observe("k", [pod(prompt=5)], now=1.0))
 
 
 @pytest.mark.parametrize(
@@ -340,4 +339,4 @@ RECORD_TEXT = ledger_record.dump(Ledger().observe("k", [pod(prompt=5)], now=1.0)
 def test_a_record_that_somebody_changed_is_refused_with_the_reason(before: str, after: str, reason: str) -> None:
     assert before in RECORD_TEXT
     with pytest.raises(ValueError, match=reason):
-        ledger_record.load(RECORD_TEXT.replace(before, after))
+        load_account(RECORD_TEXT.replace(before, after))

@@ -6,8 +6,8 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
-from flotilla.console import server, view
-from flotilla.console import server as health
+from flotilla.console import view
+from flotilla.console.server import console_routes, start_server
 from flotilla.console.view import Sample
 
 BASE = {"namespace": "ml", "modeldeployment": "small"}
@@ -105,13 +105,13 @@ def test_the_newest_decision_comes_first() -> None:
 
 
 async def test_a_browser_may_load_nothing_from_elsewhere_and_send_nothing() -> None:
-    running = await health.start(
+    running = await start_server(
         host="127.0.0.1",
         port=0,
         registry=CollectorRegistry(),
         live={},
         ready={},
-        more=server.routes(lambda: view.fleet([], [], [], [])),
+        more=console_routes(lambda: view.fleet([], [], [], [])),
     )
     base = f"http://127.0.0.1:{running.port}/console"
     try:

@@ -7,8 +7,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from tests.support.browser import Page, browser
 
-from flotilla.console import server, view
-from flotilla.console import server as health
+from flotilla.console import view
+from flotilla.console.server import HealthServer, console_routes, start_server
 from flotilla.console.view import Sample
 
 MINUS = chr(0x2212)
@@ -44,14 +44,14 @@ class Fleet:
 
 
 @asynccontextmanager
-async def console(fleet: Fleet) -> AsyncIterator[tuple[Page, health.HealthServer]]:
-    running = await health.start(
+async def console(fleet: Fleet) -> AsyncIterator[tuple[Page, HealthServer]]:
+    running = await start_server(
         host="127.0.0.1",
         port=0,
         registry=CollectorRegistry(),
         live={},
         ready={},
-        more=server.routes(fleet.json),
+        more=console_routes(fleet.json),
     )
     try:
         async with browser() as page:

@@ -8,10 +8,9 @@ from decimal import Decimal
 from prometheus_client import CollectorRegistry, generate_latest
 
 from flotilla.catalog.accelerators import load_accelerators
-from flotilla.cost import ledger as ledger_record
 from flotilla.cost.gpu_prices import CostBasis, Rate
 from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, Weights
-from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation
+from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation, dump_account, load_account
 from flotilla.cost.metrics import DeploymentView, FleetCollector
 from flotilla_devcluster.demo.report import samples, value
 
@@ -128,7 +127,7 @@ def test_errors_are_counted_where_the_engine_counts_them() -> None:
     for now, failed in ((0.0, 0.0), (10.0, 3.0), (20.0, 1.0)):
         pod = PodObservation("u", 0, "serving", D(1), Counters(requests=5, failed=failed), D(1))
         ledger.observe("k", [pod], now=now)
-    account = ledger_record.load(ledger_record.dump(ledger.accounts["k"]))
+    account = load_account(dump_account(ledger.accounts["k"]))
     found = exposed(view(account=account))
     assert value(found, "flotilla_deployment_requests_total", outcome="error") == 4, "the engine began again at 1"
     restarted = value(found, "flotilla_deployment_requests_total", outcome="success")

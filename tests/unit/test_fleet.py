@@ -64,12 +64,19 @@ class Bench:
         self.store, self.now, self.ledger = Store(owner), EPOCH_S, Ledger(gap_s=1e9)
         live = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "1"}, "spec": {}}
         self.store.put(MODEL_DEPLOYMENT, live)
-        self.entry = fake(uid="u", resolved=RESOLVED, cost=CostBasis(RESOLVED.accelerator), answers={}, sample=None)
+        self.entry = fake(uid="u", resolved=RESOLVED, answers={}, sample=None)
+        self.bases = {KEY: CostBasis(RESOLVED.accelerator)}
         self.scaler = fake(tracked={KEY: self.entry}, workloads=Workloads(self.store))
         self.book = PriceBook(lambda: None, lambda: 0.0, 600, **more)
         self.gone: dict[str, EngineSample | ScrapeError] = {}
         self.fleet = Fleet(
-            self.store, self.scaler, self.ledger, self.book, clock=lambda: self.now, draining=lambda: self.gone
+            self.store,
+            self.scaler,
+            self.ledger,
+            self.book,
+            self.bases,
+            clock=lambda: self.now,
+            draining=lambda: self.gone,
         )
 
     def tick(self, second: int) -> None:
@@ -150,7 +157,7 @@ def test_what_is_missing_is_counted_by_reason() -> None:
     bench = Bench()
     bench.store.put(POD, pod("a", scheduled=0, ready=0))
     bench.entry.answers = {"a": ScrapeError("no answer")}
-    bench.entry.cost = CostBasis(load_catalog().accelerators["amd-mi300x"], unknown_comparators=1)
+    bench.bases[KEY] = CostBasis(load_catalog().accelerators["amd-mi300x"], unknown_comparators=1)
     bench.tick(10)
     assert bench.fleet.unpriced == {"gpu_unknown": 1, "model_unknown": 1, "usage_missing": 1}
 

@@ -17,8 +17,8 @@ from flotilla.api.crd import dump
 from flotilla.app import main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
-from flotilla.console import server as health
 from flotilla.console.metrics import Metrics
+from flotilla.console.server import start_server
 from flotilla.logs import JsonFormatter, redact
 from flotilla_devcluster.demo.report import samples, value
 
@@ -55,7 +55,7 @@ def test_the_command_prints_its_version_and_the_crds() -> None:
 
 async def test_health_follows_the_checks_and_metrics_are_served() -> None:
     metrics, well = Metrics(version="1.2.3"), {"part": True}
-    server = await health.start(
+    server = await start_server(
         host="127.0.0.1",
         port=0,
         registry=metrics.registry,

@@ -12,7 +12,7 @@ from tests.support.prometheus import running_prometheus, serving
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
-from flotilla.cost.gpu_prices import NodeFacts
+from flotilla.cost.gpu_prices import NodeFacts, load_price_catalog
 from flotilla.cost.hosted_price_client import PriceDesk
 from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
@@ -76,9 +76,9 @@ def test_a_wrong_catalogue_at_the_start_ends_the_start(tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(GOOD % "free")
     with pytest.raises(InvalidSpec, match=r"prices\.yaml: gpus\.0\.usd"):
-        load_catalog(prices=file)
+        load_price_catalog(file)
     with pytest.raises(InvalidSpec, match="No such file"):
-        load_catalog(prices=tmp_path / "none")
+        load_price_catalog(tmp_path / "none")
 
 
 class Nodes:

@@ -374,7 +374,7 @@ class Loop:
 
     def track(self) -> int:
         parsed = ModelDeployment.model_validate(self.live)
-        return self.scaler.track(KEY, self.live, parsed, resolve("m", parsed.spec, CATALOG), None)
+        return self.scaler.track(KEY, self.live, parsed, resolve("m", parsed.spec, CATALOG))
 
     async def tick(self, *, seconds: float = 2) -> None:
         self.clock.now += seconds

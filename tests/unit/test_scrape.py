@@ -89,7 +89,7 @@ def test_what_failed_is_told_from_what_succeeded_by_a_label() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", 'a{b="c"}', 'a{b=~"c",d=~"e"}', 'a{b=~".*"}', 'a{b=~""}'])
 def test_a_profile_with_another_form_of_metric_is_refused(name: str) -> None:
-    raw = yaml.safe_load((files("flotilla.engines") / "vllm.yaml").read_text())
+    raw = yaml.safe_load((files("flotilla.catalog") / "data/engines/vllm.yaml").read_text())
     raw["metrics"]["names"]["requests_success"] = [name]
     with pytest.raises(
         InvalidSpec, match=r"mine\.yaml: metrics\.names\.requests_success\.0: .*is neither a metric nor"

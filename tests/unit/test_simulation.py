@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from flotilla.cli import app
 from flotilla.errors import InvalidSpec
-from flotilla.simulation import trace as shapes
-from flotilla.simulation.trace import Request, parse_csv
+from flotilla.simulation.trace import NAMES, SHAPES, Request, about, make, parse_csv
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "manifests" / "samples" / "qwen2-5-7b.yaml"
@@ -59,30 +58,30 @@ def test_a_trace_that_is_not_to_be_read_says_where_and_what_is_wanted(text: str,
         parse_csv(text, "x.csv")
 
 
-@pytest.mark.parametrize("name", shapes.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_trace_is_the_same_each_time_and_another_with_another_seed(name: str) -> None:
-    trace = shapes.make(name)
-    assert trace == shapes.make(name)
-    assert trace != shapes.make(name, seed=1)
+    trace = make(name)
+    assert trace == make(name)
+    assert trace != make(name, seed=1)
     assert all(0 <= r.at_s < trace.duration_s and r.prompt_tokens > 0 and r.output_tokens > 0 for r in trace.requests)
     assert list(trace.requests) == sorted(trace.requests)
-    assert shapes.about(name)
+    assert about(name)
 
 
-@pytest.mark.parametrize("name", shapes.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_shapes_highest_rate_is_what_it_says(name: str) -> None:
-    shape = shapes.SHAPES[name]
+    shape = SHAPES[name]
     rates = [shape.per_s(float(second)) for second in range(int(shape.duration_s))]
     assert 0.8 * shape.most_per_s <= max(rates) <= shape.most_per_s
     assert min(rates) >= 0
     expected = sum(rates)
-    assert abs(len(shapes.make(name).requests) - expected) < 5 * expected**0.5
+    assert abs(len(make(name).requests) - expected) < 5 * expected**0.5
 
 
 def test_the_azure_traces_have_the_published_counts_and_medians() -> None:
     # 19,366 and 8,819 rows; medians 1020/129 and about 1500/13 (Splitwise, section 3).
     for name, rows, prompt, output in (("azure-conversation", 19366, 1020, 129), ("azure-code", 8819, 1469, 13)):
-        requests = shapes.make(name).requests
+        requests = make(name).requests
         assert len(requests) == rows
         assert sorted(r.prompt_tokens for r in requests)[rows // 2] == pytest.approx(prompt, rel=0.05)
         assert sorted(r.output_tokens for r in requests)[rows // 2] == pytest.approx(output, rel=0.05)
@@ -174,4 +173,4 @@ def test_a_model_without_a_known_cache_needs_the_option(tmp_path: Path) -> None:
 def test_the_traces_are_listed() -> None:
     code, out, _ = invoke("traces")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(shapes.NAMES)
+    assert [line.split()[0] for line in out.splitlines()] == list(NAMES)

@@ -138,7 +138,7 @@ def load_accelerators(extra: Path | None = None) -> dict[str, Accelerator]:
 
     Raises InvalidSpec with file, class, field and reason when a row is broken.
     """
-    table = parse("accelerators.yaml", files(__package__).joinpath("accelerators.yaml").read_text())
+    table = parse("accelerators.yaml", files(__package__).joinpath("data/accelerators.yaml").read_text())
     if extra is not None:
         try:
             table |= parse(str(extra), extra.read_text())

@@ -339,7 +339,7 @@ def load_profiles(extra: Path | None = None) -> dict[str, Profile]:
 
     Raises InvalidSpec with file, field and reason when one is broken, or when the folder cannot be read.
     """
-    found = _profiles(files(__package__).iterdir())
+    found = _profiles(files(__package__).joinpath("data/engines").iterdir())
     if extra is not None:
         try:
             found |= _profiles(extra.iterdir())

@@ -218,4 +218,4 @@ class ModelCatalogue:
 @cache
 def load_models() -> ModelCatalogue:
     """The packaged catalogue; read once."""
-    return ModelCatalogue(yaml_text.load(files(__package__).joinpath("models.yaml").read_text()))
+    return ModelCatalogue(yaml_text.load(files(__package__).joinpath("data/models.yaml").read_text()))

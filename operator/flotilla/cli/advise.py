@@ -13,8 +13,7 @@ from rich.text import Text
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.cost import hosted_prices
-from flotilla.cost.gpu_prices import PriceSources, rate
-from flotilla.cost.gpu_prices import load as load_prices
+from flotilla.cost.gpu_prices import PriceSources, load_price_catalog, rate
 from flotilla.cost.hosted_prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
 from flotilla.simulation.advice import Advice, Machine, Option, Terms, Workload, advise, assumptions, tasks_per_second
@@ -132,7 +131,7 @@ def ask(
     price_catalog: Path | None = None,
 ) -> tuple[Advice, list[str]]:
     """The advice and what it stands on; raises InvalidSpec that names the option."""
-    table, own = accelerators.load_accelerators(accelerator_table), PriceSources(load_prices(price_catalog))
+    table, own = accelerators.load_accelerators(accelerator_table), PriceSources(load_price_catalog(price_catalog))
     machines = [
         machine(given, work, count=count, speed=speed, table=table, own=own) for given in classes or DEFAULT_CLASSES
     ]

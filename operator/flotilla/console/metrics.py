@@ -31,7 +31,7 @@ class _One(Collector):
         return (self.metric,)
 
 
-def text(registry: Collector) -> bytes:
+def exposition(registry: Collector) -> bytes:
     """Format 0.0.4 of everything that the registry collects."""
     parts: list[bytes] = []
     for metric in registry.collect():

@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from flotilla.console import metrics as exposition
+from flotilla.console.metrics import exposition
 from flotilla.console.view import Json
 
 Checks = Mapping[str, Callable[[], bool]]
@@ -50,7 +50,7 @@ class _Lag:
             self.seconds = time.monotonic() - before - _BEAT_S
 
 
-async def start(
+async def start_server(
     *,
     host: str,
     port: int,
@@ -76,7 +76,7 @@ async def start(
         return respond(ready)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=exposition.text(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=exposition(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics), *more])
@@ -101,7 +101,7 @@ _FILES = {
 }
 
 
-def routes(source: Callable[[], Json]) -> list[web.RouteDef]:
+def console_routes(source: Callable[[], Json]) -> list[web.RouteDef]:
     """GET /console/ and what it needs. `source` gives the JSON of `view.fleet` at each request."""
 
     async def fleet(_: web.Request) -> web.Response:

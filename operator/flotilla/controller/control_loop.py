@@ -21,7 +21,7 @@ from flotilla.controller.queue import Queue, Workers
 from flotilla.controller.resync import Resync
 from flotilla.controller.rollout import Rollouts, Victims
 from flotilla.cost.accounting_loop import Draining, Fleet
-from flotilla.cost.gpu_prices import PriceSources
+from flotilla.cost.gpu_prices import PriceCatalog, PriceSources
 from flotilla.cost.hosted_price_client import PriceDesk
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.ledger_store import LedgerStore
@@ -72,7 +72,9 @@ def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
 class ControlLoop:
     """Everything that acts; built at once, run only while this process leads."""
 
-    def __init__(self, config: OperatorConfig, catalog: Catalog, client: KubeClient, metrics: Metrics) -> None:
+    def __init__(
+        self, config: OperatorConfig, catalog: Catalog, prices: PriceCatalog, client: KubeClient, metrics: Metrics
+    ) -> None:
         clock = time.monotonic
         self._metrics = metrics
         self.synced = asyncio.Event()
@@ -104,12 +106,15 @@ class ControlLoop:
             nodes=None if config.namespaces else NodeLister(client, WHOLE_GPUS),
             catalog_file=config.price_catalog,
             opencost=None if prometheus is None else partial(opencost_prices, prometheus),
-            sources=PriceSources(catalog=catalog.prices),
+            sources=PriceSources(catalog=prices),
         )
         self._prometheus = prometheus
         self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
         executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
+        pricing = Pricing(
+            PriceDesk(), self._prices, config.compare_with, today=_today, stale_after_days=config.price_stale_days
+        )
         models = ModelDeploymentReconciler(
             store=self.store,
             executor=executor,
@@ -119,9 +124,7 @@ class ControlLoop:
             scaler=self._scaler,
             events=self._events,
             catalog=catalog,
-            pricing=Pricing(
-                PriceDesk(), self._prices, config.compare_with, today=_today, stale_after_days=config.price_stale_days
-            ),
+            pricing=pricing,
             now=_rfc3339_now,
         )
         gateways = GatewayReconciler(
@@ -187,6 +190,7 @@ class ControlLoop:
             self._scaler,
             ledger,
             self._prices,
+            pricing.bases,
             clock=lambda: begin + clock(),
             draining=lambda: self._draining.answers,
             unallocated=dict if self._unallocated is None else self._unallocated.usd_per_hour,
@@ -219,7 +223,7 @@ class ControlLoop:
         self._watch.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._workers.run(), name="workers")
-            group.create_task(self._scaler.run(after=self._fleet.account), name="scaler")
+            group.create_task(self._scaler.run(publish=self._fleet.account), name="scaler")
             group.create_task(self._resync.run(), name="resync")
             group.create_task(self._events.run(), name="events")
             group.create_task(self._draining.run(), name="draining")

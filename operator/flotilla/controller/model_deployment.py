@@ -12,7 +12,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
 from flotilla.controller.apply import Executor, StatusWriter, announce
 from flotilla.controller.rollout import Rollouts, Victims
-from flotilla.cost.price_loop import Basis, Pricing
+from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed
 from flotilla.kube.events import EventRecorder
@@ -38,7 +38,7 @@ class Compiled:
 
     model: ModelDeployment
     resolved: Resolved
-    cost: Basis
+    pricing: PricingPlan
     template_hash: str
 
 
@@ -81,7 +81,8 @@ class ModelDeploymentReconciler:
         compiled: Compiled | None = None
         try:
             compiled = await self._compile(key, live)
-            desired = self._scaler.track(key, live, compiled.model, compiled.resolved, compiled.cost.basis)
+            self._pricing.adopt(key, compiled.pricing)
+            desired = self._scaler.track(key, live, compiled.model, compiled.resolved)
             if await self._converge(key, live, compiled, desired):
                 self._status.defer(key)
         except (InvalidSpec, NameTaken) as failure:
@@ -134,7 +135,7 @@ class ModelDeploymentReconciler:
             )
         priced = None
         if compiled is not None:
-            priced, cost_known = self._pricing.verdict(compiled.cost, (pod.node for pod in load.pods if pod.node))
+            priced, cost_known = self._pricing.verdict(compiled.pricing, (pod.node for pod in load.pods if pod.node))
             chain.append(cost_known)
         verdicts = [*model_status.summary(chain, load), *chain]
         wanted = model_status.build(
@@ -181,8 +182,8 @@ class ModelDeploymentReconciler:
         except ValidationError as error:
             raise _invalid(error) from error
         resolved = resolve(key.name, model.spec, self._catalog)
-        basis = await self._pricing.basis(model.spec, resolved)
-        compiled = Compiled(model, resolved, basis, digest(template(model, resolved)))
+        pricing = await self._pricing.basis(model.spec, resolved)
+        compiled = Compiled(model, resolved, pricing, digest(template(model, resolved)))
         self._compiled[key] = (revision, compiled)
         if len(self._compiled) > _COMPILED_LIMIT:
             self._compiled.popitem(last=False)
@@ -192,6 +193,7 @@ class ModelDeploymentReconciler:
         self._compiled.pop(key, None)
         self._executor.forget(key)
         self._scaler.forget(key)
+        self._pricing.forget(key)
         self._status.forget(key)
 
 

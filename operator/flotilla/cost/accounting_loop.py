@@ -64,19 +64,22 @@ class Fleet:
         scaler: Scaler,
         ledger: Ledger,
         book: PriceBook,
+        bases: Mapping[Key, CostBasis],
         *,
         clock: Callable[[], float],
         draining: Callable[[], Mapping[str, EngineSample | ScrapeError]] = dict,
         unallocated: Callable[[], Mapping[str, Decimal]] = dict,
     ) -> None:
-        """`clock` gives Unix seconds and never steps back; `draining` yields answers of pods that are going.
+        """`bases` says what each ModelDeployment is priced at. `clock` gives Unix seconds and never steps back.
 
-        `unallocated` gives what GPUs that no pod holds cost, in US dollars per hour by class.
+        `draining` yields answers of pods that are being deleted; `unallocated` gives what GPUs that no pod holds cost,
+        in US dollars per hour by class.
         """
         self._store = store
         self._scaler = scaler
         self._ledger = ledger
         self._book = book
+        self._bases = bases
         self._clock = clock
         self._draining = draining
         self.unallocated = unallocated
@@ -87,8 +90,8 @@ class Fleet:
         """Charge the time since the last call; called after each scrape."""
         now = self._clock()
         for key, entry in self._scaler.tracked.items():
-            if entry.cost is not None:
-                self._observe(key, entry, entry.cost, now)
+            if (basis := self._bases.get(key)) is not None:
+                self._observe(key, entry, basis, now)
         # An account outlives a spec that is wrong for a while, and ends with its resource.
         alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
         for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
@@ -138,10 +141,10 @@ class Fleet:
     def rates(self) -> set[Rate]:
         """Every price that is in force somewhere."""
         found: set[Rate | None] = set()
-        for key, entry in self._scaler.tracked.items():
-            if entry.cost is not None:
+        for key in self._scaler.tracked:
+            if (basis := self._bases.get(key)) is not None:
                 nodes = {pod.node for pod in self._scaler.workloads.of(key).pods} or {""}
-                found |= {entry.cost.rate(self._book.node(name), self._book.sources) for name in nodes}
+                found |= {basis.rate(self._book.node(name), self._book.sources) for name in nodes}
         return {rate for rate in found if rate is not None}
 
     @property
@@ -159,8 +162,8 @@ class Fleet:
             engine=entry.resolved.profile.name,
             team=(live["metadata"].get("labels") or {}).get(LABEL_TEAM, ""),
             gpu_type=entry.resolved.accelerator.class_name,
-            basis=entry.cost,
-            replica_usd_per_hour=self._replica_rate(entry),
+            basis=self._bases.get(key),
+            replica_usd_per_hour=self._replica_rate(key, entry),
             account=self._ledger.accounts.get(entry.uid),
             min_replicas=entry.spec.min_replicas,
             max_replicas=entry.spec.max_replicas,
@@ -173,13 +176,14 @@ class Fleet:
             stalled=_stalled(live),
         )
 
-    def _replica_rate(self, entry: Tracked) -> Decimal | None:
+    def _replica_rate(self, key: Key, entry: Tracked) -> Decimal | None:
         """The mean of the pods that exist, else what the class costs."""
         account = self._ledger.accounts.get(entry.uid)
         if account is not None and account.pods:
             rates = [pod.usd_per_hour for pod in account.pods.values() if pod.usd_per_hour is not None]
             return sum(rates, Decimal(0)) / len(rates) if rates else None
-        listed = None if entry.cost is None else entry.cost.rate(None, self._book.sources)
+        basis = self._bases.get(key)
+        listed = None if basis is None else basis.rate(None, self._book.sources)
         if listed is None:
             return None
         return listed.gpu_usd_per_hour * pod_units(entry.resolved.accelerator, entry.resolved.gpus, None)

@@ -199,7 +199,7 @@ class PriceCatalog:
 EMPTY = PriceCatalog()
 
 
-def load(file: Path | None) -> PriceCatalog:
+def load_price_catalog(file: Path | None) -> PriceCatalog:
     """The catalogue of a file; an empty one without a file. Raises InvalidSpec as `parse`."""
     if file is None:
         return EMPTY

@@ -159,7 +159,7 @@ VERSION = 1
 _SUMS = ("usd", "gpu_hours", "pod_seconds", "tokens", "hosted")
 
 
-def dump(account: Account) -> str:
+def dump_account(account: Account) -> str:
     """As JSON; decimals are strings. `at` must be known."""
     assert account.at is not None
     return orjson.dumps(
@@ -192,7 +192,7 @@ def _pod(pod: PodRecord) -> list[Any]:
     ]
 
 
-def load(text: str) -> Account:
+def load_account(text: str) -> Account:
     """Raises ValueError for what `dump` did not write."""
     try:
         record = orjson.loads(text)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flotilla.constants import GROUP, LABEL_MODEL, LABEL_PART_OF, MANAGER
-from flotilla.cost import ledger as ledger_record
-from flotilla.cost.ledger import Account, Ledger
+from flotilla.cost.ledger import Account, Ledger, dump_account, load_account
 from flotilla.errors import Conflict, FlotillaError, Forbidden, Transient
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT
@@ -103,7 +102,7 @@ class LedgerStore:
         if owner is None or owner["metadata"]["uid"] != uid:
             return
         try:
-            account = ledger_record.load((record.get("data") or {}).get(KEY, ""))
+            account = load_account((record.get("data") or {}).get(KEY, ""))
         except ValueError as error:
             log.warning("an account is not readable and begins anew", extra={"cause": str(error), "record": name})
             return
@@ -183,7 +182,7 @@ class LedgerStore:
                 # Before the call, whose answer may be lost.
                 self._records[uid] = name
             written = _Written(self._clock(), frozenset(account.pods))
-            body = record(obj, ledger_record.dump(account), namespace=self._namespace)
+            body = record(obj, dump_account(account), namespace=self._namespace)
             await self._client.apply(CONFIG_MAP, body, manager=LEDGER_MANAGER)
         except FlotillaError as error:
             self._failed(uid, "an account is written later", name, error)

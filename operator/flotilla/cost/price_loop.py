@@ -13,12 +13,21 @@ from flotilla.api.conditions import Verdict
 from flotilla.api.cost import BillingMode, ComparatorSpec, CostSpec, OwnedHardware
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
-from flotilla.cost import gpu_prices
-from flotilla.cost.gpu_prices import NO_SOURCES, CostBasis, NodeFacts, Owned, PriceSources, Rate, node_facts
+from flotilla.cost.gpu_prices import (
+    NO_SOURCES,
+    CostBasis,
+    NodeFacts,
+    Owned,
+    PriceSources,
+    Rate,
+    load_price_catalog,
+    node_facts,
+)
 from flotilla.cost.hosted_price_client import PriceDesk
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, Weights, token_factor
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.client import KubeClient
+from flotilla.kube.keys import Key
 from flotilla.kube.kinds import NODE
 from flotilla.planning.resolve import Resolved
 from flotilla.prometheus.client import PrometheusClient
@@ -186,7 +195,7 @@ class PriceBook:
             return
         self._read = stamp
         try:
-            catalog, problem = gpu_prices.load(self.catalog_file), ""
+            catalog, problem = load_price_catalog(self.catalog_file), ""
         except InvalidSpec as error:
             catalog = self.sources.catalog
             problem = f"The new price catalogue is refused and the last good one stays in force: {error}"
@@ -250,10 +259,10 @@ _HUNDRED = Decimal(100)
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
-    """What a spec says, and which of its comparators cannot be used."""
+class PricingPlan:
+    """What a generation of a spec is priced at, and which of its comparators cannot be used."""
 
-    basis: CostBasis
+    cost_basis: CostBasis
     problems: tuple[InvalidSpec, ...]
 
 
@@ -274,17 +283,27 @@ class Pricing:
         self._default = default
         self._today = today
         self._stale_after_days = stale_after_days
+        self.bases: dict[Key, CostBasis] = {}
+        """What each ModelDeployment is priced at now; the accounting reads it."""
+
+    def adopt(self, key: Key, plan: PricingPlan) -> None:
+        """Charge the ModelDeployment by this plan from now on."""
+        self.bases[key] = plan.cost_basis
+
+    def forget(self, key: Key) -> None:
+        """Drop a ModelDeployment that was deleted."""
+        self.bases.pop(key, None)
 
     @property
     def version(self) -> str:
         """A basis holds for as long as this stays."""
         return self._book.version
 
-    async def basis(self, spec: ModelDeploymentSpec, resolved: Resolved) -> Basis:
+    async def basis(self, spec: ModelDeploymentSpec, resolved: Resolved) -> PricingPlan:
         """For one generation of a spec."""
         comparators, problems = await self._comparators(spec.cost)
         cost = spec.cost
-        return Basis(
+        return PricingPlan(
             CostBasis(
                 accelerator=resolved.accelerator,
                 override=_override(cost),
@@ -301,13 +320,13 @@ class Pricing:
             tuple(problems),
         )
 
-    def verdict(self, of: Basis, node_names: Iterable[str]) -> tuple[Priced, Verdict]:
+    def verdict(self, of: PricingPlan, node_names: Iterable[str]) -> tuple[Priced, Verdict]:
         """With what is known now, for pods on these nodes. One that was not looked at yet changes nothing."""
         nodes = [node for name in sorted(set(node_names)) if (node := self._book.node(name)) is not None]
         notes = [node.problem for node in nodes if node.problem]
         if self._book.problem:
             notes.append(self._book.problem)
-        priced = price_in_force(of.basis, nodes, self._book.sources)
+        priced = price_in_force(of.cost_basis, nodes, self._book.sources)
         return priced, verdict(
             priced, of.problems, notes=notes, today=self._today(), stale_after_days=self._stale_after_days
         )

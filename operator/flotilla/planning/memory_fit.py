@@ -1,7 +1,8 @@
 """Whether a model fits in GPU memory, on how many GPUs and with which context length.
 
 The KV cache is vLLM's own planner as a closed form and is exact in tokens; weights are within 2 % of what servers
-print; working memory is an estimate and makes the band between `Fits` and `DoesNotFit`. Source: docs/reference/memory-fit.md.
+print; working memory is an estimate, which makes the band between `Fits` and `DoesNotFit`.
+Source: docs/reference/memory-fit.md.
 """
 
 from collections.abc import Iterable, Sequence

@@ -9,8 +9,6 @@ from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.engines import Profile, at_least, load_profiles
 from flotilla.catalog.models import ModelCatalogue, load_models
-from flotilla.cost import gpu_prices
-from flotilla.cost.gpu_prices import EMPTY, PriceCatalog
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
 from flotilla.planning.memory_fit import GIB, Fit, fitted, settings, startup_seconds
@@ -79,14 +77,10 @@ class Catalog:
     profiles: Mapping[str, Profile]
     accelerators: Mapping[str, Accelerator]
     models: ModelCatalogue
-    prices: PriceCatalog = EMPTY
-    """An administrator's own, as it was at the start."""
 
 
-def load_catalog(
-    *, engines: Path | None = None, accelerator_table: Path | None = None, prices: Path | None = None
-) -> Catalog:
-    """The packaged data, and an administrator's profiles, accelerators and prices; read at start.
+def load_catalog(*, engines: Path | None = None, accelerator_table: Path | None = None) -> Catalog:
+    """The packaged data, and an administrator's profiles and accelerators; read at start.
 
     Raises InvalidSpec that names file, field and reason.
     """
@@ -94,7 +88,6 @@ def load_catalog(
         load_profiles(engines),
         accelerators.load_accelerators(accelerator_table),
         load_models(),
-        gpu_prices.load(prices),
     )
 
 

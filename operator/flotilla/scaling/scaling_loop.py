@@ -11,7 +11,6 @@ from typing import Any
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
-from flotilla.cost.gpu_prices import CostBasis
 from flotilla.kube import observed
 from flotilla.kube.keys import Key
 from flotilla.kube.kinds import DEPLOYMENT, POD
@@ -45,7 +44,6 @@ class Tracked:
     mode: str
     spec: ScalingSpec
     resolved: Resolved
-    cost: CostBasis | None
     state: State
     decision: Decision | None = None
     sample: Sample | None = None
@@ -89,14 +87,7 @@ class Scaler:
         self.workloads = Workloads(store)
         self.tracked: dict[Key, Tracked] = {}
 
-    def track(
-        self,
-        key: Key,
-        live: Mapping[str, Any],
-        model: ModelDeployment,
-        resolved: Resolved,
-        cost: CostBasis | None,
-    ) -> int:
+    def track(self, key: Key, live: Mapping[str, Any], model: ModelDeployment, resolved: Resolved) -> int:
         """Take the current spec; returns the replicas to have now."""
         uid, wanted = live["metadata"]["uid"], model.spec.scaling
         mode = str(wanted.mode)
@@ -105,7 +96,7 @@ class Scaler:
             known = None
         spec = ScalingSpec.of(wanted, stale_after_s=self._stale_after_s)
         state = known.state if known else self._restored(key, live)
-        entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, cost=cost, state=state)
+        entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, state=state)
         if known is not None:
             entry.decision, entry.sample, entry.answers = known.decision, known.sample, known.answers
         self.tracked[key] = entry
@@ -151,12 +142,12 @@ class Scaler:
         self.tracked.pop(key, None)
         self.workloads.forget(key)
 
-    async def run(self, *, after: Callable[[], None]) -> None:
-        """Until cancelled, calling `after` at the end of each tick; one that takes too long is followed at once."""
+    async def run(self, *, publish: Callable[[], None]) -> None:
+        """Until cancelled. `publish` is called once the samples of a tick are in."""
         while True:
             due = self._clock() + self._interval_s
             await self.tick()
-            after()
+            publish()
             await asyncio.sleep(max(0.0, due - self._clock()))
 
     async def tick(self) -> None:
