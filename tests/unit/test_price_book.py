@@ -228,7 +228,7 @@ async def test_each_field_of_the_spec_reaches_the_basis() -> None:
         PriceBook(Seen(), lambda: 0.0, 600), compareWith=[comparator], owned=owned, outputTokenWeightPercent=250,
         cachedTokenWeightPercent=10, maxTokensPerSecond=2400, overheadUsdPerDay="12.50", monthlyBudgetUsd="4000",
     )  # fmt: skip
-    mine = found.basis
+    mine = found.cost_basis
     assert (mine.weights.output, mine.weights.cached) == (D("2.5"), D("0.1"))
     assert (mine.tokens_per_second, mine.overhead_usd_per_day, mine.budget_usd_per_month) == (2400, D("12.5"), 4000)
     assert round(told.rates[0].gpu_usd_per_hour * 8, 6) == D("13.850837") + D("0.4032")
@@ -248,7 +248,7 @@ async def test_the_operators_hosted_model_stands_in_and_the_catalogues_price_of_
     )
     book = book_of(text, tmp_path)
     found, told, verdict = await basis(book, HostedModel(provider="openai", model="gpt-5-mini"))
-    assert found.basis.comparators[0].price.source == "catalog: contract"
+    assert found.cost_basis.comparators[0].price.source == "catalog: contract"
     assert str(told.rates[0]) == "catalog: contract"
     assert verdict.message == "One GPU costs 0.62 USD/h (catalog: contract); compared with openai/gpt-5-mini."
 
@@ -259,8 +259,8 @@ async def test_an_unknown_comparator_is_named_and_the_others_are_used(tmp_path: 
         {"provider": "openai", "model": "gpt-5-mini", "mode": "Batch"},
     ]
     found, _, verdict = await basis(book_of(GOOD % "1", tmp_path), compareWith=wanted)
-    assert [comparator.name for comparator in found.basis.comparators] == ["openai/gpt-5-mini@batch"]
-    assert found.basis.comparators[0].price.input.base == D("0.125")
-    assert found.basis.unknown_comparators == 1
+    assert [comparator.name for comparator in found.cost_basis.comparators] == ["openai/gpt-5-mini@batch"]
+    assert found.cost_basis.comparators[0].price.input.base == D("0.125")
+    assert found.cost_basis.unknown_comparators == 1
     assert (verdict.status, verdict.reason) == ("False", "UnknownHostedModel")
     assert verdict.message.startswith("spec.cost.compareWith[0].model: ")

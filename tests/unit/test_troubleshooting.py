@@ -44,7 +44,7 @@ def of_source(source: str) -> set[str]:
 
 def reasons() -> set[str]:
     """Of every module that makes conditions, and of the tables that they take reasons from."""
-    folders = ("api", "control", "domain", "engines", "kube", "render")
+    folders = ("api", "catalog", "planning", "routing", "scaling", "cost", "controller", "kube", "render")
     modules = [path for folder in folders for path in (PACKAGE / folder).rglob("*.py")]
     named = {value for name, value in vars(scaling).items() if name.isupper() and isinstance(value, str)}
     tables = {
