@@ -131,7 +131,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
 def test_text_and_marks_stand_out_from_the_paper(scheme: int) -> None:
-    css = (files("flotilla.render.report") / "page.css").read_text()
+    css = (files("flotilla.reports") / "page.css").read_text()
     colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]))
 
     for ground in ("paper", "panel"):
