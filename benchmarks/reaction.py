@@ -26,8 +26,8 @@ from flotilla.errors import Transient
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import DEPLOYMENT
 from flotilla_devcluster.nodeagent.nodes import AgentConfig
+from flotilla_devcluster.process import until
 from flotilla_devcluster.stack import Stack
-from flotilla_devcluster.wait import until
 
 ROOT = Path(__file__).parent.parent
 NAME, NAMESPACE = "reaction", "default"

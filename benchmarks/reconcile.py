@@ -26,9 +26,9 @@ import psutil
 from flotilla.constants import API_VERSION
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
-from flotilla_devcluster.audit import WRITE_VERBS, AuditLog, select
+from flotilla_devcluster.apiserver import WRITE_VERBS, AuditLog, select
 from flotilla_devcluster.controlplane import ControlPlane
-from flotilla_devcluster.operator import USER, OperatorProcess, install
+from flotilla_devcluster.stack import USER, OperatorProcess, install_operator
 
 ROOT = Path(__file__).parent.parent
 SUBMITTERS = 16
@@ -161,7 +161,7 @@ def run(count: int) -> Row:
     directory = Path(tempfile.mkdtemp(prefix="flotilla-bench-"))
     try:
         with ControlPlane.start(directory=directory / "plane", crds=ROOT / "crds", controllers=False) as plane:
-            install(plane, controllers=False)
+            install_operator(plane, controllers=False)
             return asyncio.run(measure(plane, directory, count))
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flotilla.api.crd import PlainDumper
-from flotilla_devcluster import binaries
+from flotilla_devcluster import programs
 
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts/flotilla"
@@ -126,7 +126,7 @@ def _dump(objects: list[Object]) -> str:
 
 def main() -> int:
     """Write all of them."""
-    for path, text in files(binaries.find_helm()).items():
+    for path, text in files(programs.find_helm()).items():
         path.write_text(text)
     return 0
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flotilla_devcluster import binaries
+from flotilla_devcluster import programs
 
 ROOT = Path(__file__).parent.parent
 CHANGELOG = Path("CHANGELOG.md")
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         elif options.command == "notes":
             print(notes((ROOT / CHANGELOG).read_text(), options.version), end="")
         else:
-            for path in build(ROOT, options.output, options.helm or binaries.find_helm()):
+            for path in build(ROOT, options.output, options.helm or programs.find_helm()):
                 print(path)
     except ReleaseError as error:
         sys.stderr.write(f"{error}\n")

@@ -12,7 +12,7 @@ from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, files
 from flotilla.errors import InvalidSpec
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import Cluster
 
 pytestmark = pytest.mark.controlplane
 

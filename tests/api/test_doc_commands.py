@@ -9,7 +9,7 @@ import pytest
 from tests.support.doc_commands import PAGES, QUICK_START, ROOT, Line, blocks, checkout, in_shell, reader
 from tests.support.helm import Helm
 
-from flotilla_devcluster import binaries, crds
+from flotilla_devcluster import apiserver, programs
 from flotilla_devcluster.controlplane import ControlPlane
 
 pytestmark = pytest.mark.controlplane
@@ -33,7 +33,7 @@ def blocks_with(program: str) -> list[list[Line]]:
 
 
 def shell(plane: ControlPlane, folder: Path, helm: Helm) -> Shell:
-    environ = reader(folder, {"kubectl": binaries.find_kubectl(), "helm": helm.program})
+    environ = reader(folder, {"kubectl": programs.find_kubectl(), "helm": helm.program})
     environ |= {"KUBECONFIG": str(plane.kubeconfig), "HOME": str(folder)}
     directory = checkout(folder)
 
@@ -52,7 +52,7 @@ def prepared(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("reader")
     with ControlPlane.start(directory=folder / "plane", crds=ROOT / "crds", controllers=False) as plane:
         foreign = sorted((ROOT / "tests/data/crds").glob("*.json"))
-        crds.apply(plane.api, [json.loads(path.read_text()) for path in foreign])
+        apiserver.apply_crds(plane.api, [json.loads(path.read_text()) for path in foreign])
         run = shell(plane, folder, helm)
         ready = '{"status":{"conditions":[{"type":"Ready","status":"True","reason":"Ready","message":"",'
         ready += '"lastTransitionTime":"2026-01-01T00:00:00Z","observedGeneration":1}]}}'

@@ -10,11 +10,11 @@ from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
 from flotilla.kube.kinds import ROUTING_POLICY
 from flotilla.render.gateway import GatewaySettings, Owner, children
-from flotilla_devcluster import operator
-from flotilla_devcluster.api import Api, NotFound
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.apiserver import Api, NotFound
+from flotilla_devcluster.controlplane import Cluster
 from flotilla_devcluster.kubeconfig import load
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import until
+from flotilla_devcluster.stack import ACCOUNT, NAMESPACE, install_operator
 
 pytestmark = pytest.mark.controlplane
 
@@ -32,8 +32,8 @@ def objects(namespace: str, *, uid: str = "0000-1111") -> dict[str, dict[str, An
 @pytest.fixture
 def operators(controlplane: Cluster) -> Api:
     """The apiserver as the operator's ServiceAccount sees it."""
-    operator.install(controlplane, controllers=False)
-    api = Api(load(controlplane.service_account_kubeconfig(operator.NAMESPACE, operator.ACCOUNT)))
+    install_operator(controlplane, controllers=False)
+    api = Api(load(controlplane.service_account_kubeconfig(NAMESPACE, ACCOUNT)))
 
     def allowed() -> bool:
         try:

@@ -15,8 +15,8 @@ from tests.chart.test_kustomize import kustomized
 from tests.support.helm import Helm, Object
 
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec
-from flotilla_devcluster import crds
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster import apiserver
+from flotilla_devcluster.controlplane import Cluster
 
 pytestmark = pytest.mark.controlplane
 
@@ -40,7 +40,7 @@ FILES = [
 def foreign_kinds(controlplane: Cluster) -> Iterator[None]:
     """Argo CD's, Flux' and the Prometheus operator's."""
     documents = [json.loads(path.read_text()) for path in sorted((ROOT / "tests/data/crds").glob("*.json"))]
-    crds.apply(controlplane.api, documents)
+    apiserver.apply_crds(controlplane.api, documents)
     yield
     for document in documents:
         controlplane.api.request("DELETE", f"{CRDS}/{document['metadata']['name']}")

@@ -8,7 +8,7 @@ from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, crd
 from flotilla.errors import InvalidSpec
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import Cluster
 
 pytestmark = pytest.mark.controlplane
 

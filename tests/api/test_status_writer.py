@@ -11,7 +11,7 @@ from flotilla.kube.client import KubeClient
 from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla.kube.store import Store
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import Cluster
 from flotilla_devcluster.stack import MODEL_DEPLOYMENTS
 
 pytestmark = pytest.mark.controlplane

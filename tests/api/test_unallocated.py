@@ -18,8 +18,8 @@ from flotilla.kube.client import KubeClient
 from flotilla.kube.keys import owner
 from flotilla.kube.kinds import POD
 from flotilla.kube.store import Store
-from flotilla_devcluster import operator
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import Cluster
+from flotilla_devcluster.stack import ACCOUNT, NAMESPACE, install_operator
 
 pytestmark = pytest.mark.controlplane
 H200 = "nvidia-h200"
@@ -52,7 +52,7 @@ async def test_what_strangers_and_we_hold_is_not_free_and_what_ended_is(
     controlplane: Cluster, namespace: str, node_name: str
 ) -> None:
     api = controlplane.api
-    operator.install(controlplane, controllers=False)
+    install_operator(controlplane, controllers=False)
 
     def run(name: str, gpus: int, labels: dict[str, str] | None = None, phase: str = "") -> dict[str, Any]:
         path = f"/api/v1/namespaces/{namespace}/pods"
@@ -66,7 +66,7 @@ async def test_what_strangers_and_we_hold_is_not_free_and_what_ended_is(
     run("done", 4, phase="Succeeded")
     store = Store(owner)
     store.put(POD, run("ours", 1, {LABEL_MANAGED_BY: MANAGER}))
-    access = controlplane.service_account_kubeconfig(operator.NAMESPACE, operator.ACCOUNT)
+    access = controlplane.service_account_kubeconfig(NAMESPACE, ACCOUNT)
     client = await KubeClient.connect(kubeconfig=access, user_agent="test")
     spare = Unallocated(client, store, list(load_accelerators().values()), lambda: NO_SOURCES, interval_s=600)
     try:

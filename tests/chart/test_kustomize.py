@@ -9,7 +9,7 @@ import yaml
 from hack import manifests
 from tests.support.helm import Helm, Object
 
-from flotilla_devcluster import binaries
+from flotilla_devcluster import programs
 
 DESCRIPTIVE = (
     "app.kubernetes.io/instance",
@@ -31,7 +31,7 @@ def comparable(objects: list[Object]) -> dict[tuple[str, str, str], Object]:
 
 def kustomized(folder: Path) -> list[Object]:
     done = subprocess.run(
-        [binaries.find_kubectl(), "kustomize", folder], capture_output=True, text=True, timeout=60, check=False
+        [programs.find_kubectl(), "kustomize", folder], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))

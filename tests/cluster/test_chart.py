@@ -21,11 +21,11 @@ from tests.support.doc_commands import ROOT, own, reader, typed
 from tests.support.helm import Helm
 
 from flotilla.cost.ledger_store import record_name
-from flotilla_devcluster.addresses import local_address
-from flotilla_devcluster.audit import AuditLog, select
+from flotilla_devcluster.apiserver import AuditLog, select
 from flotilla_devcluster.controlplane import ControlPlane
-from flotilla_devcluster.nodeagent import NodeAgent
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.network import local_address
+from flotilla_devcluster.process import until
+from flotilla_devcluster.stack import NodeAgent
 
 pytestmark = pytest.mark.cluster
 

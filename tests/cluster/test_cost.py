@@ -10,11 +10,9 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.cost.ledger_store import record_name
-from flotilla_devcluster.audit import select
-from flotilla_devcluster.demo import load
-from flotilla_devcluster.demo.report import samples, value
-from flotilla_devcluster.operator import NAMESPACE, USER
-from flotilla_devcluster.stack import Stack
+from flotilla_devcluster import traffic
+from flotilla_devcluster.apiserver import select
+from flotilla_devcluster.stack import NAMESPACE, USER, Stack, samples, value
 
 pytestmark = pytest.mark.cluster
 CATALOG = 'source: contract\nasOf: 2020-01-01\ngpus: [{class: nvidia-l4, usd: "%s"}]\n'
@@ -56,8 +54,8 @@ def test_a_killed_operators_successor_goes_on_and_prices_follow_the_catalogue(
     models.wait_ready("kept")
     url = stack.service_url("kept", models.namespace)
     assert url is not None
-    tally = load.Tally()
-    asyncio.run(load.burst([load.Crowd(url, "kept", 2)], until=lambda: tally.requests >= 4, tally=tally))
+    tally = traffic.Tally()
+    asyncio.run(traffic.burst([traffic.Crowd(url, "kept", 2)], until=lambda: tally.requests >= 4, tally=tally))
 
     def counted() -> bool:
         return figures(models, "kept")["deployment_requests_total"] == tally.requests

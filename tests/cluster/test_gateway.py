@@ -12,8 +12,8 @@ from tests.support.hosted import HostedApi
 from tests.support.models import Models
 
 from flotilla.constants import GATEWAY
-from flotilla_devcluster.audit import select
-from flotilla_devcluster.operator import USER
+from flotilla_devcluster.apiserver import select
+from flotilla_devcluster.stack import USER
 
 pytestmark = pytest.mark.cluster
 

@@ -10,8 +10,7 @@ import yaml
 from tests.support.controlplane import Kubectl
 from tests.support.models import Models
 
-from flotilla_devcluster import binaries
-from flotilla_devcluster.demo import load
+from flotilla_devcluster import programs, traffic
 
 pytestmark = pytest.mark.cluster
 
@@ -21,7 +20,7 @@ MANAGER = "argocd-controller"
 
 def test_no_sample_shows_a_diff_after_load(models: Models) -> None:
     """By the server-side dry run that Argo CD compares with, and Flux too."""
-    kubectl = Kubectl(binaries.find_kubectl(), models.stack.plane.kubeconfig)
+    kubectl = Kubectl(programs.find_kubectl(), models.stack.plane.kubeconfig)
     files = [argument for path in SAMPLES for argument in ("-f", str(path))]
     kubectl("apply", "--server-side", f"--field-manager={MANAGER}", *files, namespace=models.namespace)
     wanted = [yaml.safe_load(path.read_text()) for path in SAMPLES]
@@ -30,13 +29,13 @@ def test_no_sample_shows_a_diff_after_load(models: Models) -> None:
             models.wait_ready(obj["metadata"]["name"])
     url = models.stack.service_url("qwen2-5-7b", models.namespace)
     assert url is not None
-    tally, deadline = load.Tally(), time.monotonic() + 30
+    tally, deadline = traffic.Tally(), time.monotonic() + 30
 
     def grown() -> bool:
         replicas = (models.get("Deployment", "qwen2-5-7b") or {})["spec"]["replicas"]
         return replicas > 1 or time.monotonic() > deadline
 
-    asyncio.run(load.burst([load.Crowd(url, "qwen2-5-7b", 24)], until=grown, tally=tally))
+    asyncio.run(traffic.burst([traffic.Crowd(url, "qwen2-5-7b", 24)], until=grown, tally=tally))
     assert (models.get("ModelDeployment", "qwen2-5-7b") or {})["status"]["scaling"]["desiredReplicas"] > 1
     difference = kubectl("diff", "--server-side", f"--field-manager={MANAGER}", *files, namespace=models.namespace)
     assert difference == ""

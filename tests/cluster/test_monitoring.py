@@ -20,8 +20,8 @@ from tests.unit.test_monitoring import BOARDS, filled
 from flotilla.constants import GATEWAY
 from flotilla.reports.monitoring import monitors
 from flotilla.reports.monitoring.rules import plain
-from flotilla_devcluster.demo import load
-from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster import traffic
+from flotilla_devcluster.stack import samples, value
 
 pytestmark = pytest.mark.cluster
 
@@ -121,11 +121,11 @@ def policy(hosted_url: str) -> dict[str, Any]:
     }
 
 
-def asked(models: Models, tally: load.Tally) -> None:
+def asked(models: Models, tally: traffic.Tally) -> None:
     """Requests of every kind that the dashboard of routes tells apart: streamed, escalated, hosted and refused."""
     url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
     client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
-    _, tokens = load.stream(url, "support", lambda _: None)
+    _, tokens = traffic.stream(url, "support", lambda _: None)
     tally.output_tokens += tokens
 
     def ask(task: str, data_class: str) -> str:
@@ -142,7 +142,7 @@ def asked(models: Models, tally: load.Tally) -> None:
         ask("hard", "sovereign")
 
 
-def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int) -> None:
+def busy(watched: Watched, name: str, tally: traffic.Tally, *, until_replicas: int) -> None:
     """Clients of the model and of its route for some seconds, until so many replicas are ready and the operator that
     runs has seen tokens."""
     models = watched.models
@@ -159,8 +159,8 @@ def busy(watched: Watched, name: str, tally: load.Tally, *, until_replicas: int)
             return False
         return (ready >= until_replicas and watched.ask(seen) is not None) or time.monotonic() > latest
 
-    crowds = [load.Crowd(url, name, 6), load.Crowd(routes, "support", 6)]
-    asyncio.run(load.burst(crowds, until=enough, tally=tally))
+    crowds = [traffic.Crowd(url, name, 6), traffic.Crowd(routes, "support", 6)]
+    asyncio.run(traffic.burst(crowds, until=enough, tally=tally))
 
 
 def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
@@ -184,7 +184,7 @@ def test_panels_have_data_and_sums_agree_over_a_restart_and_scaling(
     models.wait_condition("routes", "Ready", "True", kind="RoutingPolicy")
     watched.wait(f'vllm:generation_tokens_total{{{ns}, modeldeployment="seen"}}')
     price = watched.wait(f"sum(flotilla_deployment_cost_usd_per_hour{{{ns}}})")
-    tally = load.Tally()
+    tally = traffic.Tally()
     asked(models, tally)
     busy(watched, "seen", tally, until_replicas=3)
     models.stack.restart_operator(kill=True)
@@ -224,7 +224,7 @@ def _assert_dollars_agree(watched: Watched, ns: str, price: float) -> None:
     assert spent == pytest.approx(lived_s * price / 3600, rel=0.01)
 
 
-def _assert_tokens_agree(watched: Watched, tally: load.Tally, ns: str) -> None:
+def _assert_tokens_agree(watched: Watched, tally: traffic.Tally, ns: str) -> None:
     """What clients were told, what the engines counted and Prometheus added up, and what the ledger has."""
     assert tally.failed == 0
     engines = watched.ask(f"sum(max_over_time(vllm:generation_tokens_total{{{ns}}}[10m]))")

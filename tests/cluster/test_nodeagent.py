@@ -6,7 +6,7 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.errors import Transient
-from flotilla_devcluster.nodeagent.environment import expand
+from flotilla_devcluster.nodeagent.pod import expand
 
 pytestmark = pytest.mark.cluster
 

@@ -9,10 +9,9 @@ from tests.support.models import Models
 
 from flotilla.cost.ledger_store import record_name
 from flotilla.render.rbac import permissions
-from flotilla_devcluster.audit import select
-from flotilla_devcluster.demo import load
-from flotilla_devcluster.demo.report import samples, value
-from flotilla_devcluster.operator import NAMESPACE, USER
+from flotilla_devcluster import traffic
+from flotilla_devcluster.apiserver import select
+from flotilla_devcluster.stack import NAMESPACE, USER, samples, value
 
 pytestmark = pytest.mark.cluster
 
@@ -28,7 +27,7 @@ def test_load_scales_out_and_its_end_scales_in(models: Models, spec: dict[str, A
     models.wait_ready("elastic")
     url = models.stack.service_url("elastic", models.namespace)
     assert url is not None
-    tally, most = load.Tally(), 1
+    tally, most = traffic.Tally(), 1
 
     def enough() -> bool:
         nonlocal most
@@ -36,7 +35,7 @@ def test_load_scales_out_and_its_end_scales_in(models: Models, spec: dict[str, A
         return most == 3 or time.monotonic() > deadline
 
     deadline = time.monotonic() + 60
-    asyncio.run(load.burst([load.Crowd(url, "elastic", 12)], until=enough, tally=tally))
+    asyncio.run(traffic.burst([traffic.Crowd(url, "elastic", 12)], until=enough, tally=tally))
     assert most == 3
     assert tally.failed == 0
     models.wait(

@@ -10,9 +10,9 @@ import yaml
 from tests.support.models import Models
 
 from flotilla.constants import API_VERSION
-from flotilla_devcluster import binaries
-from flotilla_devcluster.audit import select
-from flotilla_devcluster.operator import USER
+from flotilla_devcluster import programs
+from flotilla_devcluster.apiserver import select
+from flotilla_devcluster.stack import USER
 
 pytestmark = pytest.mark.cluster
 
@@ -172,7 +172,7 @@ def test_kubectl_apply_of_the_same_file_twice_changes_no_generation(
 
     def kubectl(*words: str) -> str:
         base = [
-            str(binaries.find_kubectl()),
+            str(programs.find_kubectl()),
             f"--kubeconfig={models.stack.plane.kubeconfig}",
             "-n",
             models.namespace,

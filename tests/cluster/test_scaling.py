@@ -16,8 +16,8 @@ from tests.support.models import Models
 from flotilla.constants import GATEWAY, LABEL_MODEL
 from flotilla.errors import FlotillaError
 from flotilla.kube.observed import DELETION_COST
-from flotilla_devcluster.addresses import local_address
-from flotilla_devcluster.demo import load
+from flotilla_devcluster import traffic
+from flotilla_devcluster.network import local_address
 
 pytestmark = pytest.mark.cluster
 
@@ -47,12 +47,12 @@ def staying(models: Models, name: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def crowd(models: Models, name: str, clients: int) -> Iterator[load.Tally]:
+def crowd(models: Models, name: str, clients: int) -> Iterator[traffic.Tally]:
     """So many clients that each have a request under way, until the end of the block."""
     url = models.stack.service_url(name, models.namespace)
     assert url is not None
-    tally, over = load.Tally(), threading.Event()
-    burst = load.burst([load.Crowd(url, name, clients)], until=over.is_set, tally=tally)
+    tally, over = traffic.Tally(), threading.Event()
+    burst = traffic.burst([traffic.Crowd(url, name, clients)], until=over.is_set, tally=tally)
     thread = threading.Thread(target=lambda: asyncio.run(burst))
     thread.start()
     try:

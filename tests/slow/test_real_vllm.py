@@ -15,8 +15,7 @@ from tests.support.models import Models
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.planning.resolve import load_catalog, resolve
-from flotilla_devcluster.demo.report import samples, value
-from flotilla_devcluster.stack import Stack
+from flotilla_devcluster.stack import Stack, samples, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

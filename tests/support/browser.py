@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from flotilla_devcluster import debian
+from flotilla_devcluster import programs
 
 _START_S = 30.0
 
@@ -100,7 +100,7 @@ async def browser(*, width: int = 1280, height: int = 900) -> AsyncIterator[Page
     """A fresh browser with one tab."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
-            debian.find("chromium"),
+            programs.find_debian("chromium"),
             "--headless",
             # Chromium's sandbox refuses root, whom CI runs as; the pages are our own.
             "--no-sandbox",

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from flotilla.errors import FlotillaError
-from flotilla_devcluster import binaries, cluster
-from flotilla_devcluster.cluster import Cluster
-from flotilla_devcluster.controlplane import ControlPlane
+from flotilla_devcluster import kubeconfig, programs
+from flotilla_devcluster.controlplane import Cluster, ControlPlane
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 _CLUSTERS = {"controlplane", "stack", "site"}
@@ -68,12 +67,12 @@ def _provide(config: pytest.Config, names: Set[str]) -> None:
     assert reporter is not None
     try:
         with capture.global_and_fixture_disabled():
-            if cluster.existing() is None and names & _CLUSTERS:
-                binaries.find()
+            if kubeconfig.existing() is None and names & _CLUSTERS:
+                programs.find_control_plane()
             if "helm" in names:
-                binaries.find_helm()
+                programs.find_helm()
             if "kubectl" in names:
-                binaries.find_kubectl()
+                programs.find_kubectl()
     except FlotillaError as error:
         # The fixtures meet the same error and fail the tests that need them; the others can still run.
         reporter.write_line(str(error), red=True)
@@ -86,7 +85,7 @@ def controlplane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     Shared by all tests: take the `namespace` fixture and leave cluster-wide objects as they are.
     """
     directory = tmp_path_factory.mktemp("controlplane")
-    if (path := cluster.existing(os.environ)) is not None:
+    if (path := kubeconfig.existing(os.environ)) is not None:
         existing = Cluster(path, directory=directory)
         existing.apply_crds(CRDS)
         yield existing
@@ -112,4 +111,4 @@ def namespace(controlplane: Cluster, request: pytest.FixtureRequest) -> Iterator
 @pytest.fixture(scope="session")
 def kubectl(controlplane: Cluster) -> Kubectl:
     """kubectl as the administrator: `kubectl("get", "pods", namespace=...)` returns its output."""
-    return Kubectl(binaries.find_kubectl(), controlplane.kubeconfig)
+    return Kubectl(programs.find_kubectl(), controlplane.kubeconfig)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.controlplane import Cluster
 
 METRIC = "flotilla-queue-depth"
 _GROUP = "external.metrics.k8s.io"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hack import manifests
 
-from flotilla_devcluster import binaries
+from flotilla_devcluster import programs
 
 Object = dict[str, Any]
 
@@ -40,4 +40,4 @@ class Helm:
 @pytest.fixture(scope="session")
 def helm() -> Helm:
     """Without a cluster."""
-    return Helm(binaries.find_helm())
+    return Helm(programs.find_helm())

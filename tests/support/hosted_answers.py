@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from flotilla_devcluster.certs import Authority
+from flotilla_devcluster.pki import Authority
 from tests.support.hosted import HostedApi, Received, Reply, Stream, Whole
 
 DONE = b"data: [DONE]\n\n"

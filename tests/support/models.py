@@ -6,9 +6,8 @@ from typing import Any
 
 from flotilla.constants import API_VERSION
 from flotilla.errors import FlotillaError
-from flotilla_devcluster.demo.report import samples, value
-from flotilla_devcluster.stack import Stack
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import until
+from flotilla_devcluster.stack import Stack, samples, value
 
 PATHS = {
     "ModelDeployment": "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/modeldeployments",

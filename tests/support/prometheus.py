@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from flotilla.errors import Transient
-from flotilla_devcluster import debian, ports
-from flotilla_devcluster.process import Process
-from flotilla_devcluster.wait import until
+from flotilla_devcluster import programs
+from flotilla_devcluster.network import reserve
+from flotilla_devcluster.process import Process, until
 
 _START_S = 60.0
 
@@ -127,9 +127,9 @@ def running_prometheus(
         ],
     }
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-    (port,) = ports.reserve(1)
+    (port,) = reserve(1)
     argv = [
-        str(debian.find("prometheus")),
+        str(programs.find_debian("prometheus")),
         f"--config.file={directory / 'prometheus.yml'}",
         f"--storage.tsdb.path={data}",
         f"--web.listen-address=127.0.0.1:{port}",
@@ -140,7 +140,7 @@ def running_prometheus(
     if web_config is not None:
         (directory / "web.yml").write_text(yaml.safe_dump(dict(web_config)))
         argv.append(f"--web.config.file={directory / 'web.yml'}")
-    process = Process.start("prometheus", argv, log=directory / "prometheus.log", env=debian.environment())
+    process = Process.start("prometheus", argv, log=directory / "prometheus.log", env=programs.debian_environment())
     running = Prometheus(f"http://127.0.0.1:{port}", process)
     try:
         if web_config is None:
@@ -163,8 +163,16 @@ def _import(history: str, directory: Path, data: Path) -> None:
     file = directory / "history.txt"
     file.write_text(history.rstrip("\n") + "\n# EOF\n")
     subprocess.run(
-        [debian.find("promtool"), "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(file), str(data)],
-        env=debian.environment(),
+        [
+            programs.find_debian("promtool"),
+            "tsdb",
+            "create-blocks-from",
+            "openmetrics",
+            "--quiet",
+            str(file),
+            str(data),
+        ],
+        env=programs.debian_environment(),
         check=True,
         capture_output=True,
         text=True,

@@ -9,9 +9,8 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from flotilla_devcluster import debian
-from flotilla_devcluster.process import Process
-from flotilla_devcluster.wait import until
+from flotilla_devcluster import programs
+from flotilla_devcluster.process import Process, until
 
 _START_S = 30
 
@@ -28,8 +27,8 @@ class RedisServer:
         """Start, with what is on disk, and wait until it answers."""
         keep = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
         place = ("--dir", str(self._directory), "--unixsocket", str(self._directory / "redis.sock"), "--port", "0")
-        argv = [str(debian.find("redis-server")), *keep, *place]
-        process = Process.start("redis-server", argv, log=self._directory / "log", env=debian.environment())
+        argv = [str(programs.find_debian("redis-server")), *keep, *place]
+        process = Process.start("redis-server", argv, log=self._directory / "log", env=programs.debian_environment())
         self._process = process
 
         def answers() -> bool:

@@ -16,7 +16,7 @@ from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.lease import Lease
 from flotilla.kube.protocol import FieldConflict, failure, watch_event
 from flotilla.kube.store import Store
-from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.stack import samples, value
 
 
 class Remembering:

@@ -12,7 +12,7 @@ from flotilla.cost.gpu_prices import CostBasis, Rate
 from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, Weights
 from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation, dump_account, load_account
 from flotilla.cost.metrics import DeploymentView, FleetCollector
-from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.stack import samples, value
 
 D = Decimal
 Found = dict[str, list[tuple[dict[str, str], Decimal]]]

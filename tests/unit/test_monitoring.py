@@ -24,7 +24,7 @@ from flotilla.gateway.app import Gateway, Settings
 from flotilla.reports.monitoring import dashboards, monitors
 from flotilla.reports.monitoring.panels import Dashboard, Panel
 from flotilla.reports.monitoring.rules import RUNBOOKS, Alert, Recording
-from flotilla_devcluster import debian
+from flotilla_devcluster import programs
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = sorted((ROOT / "tests/promtool").glob("*.yaml"))
@@ -48,8 +48,8 @@ def filled(expr: str) -> str:
 def promtool(*arguments: object) -> str:
     """What it said, when it found nothing wrong."""
     done = subprocess.run(
-        [debian.find("promtool"), *map(str, arguments)],
-        env=debian.environment(),
+        [programs.find_debian("promtool"), *map(str, arguments)],
+        env=programs.debian_environment(),
         capture_output=True,
         text=True,
         timeout=120,

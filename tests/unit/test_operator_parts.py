@@ -20,7 +20,7 @@ from flotilla.config import OperatorConfig
 from flotilla.console.metrics import Metrics
 from flotilla.console.server import start_server
 from flotilla.logs import JsonFormatter, redact
-from flotilla_devcluster.demo.report import samples, value
+from flotilla_devcluster.stack import samples, value
 
 D = Decimal
 

@@ -20,7 +20,7 @@ from flotilla.errors import Forbidden, Incomplete, InvalidSpec, Transient
 from flotilla.prometheus.client import Point, PrometheusClient, quoted, selector
 from flotilla.scaling.engine_client import Aged, PodSeries, PrometheusEngines, engine_query
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError
-from flotilla_devcluster.certs import Authority
+from flotilla_devcluster.pki import Authority
 
 VLLM = load_profiles()["vllm"].metrics.names
 ODD = "a\"b\\c'd\n{e}|f.*$"

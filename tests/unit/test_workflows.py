@@ -16,11 +16,11 @@ import yaml
 from hack import release
 
 from flotilla.constants import IMAGE
-from flotilla_devcluster import binaries
+from flotilla_devcluster import programs
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
-ACTIONLINT = binaries.Bundle(
+ACTIONLINT = programs.Bundle(
     name="actionlint",
     version="v1.7.12",
     module="actionlint",
@@ -49,7 +49,7 @@ def commands(path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def actionlint() -> Path:
-    return binaries.ensure(ACTIONLINT, environ=os.environ)["actionlint"]
+    return programs.ensure(ACTIONLINT, environ=os.environ)["actionlint"]
 
 
 def lint(actionlint: Path, *paths: Path) -> subprocess.CompletedProcess[str]:

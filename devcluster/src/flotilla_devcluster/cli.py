@@ -13,7 +13,7 @@ from flotilla import __version__
 from flotilla.errors import FlotillaError, InvalidSpec
 
 if TYPE_CHECKING:
-    from flotilla_devcluster.registry import NamedCluster
+    from flotilla_devcluster.named_cluster import NamedCluster
 
 app = typer.Typer(
     help="A real Kubernetes control plane as processes of yours, for development and tests.",
@@ -43,7 +43,7 @@ def up(
 ) -> None:
     """Start a cluster, run it until Ctrl-C, remove it. The first start builds the programs (minutes)."""
     with _reported():
-        from flotilla_devcluster import binaries, supervise
+        from flotilla_devcluster import named_cluster, programs
 
         if operator and not controllers:
             raise InvalidSpec("--operator needs the controllers: leave --no-controllers out.", field="--operator")
@@ -51,14 +51,14 @@ def up(
         if detach and cluster.supervisor() is not None:
             typer.echo(f"The cluster {name!r} runs already: {cluster.kubeconfig}")
             return
-        binaries.find(controllers=controllers)
+        programs.find_control_plane(controllers=controllers)
         folder = crds or (_CHECKOUT_CRDS if any(_CHECKOUT_CRDS.glob("*.yaml")) else None)
         if detach:
             arguments = ["--name", name, "--controllers" if controllers else "--no-controllers"]
             arguments += ["--operator"] if operator else []
-            supervise.background(cluster, arguments + (["--crds", str(folder)] if folder else []))
+            named_cluster.background(cluster, arguments + (["--crds", str(folder)] if folder else []))
             typer.echo(f"The cluster {name!r} is ready: export KUBECONFIG={cluster.kubeconfig}")
-            _tell_operator(cluster.state())
+            _print_operator_urls(cluster.state())
             return
         began = time.monotonic()
 
@@ -66,12 +66,12 @@ def up(
             seconds = time.monotonic() - began
             typer.echo(f"The cluster {name!r} is ready after {seconds:.1f} s. Ctrl-C removes it.")
             typer.echo(f"export KUBECONFIG={state['kubeconfig']}")
-            _tell_operator(state)
+            _print_operator_urls(state)
 
-        supervise.foreground(cluster, crds=folder, controllers=controllers, operator=operator, ready=ready)
+        named_cluster.foreground(cluster, crds=folder, controllers=controllers, operator=operator, ready=ready)
 
 
-def _tell_operator(state: Mapping[str, Any]) -> None:
+def _print_operator_urls(state: Mapping[str, Any]) -> None:
     if url := state.get("operator"):
         typer.echo(f"The operator: {url}/metrics, and {url}/console/ for a look at the fleet.")
 
@@ -91,13 +91,13 @@ def status(name: Name = _DEFAULT) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        from flotilla_devcluster import supervise
+        from flotilla_devcluster import named_cluster
 
         cluster = _named(name)
         table = Table("component", "pid", "port", "version", "health", box=None)
         all_healthy = True
         for component, process in cluster.state()["processes"].items():
-            healthy = supervise.healthy(cluster, process["health"])
+            healthy = named_cluster.healthy(cluster, process["health"])
             all_healthy = all_healthy and healthy
             port = process["health"].rpartition("/")[0].rpartition(":")[2]
             version = _version(process["program"]) if "program" in process else __version__
@@ -119,7 +119,7 @@ def kubeconfig(
 
 
 def _named(name: str) -> "NamedCluster":
-    from flotilla_devcluster.registry import NamedCluster
+    from flotilla_devcluster.named_cluster import NamedCluster
 
     return NamedCluster(name)
 

@@ -1,4 +1,9 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of the user."""
+"""A Kubernetes control plane, as the tools and tests use it.
+
+`Cluster` is an apiserver that another program runs, reached through a kubeconfig. `ControlPlane` is a cluster whose
+etcd, kube-apiserver, kube-controller-manager and kube-scheduler are processes of the user; it can sign certificates,
+and kill, pause and restart its apiserver.
+"""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -6,21 +11,97 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from flotilla.errors import InvalidSpec
-from flotilla_devcluster import binaries, egress, flags
-from flotilla_devcluster import crds as custom_resources
-from flotilla_devcluster.api import Api
-from flotilla_devcluster.cluster import Cluster
-from flotilla_devcluster.flags import Ports, Tuning
+from flotilla.errors import InvalidSpec, NotReady
+from flotilla_devcluster import components, kubeconfig
+from flotilla_devcluster.apiserver import Api, apply_crds, read_crds
+from flotilla_devcluster.components import Ports, Tuning
 from flotilla_devcluster.kubeconfig import Access
+from flotilla_devcluster.network import egress_proxy, reserve
 from flotilla_devcluster.pki import ADMIN_GROUP, Pki
-from flotilla_devcluster.ports import reserve
-from flotilla_devcluster.process import Process
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import Process, until
+from flotilla_devcluster.programs import find_control_plane
 
 ETCD, APISERVER = "etcd", "kube-apiserver"
 CONTROLLER_MANAGER, SCHEDULER = "kube-controller-manager", "kube-scheduler"
 START_TIMEOUT_S = 60.0
+_TOKEN_SECONDS = 24 * 3600
+
+
+class Cluster:
+    """An apiserver that somebody runs, reached as the administrator of a kubeconfig."""
+
+    def __init__(self, path: Path, *, directory: Path) -> None:
+        """`directory` receives the kubeconfigs of other users."""
+        self.kubeconfig = path
+        self.directory = directory
+        self.access = kubeconfig.load(path)
+        self.api = Api(self.access)
+
+    @property
+    def url(self) -> str:
+        return self.access.server
+
+    @property
+    def audit_log(self) -> Path:
+        """The apiserver's audit log, for `audit.AuditLog`."""
+        raise self._foreign("The audit log")
+
+    def client_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig with a client certificate of any user, such as `system:node:NAME`."""
+        raise self._foreign("Signing a certificate")
+
+    def restart_apiserver(self, *, timeout_s: float = 60.0) -> None:
+        """Kill the apiserver as a crash would, start it again on the same port, wait until it is ready."""
+        raise self._foreign("Restarting the apiserver")
+
+    def pause_apiserver(self) -> None:
+        """Freeze the apiserver: connections stay open and requests hang until `resume_apiserver`."""
+        raise self._foreign("Pausing the apiserver")
+
+    def resume_apiserver(self) -> None:
+        """Undo `pause_apiserver`."""
+        raise self._foreign("Resuming the apiserver")
+
+    def _foreign(self, what: str) -> NotReady:
+        return NotReady(f"{what} needs a control plane that Flotilla started: unset USE_EXISTING_CLUSTER.")
+
+    def apply_crds(self, directory: Path) -> None:
+        """Apply the folder's CRDs and wait until they are served."""
+        apply_crds(self.api, read_crds(directory))
+
+    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+        """A kubeconfig with a 24-hour token of a ServiceAccount, and with no rights but what RBAC grants it.
+
+        Through the TokenRequest API; raises `api.NotFound` when the ServiceAccount does not exist.
+        """
+        answer = self.api.request(
+            "POST",
+            f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
+            {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"expirationSeconds": _TOKEN_SECONDS},
+            },
+        )
+        access = Access(
+            self.url,
+            authority=self.access.authority,
+            token=answer["status"]["token"],
+            insecure=self.access.insecure,
+        )
+        path = self.directory / "kubeconfigs" / f"{namespace}.{name}"
+        return kubeconfig.write(path, access, name=f"{namespace}.{name}", namespace=namespace)
+
+    def create_namespace(self, name: str, *, controllers: bool = True, timeout_s: float = 20.0) -> None:
+        """Create a namespace and, where controllers run, wait for the ServiceAccount that its pods need."""
+        self.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        if controllers:
+            path = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+            until(lambda: self.api.get(path), what=f"the ServiceAccount {name}/default", timeout_s=timeout_s)
+
+    def delete_namespace(self, name: str) -> None:
+        """Start the deletion; the namespace controller finishes it."""
+        self.api.request("DELETE", f"/api/v1/namespaces/{name}")
 
 
 class ControlPlane(Cluster):
@@ -67,13 +148,13 @@ class ControlPlane(Cluster):
         behind.
         """
         _claim(directory)
-        programs = programs or binaries.find(controllers=controllers)
+        programs = programs or find_control_plane(controllers=controllers)
         ports = Ports(*reserve(5))
-        etcd_argv = flags.etcd(programs[ETCD], data=directory / "etcd", ports=ports)
+        etcd_argv = components.etcd(programs[ETCD], data=directory / "etcd", ports=ports)
         etcd = Process.start(ETCD, etcd_argv, log=directory / "logs" / "etcd.log")
         try:
             # etcd elects itself for about a second: time enough for the certificates.
-            pki = Pki.create(directory / "pki", service_ip=flags.SERVICE_IP)
+            pki = Pki.create(directory / "pki", service_ip=components.SERVICE_IP)
             plane = cls(
                 directory=directory,
                 pki=pki,
@@ -147,14 +228,14 @@ class ControlPlane(Cluster):
         self.stop()
 
     def _bring_up(self, crds: Path | None, timeout_s: float) -> None:
-        documents = custom_resources.read(crds) if crds is not None else []
-        socket = self._closing.enter_context(egress.serving())
-        (self.directory / "egress.yaml").write_text(flags.egress_text(socket))
+        documents = read_crds(crds) if crds is not None else []
+        socket = self._closing.enter_context(egress_proxy())
+        (self.directory / "egress.yaml").write_text(components.egress_text(socket))
         self._start_apiserver()
         if documents:
             # It serves a second before it is ready (its own roles come last), which is enough for the CRDs.
             self._wait_healthy(self.api, "/livez/ping", APISERVER, timeout_s)
-            custom_resources.apply(self.api, documents, timeout_s=timeout_s)
+            apply_crds(self.api, documents, timeout_s=timeout_s)
         self._wait_apiserver(timeout_s)
         if self.controllers:
             self._start_scheduler()
@@ -163,10 +244,10 @@ class ControlPlane(Cluster):
 
     def _start_apiserver(self) -> None:
         policy = self.directory / "audit-policy.yaml"
-        policy.write_text(flags.audit_policy_text())
+        policy.write_text(components.audit_policy_text())
         self.run(
             APISERVER,
-            flags.apiserver(
+            components.apiserver(
                 self._programs[APISERVER],
                 pki=self._pki.directory,
                 ports=self.ports,
@@ -183,11 +264,11 @@ class ControlPlane(Cluster):
         port = self.ports.scheduler
         self.run(
             SCHEDULER,
-            flags.scheduler(self._programs[SCHEDULER], pki=self._pki.directory, port=port, kubeconfig=path),
+            components.scheduler(self._programs[SCHEDULER], pki=self._pki.directory, port=port, kubeconfig=path),
         )
 
     def _start_controller_manager(self) -> None:
-        argv = flags.controller_manager(
+        argv = components.controller_manager(
             self._programs[CONTROLLER_MANAGER],
             pki=self._pki.directory,
             port=self.ports.controller_manager,

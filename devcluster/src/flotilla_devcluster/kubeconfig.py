@@ -1,14 +1,18 @@
-"""Reading and writing kubeconfig files, self-contained: certificates inside, no paths."""
+"""Kubeconfig files: read, written self-contained (certificates inside, no paths), and found.
+
+`existing` is the kubeconfig of USE_EXISTING_CLUSTER, with which the tests run on a cluster that is there already.
+"""
 
 import base64
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flotilla.errors import InvalidSpec
-from flotilla_devcluster import certs
+from flotilla.errors import InvalidSpec, NotReady
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def render(access: Access, *, name: str, namespace: str = "default") -> str:
 
 def write(path: Path, access: Access, *, name: str, namespace: str = "default") -> Path:
     """Write the kubeconfig, readable by its owner only."""
-    return certs.write(path, render(access, name=name, namespace=namespace).encode())
+    return write_private(path, render(access, name=name, namespace=namespace).encode())
 
 
 def load(path: Path) -> Access:
@@ -80,6 +84,34 @@ def load(path: Path) -> Access:
         token=user.get("token", "") or _token_file(user, base),
         insecure=bool(cluster.get("insecure-skip-tls-verify", False)),
     )
+
+
+def write_private(path: Path, data: bytes) -> Path:
+    """Write a file that only its owner can read, from its first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+    return path
+
+
+def existing(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The kubeconfig of a cluster that is there, when USE_EXISTING_CLUSTER (envtest's name) asks for it.
+
+    Raises InvalidSpec when it is asked for and no kubeconfig is found.
+    """
+    wanted = environ.get("USE_EXISTING_CLUSTER", "").strip().lower()
+    if wanted in {"", "0", "false", "no"}:
+        return None
+    if wanted not in {"1", "true", "yes"}:
+        raise InvalidSpec(f"USE_EXISTING_CLUSTER is {wanted!r}. Set it to true or false.", field="USE_EXISTING_CLUSTER")
+    names = [name for name in environ.get("KUBECONFIG", "").split(os.pathsep) if name]
+    path = Path(names[0]) if names else Path(environ.get("HOME", "~")).expanduser() / ".kube" / "config"
+    if not path.is_file():
+        raise NotReady(
+            f"USE_EXISTING_CLUSTER is set, but the kubeconfig {path} does not exist. Set KUBECONFIG to the"
+            " file of the cluster."
+        )
+    return path
 
 
 def _named(document: dict[str, Any], section: str, name: str, path: Path) -> dict[str, Any]:

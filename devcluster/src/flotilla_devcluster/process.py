@@ -1,15 +1,17 @@
-"""Child processes with a log file, a clean end, and no life after their parent's."""
+"""Child processes with a log file, an orderly end and no life after their parent's; and waiting for conditions."""
 
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-from flotilla.errors import NotReady
+from flotilla.errors import NotReady, Transient
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 # PR_SET_PDEATHSIG fires when the *thread* that forked ends (prctl(2)), so every child is forked by one thread
@@ -127,3 +129,31 @@ def tail(log: Path, lines: int) -> str:
     except FileNotFoundError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
+
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE_S = 0.25
+
+
+def until(probe: Callable[[], T | None], *, what: str, timeout_s: float, interval_s: float = 0.05) -> T:
+    """The first truthy value of `probe`; a Transient that it raises counts as "not yet".
+
+    It is asked every `interval_s` seconds at first, then after a tenth of what was waited so far, four times a
+    second at last: the answers cost a small cluster more than the wait does. `what` completes the sentence "Gave up
+    waiting for ...". Raises NotReady after `timeout_s` seconds.
+    """
+    start = time.monotonic()
+    deadline = start + timeout_s
+    while True:
+        reason = ""
+        try:
+            value = probe()
+        except Transient as error:
+            value, reason = None, f" The last answer: {error}"
+        if value:
+            return value
+        now = time.monotonic()
+        if now >= deadline:
+            raise NotReady(f"Gave up waiting for {what} after {timeout_s:g} s.{reason}")
+        time.sleep(max(interval_s, min((now - start) / 10, _LONGEST_PAUSE_S)))

@@ -14,10 +14,11 @@ import pytest
 from tests.support import toys
 from tests.support.doc_commands import blocks, reader
 
-from flotilla_devcluster import binaries, wait
-from flotilla_devcluster.api import Api
+from flotilla_devcluster import programs
+from flotilla_devcluster.apiserver import Api
 from flotilla_devcluster.kubeconfig import load
-from flotilla_devcluster.registry import NamedCluster
+from flotilla_devcluster.named_cluster import NamedCluster
+from flotilla_devcluster.process import until
 
 pytestmark = pytest.mark.controlplane
 
@@ -110,7 +111,7 @@ def test_interrupt_ends_the_cluster_cleanly(doomed: Running) -> None:
 def test_killed_supervisor_leaves_no_process(doomed: Running) -> None:
     doomed.process.kill()
     doomed.process.wait(5)
-    wait.until(lambda: not alive(doomed.pids), what="the children to die", timeout_s=3)
+    until(lambda: not alive(doomed.pids), what="the children to die", timeout_s=3)
     asked = run(doomed.environ, "status", "--name", "mine")
     assert asked.returncode == 1
     assert "does not run" in asked.stderr
@@ -156,9 +157,9 @@ def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
     home = {name: value for name, value in os.environ.items() if name not in ("KUBECONFIG", "XDG_STATE_HOME")}
     environ = {
         **home,
-        **reader(tmp_path, {"kubectl": binaries.find_kubectl()}),
+        **reader(tmp_path, {"kubectl": programs.find_kubectl()}),
         "HOME": str(tmp_path),
-        "XDG_CACHE_HOME": str(binaries.cache_directory().parents[1]),
+        "XDG_CACHE_HOME": str(programs.cache_directory().parents[1]),
         "COLUMNS": "200",
     }
     cluster = NamedCluster("default", environ=environ)

@@ -9,11 +9,11 @@ import pytest
 from tests.support import toys
 
 from flotilla.errors import InvalidSpec, NotReady, Transient
-from flotilla_devcluster import binaries
-from flotilla_devcluster.api import Api
+from flotilla_devcluster import programs
+from flotilla_devcluster.apiserver import Api
+from flotilla_devcluster.components import Tuning
 from flotilla_devcluster.controlplane import APISERVER, ControlPlane
-from flotilla_devcluster.flags import Tuning
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import until
 
 pytestmark = pytest.mark.controlplane
 
@@ -102,9 +102,9 @@ def test_component_that_dies_at_the_start_is_told_and_nothing_is_left(tmp_path: 
     broken = tmp_path / "kube-apiserver"
     broken.write_text("#!/bin/sh\necho unknown flag >&2\nexit 1\n")
     broken.chmod(0o755)
-    programs = {**binaries.find(), APISERVER: broken}
+    found = {**programs.find_control_plane(), APISERVER: broken}
     with pytest.raises(NotReady, match=r"(?s)kube-apiserver ended with exit status 1.*unknown flag"):
-        ControlPlane.start(directory=tmp_path / "plane", programs=programs)
+        ControlPlane.start(directory=tmp_path / "plane", programs=found)
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path / "plane") in " ".join(p.info["cmdline"] or [])]
     assert left == []
 

@@ -9,11 +9,10 @@ from tests.support.controlplane import Kubectl
 from flotilla.errors import Ending, Forbidden
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import CONFIG_MAP
-from flotilla_devcluster.api import Api, NotFound
-from flotilla_devcluster.audit import AuditLog, select
-from flotilla_devcluster.cluster import Cluster
+from flotilla_devcluster.apiserver import Api, AuditLog, NotFound, select
+from flotilla_devcluster.controlplane import Cluster
 from flotilla_devcluster.kubeconfig import load
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import until
 
 pytestmark = pytest.mark.controlplane
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flotilla.errors import NotReady
-from flotilla_devcluster import binaries
-from flotilla_devcluster.binaries import ETCD, KUBECTL, KUBERNETES, Bundle
+from flotilla_devcluster import programs
+from flotilla_devcluster.programs import ETCD, KUBECTL, KUBERNETES, Bundle
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TRIO = ["kube-apiserver", "kube-controller-manager", "kube-scheduler"]
@@ -56,7 +56,9 @@ def test_assets_folder_goes_before_the_cache(environ: dict[str, str], tmp_path: 
     assets = tmp_path / "assets"
     for name in ["etcd", *TRIO]:
         program(assets / name, "any version")
-    found = binaries.find(environ={**environ, "KUBEBUILDER_ASSETS": str(assets)}, builder=Builder(environ))
+    found = programs.find_control_plane(
+        environ={**environ, "KUBEBUILDER_ASSETS": str(assets)}, builder=Builder(environ)
+    )
     assert found == {name: assets / name for name in ["etcd", *TRIO]}
 
 
@@ -67,22 +69,22 @@ def test_incomplete_assets_folder_is_an_error_that_names_what_it_lacks(environ: 
     program(assets / "kube-apiserver")
     environ["KUBEBUILDER_ASSETS"] = str(assets)
     with pytest.raises(NotReady, match="lacks kube-controller-manager, kube-scheduler"):
-        binaries.find(environ=environ)
-    assert set(binaries.find(controllers=False, environ=environ)) == {"etcd", "kube-apiserver"}
+        programs.find_control_plane(environ=environ)
+    assert set(programs.find_control_plane(controllers=False, environ=environ)) == {"etcd", "kube-apiserver"}
 
 
 def test_complete_cache_is_used_without_building(environ: dict[str, str]) -> None:
     fill(ETCD, environ)
     directory = fill(KUBERNETES, environ)
     builder = Builder(environ)
-    found = binaries.find(environ=environ, builder=builder)
+    found = programs.find_control_plane(environ=environ, builder=builder)
     assert builder.asked == {}
     assert [found[name] for name in TRIO] == [directory / name for name in TRIO]
 
 
 def test_empty_cache_builds_everything(environ: dict[str, str]) -> None:
     builder = Builder(environ)
-    binaries.find(environ=environ, builder=builder)
+    programs.find_control_plane(environ=environ, builder=builder)
     assert builder.asked == {"etcd": ["etcd"], "kubernetes": TRIO}
 
 
@@ -102,17 +104,17 @@ def test_only_the_unusable_program_is_built_again(environ: dict[str, str], break
     assert callable(break_it)
     break_it(directory / "kube-scheduler")
     builder = Builder(environ)
-    binaries.find(environ=environ, builder=builder)
+    programs.find_control_plane(environ=environ, builder=builder)
     assert builder.asked == {"kubernetes": ["kube-scheduler"]}
 
 
 def test_program_that_changed_after_its_check_is_checked_again(environ: dict[str, str]) -> None:
     fill(ETCD, environ)
     directory = fill(KUBERNETES, environ)
-    binaries.find(environ=environ, builder=Builder(environ))
+    programs.find_control_plane(environ=environ, builder=Builder(environ))
     program(directory / "kube-apiserver", "Kubernetes v0.0.0-master+$Format:%H$")
     builder = Builder(environ)
-    binaries.find(environ=environ, builder=builder)
+    programs.find_control_plane(environ=environ, builder=builder)
     assert builder.asked == {"kubernetes": ["kube-apiserver"]}
 
 
@@ -121,33 +123,33 @@ def test_each_program_is_run_for_its_version_only_once(environ: dict[str, str], 
     fill(ETCD, environ, calls=calls)
     fill(KUBERNETES, environ, calls=calls)
     for _ in range(3):
-        binaries.find(environ=environ, builder=Builder(environ))
+        programs.find_control_plane(environ=environ, builder=Builder(environ))
     assert len(calls.read_text().splitlines()) == 4
 
 
 def test_new_version_does_not_use_the_folder_of_the_old_one(environ: dict[str, str]) -> None:
     fill(ETCD, environ)
     builder = Builder(environ)
-    binaries.ensure(replace(ETCD, version="v3.7.0"), environ=environ, builder=builder)
+    programs.ensure(replace(ETCD, version="v3.7.0"), environ=environ, builder=builder)
     assert builder.asked == {"etcd": ["etcd"]}
 
 
 def test_cache_defaults_to_the_home_folder() -> None:
-    assert binaries.cache_directory({"HOME": "/home/me"}) == Path("/home/me/.cache/flotilla/bin")
+    assert programs.cache_directory({"HOME": "/home/me"}) == Path("/home/me/.cache/flotilla/bin")
 
 
 def test_kubectl_of_the_path_goes_first(environ: dict[str, str], tmp_path: Path) -> None:
     fill(KUBECTL, environ)
     mine = program(tmp_path / "bin" / "kubectl")
     environ["PATH"] = str(tmp_path / "bin")
-    assert binaries.find_kubectl(environ=environ, builder=Builder(environ)) == mine
+    assert programs.find_kubectl(environ=environ, builder=Builder(environ)) == mine
 
 
 def test_kubectl_is_built_only_when_asked_for(environ: dict[str, str]) -> None:
     builder = Builder(environ)
-    binaries.find(environ=environ, builder=builder)
+    programs.find_control_plane(environ=environ, builder=builder)
     assert "kubectl" not in builder.asked["kubernetes"]
-    found = binaries.find_kubectl(environ=environ, builder=builder)
+    found = programs.find_kubectl(environ=environ, builder=builder)
     assert builder.asked["kubernetes"] == ["kubectl"]
     assert os.access(found, os.X_OK)
 
@@ -155,8 +157,8 @@ def test_kubectl_is_built_only_when_asked_for(environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("module", "requirement"),
     [
-        ("controlplane", f"k8s.io/kubernetes {binaries.KUBERNETES_VERSION}"),
-        ("etcd", f"go.etcd.io/etcd/server/v3 {binaries.ETCD_VERSION}"),
+        ("controlplane", f"k8s.io/kubernetes {programs.KUBERNETES_VERSION}"),
+        ("etcd", f"go.etcd.io/etcd/server/v3 {programs.ETCD_VERSION}"),
     ],
 )
 def test_go_modules_build_the_versions_that_the_cache_is_named_after(module: str, requirement: str) -> None:
@@ -167,6 +169,6 @@ def test_staging_modules_follow_the_version_of_kubernetes() -> None:
     """k8s.io/kubernetes requires its 33 staging modules at v0.0.0, so go.mod must say which is meant."""
     lines = (REPOSITORY / "hack" / "controlplane" / "go.mod").read_text().splitlines()
     replaced = [line.split("=>")[1].split() for line in lines if "=>" in line]
-    wanted = "v0" + binaries.KUBERNETES_VERSION.removeprefix("v1")
+    wanted = "v0" + programs.KUBERNETES_VERSION.removeprefix("v1")
     assert len(replaced) == 33
     assert {version for _, version in replaced} == {wanted}

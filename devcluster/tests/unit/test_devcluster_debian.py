@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flotilla.errors import NotReady
-from flotilla_devcluster import debian
+from flotilla_devcluster import programs
 
 
 def _script(path: Path, body: str) -> None:
@@ -18,7 +18,7 @@ def _script(path: Path, body: str) -> None:
 def test_a_program_of_the_path_is_taken_as_it_is(tmp_path: Path) -> None:
     _script(tmp_path / "promtool", "true")
 
-    assert debian.find("promtool", environ={"PATH": str(tmp_path)}) == tmp_path / "promtool"
+    assert programs.find_debian("promtool", environ={"PATH": str(tmp_path)}) == tmp_path / "promtool"
 
 
 def test_an_unpacked_program_is_found_again_without_a_download(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_an_unpacked_program_is_found_again_without_a_download(tmp_path: Path) -
     program.parent.mkdir(parents=True)
     _script(program, "true")
 
-    assert debian.find("promtool", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)}) == program
+    assert programs.find_debian("promtool", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)}) == program
 
 
 def test_without_apt_the_error_names_the_program_and_the_remedy(
@@ -35,7 +35,7 @@ def test_without_apt_the_error_names_the_program_and_the_remedy(
     monkeypatch.setenv("PATH", "/nowhere")
 
     with pytest.raises(NotReady, match="Install prometheus so that it is on the PATH"):
-        debian.find("prometheus", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)})
+        programs.find_debian("prometheus", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)})
 
 
 def test_old_package_lists_are_updated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_old_package_lists_are_updated_once(tmp_path: Path, monkeypatch: pytest.
     _script(tools / "dpkg-deb", 'mkdir -p "$3/usr/bin"; touch "$3/usr/bin/prometheus"')
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
 
-    found = debian.find("prometheus", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)})
+    found = programs.find_debian("prometheus", environ={"PATH": "/nowhere", "XDG_CACHE_HOME": str(tmp_path)})
 
     assert found.exists()
     assert calls.read_text().split() == ["download", "update", "download"]
@@ -58,7 +58,11 @@ def test_old_package_lists_are_updated_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_prometheus_runs() -> None:
     done = subprocess.run(
-        [debian.find("prometheus"), "--version"], env=debian.environment(), capture_output=True, text=True, check=True
+        [programs.find_debian("prometheus"), "--version"],
+        env=programs.debian_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert "prometheus, version" in done.stdout + done.stderr

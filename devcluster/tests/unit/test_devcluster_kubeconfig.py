@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flotilla.errors import InvalidSpec, NotReady
-from flotilla_devcluster import cluster, kubeconfig
+from flotilla_devcluster import kubeconfig
 from flotilla_devcluster.kubeconfig import Access
 
 CERTIFICATE = Access("https://127.0.0.1:6443", authority=b"CA", certificate=b"CERT", key=b"KEY")
@@ -60,21 +60,21 @@ def test_certificates_are_inside_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["", "0", "false", "No"])
 def test_own_cluster_unless_an_existing_one_is_asked_for(value: str) -> None:
-    assert cluster.existing({"USE_EXISTING_CLUSTER": value, "KUBECONFIG": "/nonexistent"}) is None
+    assert kubeconfig.existing({"USE_EXISTING_CLUSTER": value, "KUBECONFIG": "/nonexistent"}) is None
 
 
 def test_existing_cluster_is_the_first_of_kubeconfig(tmp_path: Path) -> None:
     first = tmp_path / "first"
     first.touch()
     environ = {"USE_EXISTING_CLUSTER": "TRUE", "KUBECONFIG": f"{first}:/elsewhere"}
-    assert cluster.existing(environ) == first
+    assert kubeconfig.existing(environ) == first
 
 
 def test_existing_cluster_without_a_kubeconfig_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="Set KUBECONFIG"):
-        cluster.existing({"USE_EXISTING_CLUSTER": "true", "HOME": str(tmp_path)})
+        kubeconfig.existing({"USE_EXISTING_CLUSTER": "true", "HOME": str(tmp_path)})
 
 
 def test_unclear_wish_for_an_existing_cluster_is_an_error() -> None:
     with pytest.raises(InvalidSpec, match="'maybe'"):
-        cluster.existing({"USE_EXISTING_CLUSTER": "maybe"})
+        kubeconfig.existing({"USE_EXISTING_CLUSTER": "maybe"})

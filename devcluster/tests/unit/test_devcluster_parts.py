@@ -15,12 +15,12 @@ import psutil
 import pytest
 
 from flotilla.errors import Conflict, InvalidSpec, NotReady, Transient
-from flotilla_devcluster import flags, wait
-from flotilla_devcluster.audit import AuditLog, select
+from flotilla_devcluster import components
+from flotilla_devcluster.apiserver import AuditLog, select
+from flotilla_devcluster.named_cluster import NamedCluster
+from flotilla_devcluster.network import reserve
 from flotilla_devcluster.pki import Pki
-from flotilla_devcluster.ports import reserve
-from flotilla_devcluster.process import Process
-from flotilla_devcluster.registry import NamedCluster
+from flotilla_devcluster.process import Process, until
 
 
 def gone(pid: int, within_s: float = 3.0) -> bool:
@@ -38,12 +38,12 @@ def gone(pid: int, within_s: float = 3.0) -> bool:
 
 def test_certificates_satisfy_a_strict_client(tmp_path: Path) -> None:
     """VERIFY_X509_STRICT is the default from Python 3.13 on, and asks for the key identifiers."""
-    pki = Pki.create(tmp_path, service_ip=flags.SERVICE_IP)
+    pki = Pki.create(tmp_path, service_ip=components.SERVICE_IP)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(pki.path("apiserver.crt"), pki.path("apiserver.key"))
     client = ssl.create_default_context(cafile=pki.path("ca.crt"))
     client.verify_flags |= ssl.VERIFY_X509_STRICT
-    for name in ("localhost", "127.0.0.1", flags.SERVICE_IP, "kubernetes.default.svc"):
+    for name in ("localhost", "127.0.0.1", components.SERVICE_IP, "kubernetes.default.svc"):
         assert handshake(client, server, name)
 
 
@@ -63,7 +63,7 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> bool
 
 
 def test_private_keys_are_for_their_owner_only(tmp_path: Path) -> None:
-    Pki.create(tmp_path, service_ip=flags.SERVICE_IP)
+    Pki.create(tmp_path, service_ip=components.SERVICE_IP)
     keys = list(tmp_path.glob("*.key"))
     assert len(keys) >= 6
     assert {path.stat().st_mode & 0o777 for path in keys} == {0o600}
@@ -120,7 +120,7 @@ def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     process = Process.start("stubborn", ["sh", "-c", "trap '' TERM; echo up; sleep 60"], log=tmp_path / "log")
-    wait.until(lambda: process.log_tail() == "up", what="the shell", timeout_s=5)
+    until(lambda: process.log_tail() == "up", what="the shell", timeout_s=5)
     process.stop(grace_s=0.2)
     assert process.exit_code == -signal.SIGKILL
 
@@ -149,7 +149,7 @@ def test_waiting_ends_with_the_last_answer() -> None:
         raise Transient("connection refused")
 
     with pytest.raises(NotReady, match=r"waiting for the moon after 0\.1 s.*connection refused"):
-        wait.until(probe, what="the moon", timeout_s=0.1)
+        until(probe, what="the moon", timeout_s=0.1)
 
 
 def event(**changes: object) -> str:
@@ -190,17 +190,17 @@ def test_audit_event_without_a_resource_is_read(tmp_path: Path) -> None:
 
 
 def test_apiserver_without_controllers_admits_pods_without_service_accounts(tmp_path: Path) -> None:
-    ports = flags.Ports(1, 2, 3, 4, 5)
+    ports = components.Ports(1, 2, 3, 4, 5)
 
     def argv(*, controllers: bool) -> list[str]:
-        return flags.apiserver(
+        return components.apiserver(
             tmp_path / "kube-apiserver",
             pki=tmp_path,
             ports=ports,
             audit_policy=tmp_path,
             audit_log=tmp_path,
             egress=tmp_path,
-            tuning=flags.Tuning(),
+            tuning=components.Tuning(),
             controllers=controllers,
         )
 

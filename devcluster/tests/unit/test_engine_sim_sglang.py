@@ -21,7 +21,7 @@ from tests.support.engine_sim import FAST, Running, eventually
 from flotilla_devcluster.engine import sglang, sglang_arguments, sglang_config
 from flotilla_devcluster.engine.flag_tables import listed, rows
 from flotilla_devcluster.engine.settings import Refused
-from flotilla_devcluster.nodeagent import images
+from flotilla_devcluster.nodeagent.container import simulated_engine
 
 COMMAND = ["python3", "-m", "sglang.launch_server"]
 CHAT = {"messages": [{"role": "user", "content": "What is a lighthouse for?"}]}
@@ -145,7 +145,7 @@ def test_it_fails_at_load_where_only_its_parser_was_content(
     ],
 )
 def test_images_are_played_by_their_engine(image: str, engine: str | None) -> None:
-    played = images.engine(image, ADDRESS, [*COMMAND, "--model-path", "m"])
+    played = simulated_engine(image, ADDRESS, [*COMMAND, "--model-path", "m"])
     assert played == (None if engine is None else [engine, ADDRESS, "--", *COMMAND, "--model-path", "m"])
 
 

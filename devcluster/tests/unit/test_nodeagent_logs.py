@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flotilla.errors import InvalidSpec, NotReady
-from flotilla_devcluster.nodeagent import containerlogs
-from flotilla_devcluster.nodeagent.containerlogs import ContainerLogs, LogQuery
+from flotilla_devcluster.nodeagent import kubelet_api
+from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs, LogQuery
 
 
 def read(logs: ContainerLogs, query: LogQuery) -> list[str]:
@@ -26,7 +26,7 @@ def write(path: Path, text: str) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr("flotilla_devcluster.nodeagent.containerlogs.time.time", lambda: now[0])
+    monkeypatch.setattr("flotilla_devcluster.nodeagent.kubelet_api.time.time", lambda: now[0])
     return now
 
 
@@ -75,7 +75,7 @@ def test_half_a_line_is_shown_when_nothing_more_can_come(tmp_path: Path) -> None
 
 
 def test_following_ends_with_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containerlogs, "_POLL_S", 0)
+    monkeypatch.setattr(kubelet_api, "_POLL_S", 0)
     logs = ContainerLogs(tmp_path)
     path = logs.start(0)
     write(path, "a\nb\n")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flotilla_devcluster.nodeagent.networks import PodNetworks
+from flotilla_devcluster.network import PodNetworks
 
 
 def test_two_agents_get_different_networks_and_a_released_one_is_free_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flotilla.errors import FlotillaError, NotReady, Transient
 from flotilla.kube.kinds import CONFIG_MAP, SECRET, Kind
-from flotilla_devcluster.nodeagent.images import real_program
+from flotilla_devcluster.nodeagent.container import real_program
 from flotilla_devcluster.nodeagent.volumes import Volumes
 
 

@@ -1,4 +1,4 @@
-"""All simulated nodes of one process."""
+"""All simulated nodes of one process: their registration, their heartbeats and the pods that are bound to them."""
 
 import asyncio
 import logging
@@ -12,17 +12,13 @@ import aiohttp
 from flotilla.errors import Conflict, FlotillaError
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import CONFIG_MAP, LEASE, NODE, POD, SECRET, Kind
-from flotilla_devcluster.addresses import POD_NETWORK, local_address
 from flotilla_devcluster.kubeconfig import Access
-from flotilla_devcluster.nodeagent.clock import rfc3339, rfc3339_micro
-from flotilla_devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla_devcluster.network import POD_NETWORK, PodNetworks, local_address
 from flotilla_devcluster.nodeagent.engines import Engines
-from flotilla_devcluster.nodeagent.follow import follow
-from flotilla_devcluster.nodeagent.kubelet import KubeletApi
-from flotilla_devcluster.nodeagent.networks import PodNetworks
-from flotilla_devcluster.nodeagent.nodes import AgentConfig, NodeConfig
+from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs, KubeletApi
+from flotilla_devcluster.nodeagent.nodes import AgentConfig, NodeConfig, rfc3339, rfc3339_micro
 from flotilla_devcluster.nodeagent.pod import PodWorker, finished
-from flotilla_devcluster.nodeagent.serviceproxy import ServiceProxy
+from flotilla_devcluster.nodeagent.serviceproxy import ServiceProxy, follow
 
 log = logging.getLogger(__name__)
 

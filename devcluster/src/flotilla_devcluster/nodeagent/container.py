@@ -1,8 +1,9 @@
-"""One container: its process, its probes, and the state that its pod's status shows."""
+"""One container of a simulated pod: its local program, its probes, its restarts, and the status that it reports."""
 
 import asyncio
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,70 @@ from typing import Any, NoReturn
 
 import aiohttp
 
-from flotilla_devcluster.nodeagent import images, probes
-from flotilla_devcluster.nodeagent.clock import rfc3339
-from flotilla_devcluster.nodeagent.containerlogs import ContainerLogs
+from flotilla_devcluster.network import POD_ADDRESS_MAP
 from flotilla_devcluster.nodeagent.engines import Engine, Engines
-from flotilla_devcluster.nodeagent.mounts import Mounts
+from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs
+from flotilla_devcluster.nodeagent.nodes import rfc3339
+from flotilla_devcluster.nodeagent.volumes import Mounts
 from flotilla_devcluster.process import Process
+
+_ENGINES = (
+    ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
+    ("tgi", re.compile(r"(^|/)text-generation-inference(:|@|$)")),
+    # has no entrypoint: the container's command names the program, and the simulated engine insists on it
+    ("sglang", re.compile(r"(^|/)sglang(:|@|$)")),
+    # the tags full and light are other programs
+    ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
+)
+_OWN = re.compile(r"(^|/)flotilla(:|@|$)")
+
+
+def real_program(image: str, arguments: list[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own."""
+    given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
+    own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"])
+    return given or ([sys.executable, "-m", "flotilla"] if own else None)
+
+
+def network_environment(address: str) -> dict[str, str]:
+    """What tells our own programs of the pod network: all pods share the machine's, so each has its address there."""
+    return {"FLOTILLA_LISTEN_HOST": address, "FLOTILLA_POD_ADDRESS_MAP": POD_ADDRESS_MAP}
+
+
+def simulated_engine(image: str, address: str, arguments: list[str]) -> list[str] | None:
+    """What `python -m flotilla_devcluster.engine` is asked for a container, None when the image is no engine's.
+
+    `arguments` are the container's, as its image's entrypoint would get them.
+    """
+    for name, pattern in _ENGINES:
+        if pattern.search(image):
+            return [name, address, "--", *arguments]
+    return None
+
+
+async def succeeds(
+    session: aiohttp.ClientSession, probe: Mapping[str, Any], address: str, ports: Mapping[str, int]
+) -> bool:
+    """One attempt. httpGet and tcpSocket are real; exec cannot be, there is no container to run it in: it succeeds."""
+    timeout_s = float(probe.get("timeoutSeconds") or 1)
+    try:
+        async with asyncio.timeout(timeout_s):
+            if get := probe.get("httpGet"):
+                url = f"http://{address}:{port_number(get['port'], ports)}{get.get('path') or '/'}"
+                async with session.get(url, allow_redirects=False) as answer:
+                    return 200 <= answer.status < 400
+            if tcp := probe.get("tcpSocket"):
+                _, writer = await asyncio.open_connection(address, port_number(tcp["port"], ports))
+                writer.close()
+            return True
+    except (TimeoutError, OSError, aiohttp.ClientError):
+        return False
+
+
+def port_number(port: int | str, ports: Mapping[str, int]) -> int:
+    """A port by number or by the container's name for it."""
+    return port if isinstance(port, int) else ports.get(port, 0)
+
 
 _POLL_S = 0.05
 _ANYWHERE = re.compile(r"^0\.0\.0\.0(?=:|$)")
@@ -130,20 +189,18 @@ class Container:
         if sleep := hook.get("sleep"):
             await asyncio.sleep(min(float(sleep["seconds"]), grace_s))
         elif get := hook.get("httpGet"):
-            await probes.succeeds(
-                self._session, {"httpGet": get, "timeoutSeconds": grace_s}, self._address, self._ports
-            )
+            await succeeds(self._session, {"httpGet": get, "timeoutSeconds": grace_s}, self._address, self._ports)
 
     async def _once(self, environment: Mapping[str, str], simulate: str) -> tuple[int, str]:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
-        command, engine = None, images.engine(self.spec["image"], self._address, arguments)
-        if (real := images.real_program(self.spec["image"], arguments, self._programs)) is not None:
+        command, engine = None, simulated_engine(self.spec["image"], self._address, arguments)
+        if (real := real_program(self.spec["image"], arguments, self._programs)) is not None:
             self._mounts.make()
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
             command = [*real, *map(self._mounts.local, heard)]
             local = {name: self._mounts.local(value) for name, value in environment.items()}
-            environment = {**images.network(self._address), **local}
+            environment = {**network_environment(self._address), **local}
         log = self.logs.start(self._restarts)
         self._state = {"running": {"startedAt": self._since}}
         self._changed()
@@ -189,7 +246,7 @@ class Container:
     async def _until_success(self, probe: Mapping[str, Any]) -> bool:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         for _ in range(int(probe.get("failureThreshold") or 3)):
-            if await probes.succeeds(self._session, probe, self._address, self._ports):
+            if await succeeds(self._session, probe, self._address, self._ports):
                 return True
             await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         return False
@@ -202,7 +259,7 @@ class Container:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         good = bad = 0
         while True:
-            if await probes.succeeds(self._session, probe, self._address, self._ports):
+            if await succeeds(self._session, probe, self._address, self._ports):
                 good, bad = good + 1, 0
             else:
                 good, bad = 0, bad + 1
@@ -219,7 +276,7 @@ class Container:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         bad = 0
         while bad < int(probe.get("failureThreshold") or 3):
-            good = await probes.succeeds(self._session, probe, self._address, self._ports)
+            good = await succeeds(self._session, probe, self._address, self._ports)
             bad = 0 if good else bad + 1
             await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         process.terminate()

@@ -1,11 +1,12 @@
-"""The simulated nodes, and what the agent runs on them."""
+"""The simulated nodes, what the agent runs on them, and time as Kubernetes writes it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flotilla_devcluster.addresses import local_address
+from flotilla_devcluster.network import local_address
 
 KUBELET_PORT = 10250
 
@@ -127,3 +128,13 @@ class AgentConfig(_Data):
         """As the agent's process reads it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.model_dump_json())
+
+
+def rfc3339() -> str:
+    """Now, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rfc3339_micro() -> str:
+    """Now, to the microsecond, for Leases."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

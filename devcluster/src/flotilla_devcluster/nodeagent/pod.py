@@ -1,8 +1,15 @@
-"""One pod on a simulated node, from its binding to its end."""
+"""One pod on a simulated node, from its binding to its end.
+
+Its containers get the environment that the kubelet would give them, and its ServiceAccount as a kubeconfig: a process
+of this machine has no /var/run/secrets of its own.
+"""
 
 import asyncio
+import base64
 import logging
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +17,102 @@ import aiohttp
 
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import POD
-from flotilla_devcluster.addresses import local_address
+from flotilla.kube.kinds import POD, SECRET, Kind
+from flotilla_devcluster import kubeconfig
 from flotilla_devcluster.kubeconfig import Access
-from flotilla_devcluster.nodeagent.account import login
-from flotilla_devcluster.nodeagent.clock import rfc3339
+from flotilla_devcluster.network import local_address
 from flotilla_devcluster.nodeagent.container import Container
-from flotilla_devcluster.nodeagent.containerlogs import ContainerLogs
 from flotilla_devcluster.nodeagent.engines import Engines
-from flotilla_devcluster.nodeagent.environment import environment
-from flotilla_devcluster.nodeagent.mounts import Mounts
-from flotilla_devcluster.nodeagent.nodes import AgentConfig
-from flotilla_devcluster.nodeagent.volumes import Volumes
+from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs
+from flotilla_devcluster.nodeagent.nodes import AgentConfig, rfc3339
+from flotilla_devcluster.nodeagent.volumes import Mounts, Volumes
+
+_SECONDS = 24 * 3600
+
+
+async def login(client: KubeClient, access: Access, pod: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """KUBECONFIG for a pod that says automountServiceAccountToken, or has an account of its own and does not say no."""
+    spec = pod["spec"]
+    namespace, name = pod["metadata"]["namespace"], spec.get("serviceAccountName") or "default"
+    if not spec.get("automountServiceAccountToken", name != "default"):
+        return {}
+    tokens = Kind("", "v1", f"serviceaccounts/{name}/token", "TokenRequest")
+    request = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "metadata": {"namespace": namespace},
+        "spec": {"expirationSeconds": _SECONDS},
+    }
+    answer = await client.create(tokens, request)
+    mine = replace(access, certificate=b"", key=b"", token=answer["status"]["token"])
+    path = kubeconfig.write(folder / "kubeconfig", mine, name=name, namespace=namespace)
+    return {"KUBECONFIG": str(path)}
+
+
+_CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+_REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
+
+
+async def environment(
+    client: KubeClient, pod: Mapping[str, Any], container: Mapping[str, Any], address: str
+) -> dict[str, str]:
+    """All variables by name; raises NotReady with the kubelet's words when a Secret or ConfigMap is missing."""
+    values: dict[str, str] = {}
+    for source in container.get("envFrom") or ():
+        values |= await _all_of(client, pod, source)
+    for variable in container.get("env") or ():
+        source = variable.get("valueFrom")
+        if source is None:
+            values[variable["name"]] = expand(variable.get("value", ""), values)
+        else:
+            value = await _resolve(client, pod, source, address)
+            if value is not None:
+                values[variable["name"]] = value
+    return values
+
+
+def expand(text: str, values: Mapping[str, str]) -> str:
+    """Replace $(NAME) of known names; $$ escapes."""
+    return _REFERENCE.sub(
+        lambda match: "$" if match.group(0) == "$$" else values.get(match.group(1), match.group(0)), text
+    )
+
+
+async def _all_of(client: KubeClient, pod: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, str]:
+    """Every key of a Secret, as variables."""
+    reference = source.get("secretRef") or {}
+    obj = await client.get(SECRET, reference.get("name", ""), namespace=pod["metadata"]["namespace"])
+    if obj is None:
+        raise NotReady(f'secret "{reference.get("name", "")}" not found')
+    return {name: base64.b64decode(value).decode() for name, value in (obj.get("data") or {}).items()}
+
+
+async def _resolve(client: KubeClient, pod: Mapping[str, Any], source: Mapping[str, Any], address: str) -> str | None:
+    meta = pod["metadata"]
+    if field := source.get("fieldRef"):
+        known = {
+            "metadata.name": meta["name"],
+            "metadata.namespace": meta["namespace"],
+            "metadata.uid": meta["uid"],
+            "spec.nodeName": pod["spec"]["nodeName"],
+            "status.podIP": address,
+        }
+        return str(known.get(field["fieldPath"], ""))
+    for name, kind, what in (("secretKeyRef", SECRET, "secret"), ("configMapKeyRef", _CONFIG_MAP, "configmap")):
+        if reference := source.get(name):
+            obj = await client.get(kind, reference["name"], namespace=meta["namespace"])
+            value = None if obj is None else (obj.get("data") or {}).get(reference["key"])
+            if value is not None:
+                return base64.b64decode(value).decode() if kind is SECRET else str(value)
+            if reference.get("optional"):
+                return None
+            if obj is None:
+                raise NotReady(f'{what} "{reference["name"]}" not found')
+            raise NotReady(
+                f"couldn't find key {reference['key']} in {kind.kind} {meta['namespace']}/{reference['name']}"
+            )
+    return None
+
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,8 @@
-"""Run with `make demo` or `python -m flotilla_devcluster.demo [--keep]`."""
+"""The demo: `make demo` or `python -m flotilla_devcluster.demo [--keep]`.
+
+Three models on simulated GPU nodes: they start, answer an OpenAI client, scale under load and shrink again, and a table
+shows what they cost beside the hosted API.
+"""
 
 import argparse
 import asyncio
@@ -6,28 +10,30 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from flotilla.errors import FlotillaError
-from flotilla_devcluster import binaries
-from flotilla_devcluster.demo import load, report
+from flotilla_devcluster import traffic
 from flotilla_devcluster.nodeagent.nodes import AgentConfig
-from flotilla_devcluster.stack import SIMULATION, Stack
-from flotilla_devcluster.wait import until
+from flotilla_devcluster.process import until
+from flotilla_devcluster.programs import KUBERNETES_VERSION, find_control_plane
+from flotilla_devcluster.stack import SIMULATION, Samples, Stack, samples, value
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "manifests" / "samples"
 BURST_MODEL = "qwen2-5-7b"
 SCALE_DOWN_DELAY_S = 5
-"""The samples wait minutes before they shrink, and do it by and by; nobody watches a demo for so long."""
+"""The samples wait minutes before they shrink, and do it in steps; a demo is too short for that."""
 CONCURRENCY, BACKGROUND = 40, 4
 BURST_S = 14.0
 
@@ -50,7 +56,7 @@ class Steps:
         return time.monotonic() - self._started
 
 
-def samples() -> list[dict[str, Any]]:
+def sample_models() -> list[dict[str, Any]]:
     """The three ModelDeployments of manifests/samples, that scale in fast."""
     found = [yaml.safe_load(path.read_text()) for path in sorted(SAMPLES.glob("*.yaml"))]
     models = [manifest for manifest in found if manifest["kind"] == "ModelDeployment"]
@@ -61,7 +67,7 @@ def samples() -> list[dict[str, Any]]:
 
 
 def fleet(models: list[dict[str, Any]]) -> Table:
-    """The fleet as `kubectl get mdep` shows it, by the conditions' own words."""
+    """The fleet as `kubectl get mdep` shows it, with the reason of each Ready condition."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2))
     for name in ("MODEL", "ENGINE", "QUANTIZATION", "ACCELERATOR", "READY", "STATE"):
         grid.add_column(name, no_wrap=True)
@@ -100,19 +106,19 @@ def ready(models: list[dict[str, Any]]) -> bool:
     )
 
 
-def burst(stack: Stack, crowds: Sequence[load.Crowd], peaks: dict[str, int]) -> load.Tally:
+def burst(stack: Stack, crowds: Sequence[traffic.Crowd], peaks: dict[str, int]) -> traffic.Tally:
     """Let the crowds send for a while; remember the most ready replicas of each model that were seen."""
-    tally, deadline = load.Tally(), time.monotonic() + BURST_S
+    tally, deadline = traffic.Tally(), time.monotonic() + BURST_S
     with Live(console=console, refresh_per_second=4, transient=not console.is_terminal) as live:
 
         async def run() -> None:
-            traffic = asyncio.create_task(load.burst(crowds, until=lambda: time.monotonic() > deadline, tally=tally))
-            while not traffic.done():
+            sending = asyncio.create_task(traffic.burst(crowds, until=lambda: time.monotonic() > deadline, tally=tally))
+            while not sending.done():
                 models = await asyncio.to_thread(stack.models)
                 note_peaks(models, peaks)
                 live.update(fleet(models))
-                await asyncio.wait({traffic}, timeout=0.5)
-            await traffic
+                await asyncio.wait({sending}, timeout=0.5)
+            await sending
 
         asyncio.run(run())
     return tally
@@ -125,12 +131,12 @@ def note_peaks(models: list[dict[str, Any]], peaks: dict[str, int]) -> None:
         peaks[name] = max(peaks.get(name, 0), model.get("status", {}).get("readyReplicas", 0))
 
 
-def crowd(stack: Stack, manifest: dict[str, Any]) -> load.Crowd:
+def crowd(stack: Stack, manifest: dict[str, Any]) -> traffic.Crowd:
     """The clients of a model: many for the one that is to scale, a few for the others."""
     name = _name(manifest)
     url = until(lambda: stack.service_url(name), what=f"the Service {name}", timeout_s=10)
     served = manifest["spec"]["model"].get("servedName", name)
-    return load.Crowd(url, served, CONCURRENCY if name == BURST_MODEL else BACKGROUND)
+    return traffic.Crowd(url, served, CONCURRENCY if name == BURST_MODEL else BACKGROUND)
 
 
 def _name(manifest: dict[str, Any]) -> str:
@@ -145,7 +151,7 @@ def replicas(models: list[dict[str, Any]], name: str) -> int:
 def show(stack: Stack, steps: Steps) -> None:
     """The demo itself, on a running stack."""
     peaks: dict[str, int] = {}
-    manifests = samples()
+    manifests = sample_models()
     for manifest in manifests:
         stack.apply_model(manifest)
     steps.say(f"Applied {len(manifests)} ModelDeployments from manifests/samples.")
@@ -155,7 +161,7 @@ def show(stack: Stack, steps: Steps) -> None:
     first = next(c for c, manifest in zip(crowds, manifests, strict=True) if _name(manifest) == BURST_MODEL)
     steps.say(f"All models serve. An OpenAI client streams from [bold]{first.model}[/] at {first.url}:")
     console.print("         ", end="")
-    first_s, tokens = load.stream(first.url, first.model, lambda text: console.print(text, end="", style="cyan"))
+    first_s, tokens = traffic.stream(first.url, first.model, lambda text: console.print(text, end="", style="cyan"))
     console.print()
     steps.say(f"{tokens} tokens, the first after {1000 * first_s:.0f} ms. Now {CONCURRENCY} clients at once:")
     tally = burst(stack, crowds, peaks)
@@ -175,7 +181,7 @@ def show(stack: Stack, steps: Steps) -> None:
         what=f"{BURST_MODEL} to shrink to 1",
     )
     console.print()
-    console.print(report.table(stack.models(), report.samples(stack.operator.metrics()), peaks))
+    console.print(cost_table(stack.models(), samples(stack.operator.metrics()), peaks))
     console.print(
         "[dim]Hosted prices are those of the model in spec.cost.compareWith for the same tokens; GPU prices are list\n"
         "prices with a date (status.cost). The engines are simulated: tokens and latencies show the mechanics, not a\n"
@@ -203,7 +209,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background it would be ignored
-    binaries.find()
+    find_control_plane()
     steps = Steps()
     with tempfile.TemporaryDirectory(prefix="flotilla-demo-") as directory:
         try:
@@ -216,7 +222,7 @@ def main() -> int:
                 )
             with stack:
                 steps.say(
-                    f"Kubernetes {binaries.KUBERNETES_VERSION} is up with 3 nodes; the operator was ready "
+                    f"Kubernetes {KUBERNETES_VERSION} is up with 3 nodes; the operator was ready "
                     f"{stack.operator.ready_s:.1f} s after its start."
                 )
                 show(stack, steps)
@@ -229,6 +235,58 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
     return 0
+
+
+def cost_table(models: Iterable[Mapping[str, Any]], metrics: Samples, peaks: Mapping[str, int]) -> Table:
+    """One row per ModelDeployment, in the order given."""
+    grid = Table(title="What the fleet costs, against the hosted API", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("model", "engine", "quanti-\nzation", "GPUs"):
+        grid.add_column(name, no_wrap=name == "model", min_width=16 if name == "model" else None)
+    for name in ("replicas\n(peak)", "tokens", "$/h", "$/1M\ntokens", "hosted\n$/1M", "savings"):
+        grid.add_column(name, justify="right")
+    for model in models:
+        grid.add_row(*_row(model, metrics, peaks))
+    return grid
+
+
+def _row(model: Mapping[str, Any], metrics: Samples, peaks: Mapping[str, int]) -> list[str]:
+    name, status = model["metadata"]["name"], model["status"]
+    labels = {"modeldeployment": name, "namespace": model["metadata"]["namespace"]}
+    tokens = value(metrics, "flotilla_deployment_tokens_total", **labels)
+    rate = value(metrics, "flotilla_deployment_cost_usd_per_hour", **labels)
+    hour = {"window": "1h", **labels}
+    blended = {"token_type": "blended", **hour}
+    unit = value(metrics, "flotilla_deployment_cost_usd_per_million_tokens", **blended)
+    comparators = status.get("cost", {}).get("comparators") or [{}]
+    comparator = f"{comparators[0].get('provider')}/{comparators[0].get('model')}"
+    ratio = value(metrics, "flotilla_cost_ratio", comparator=comparator, **hour)
+    savings = value(metrics, "flotilla_savings_usd", comparator=comparator, **hour)
+    hosted = unit * ratio if unit is not None and ratio is not None else None
+    accelerator, engine = status["accelerator"], status["engine"]
+    return [
+        name,
+        f"{engine['name']}\n{engine['version']}",
+        status["quantization"]["method"],
+        f"{accelerator['count']} x {accelerator['class']}",
+        f"{status.get('replicas', 0)} ({peaks.get(name, 0)})",
+        "-" if tokens is None else f"{tokens:,.0f}",
+        _dollars(rate, 2),
+        _dollars(unit, 3),
+        "-" if hosted is None else f"{_dollars(hosted, 3)}\n{comparators[0].get('model')}",
+        _savings(savings, ratio),
+    ]
+
+
+def _dollars(amount: Decimal | None, places: int) -> str:
+    return "-" if amount is None else f"{amount:,.{places}f}"
+
+
+def _savings(savings: Decimal | None, ratio: Decimal | None) -> str:
+    if savings is None or not ratio:
+        return "-"
+    share = 100 * (1 - 1 / ratio)
+    colour = "green" if savings >= 0 else "red"
+    return f"[{colour}]{savings:+.4f} $\n({share:+,.0f} %)[/]"
 
 
 if __name__ == "__main__":

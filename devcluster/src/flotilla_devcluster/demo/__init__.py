@@ -1,1 +1,0 @@
-"""`make demo`: the whole product in one command, on simulated GPUs."""
