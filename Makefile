@@ -65,6 +65,7 @@ bench: sync ## Benchmarks: the operator on the real control plane, the gateway b
 	$(RUN) python benchmarks/reaction.py
 	$(RUN) python benchmarks/cost_metrics.py
 	$(RUN) python -m benchmarks.gateway
+	$(RUN) python -m benchmarks.speed
 
 .PHONY: clean
 clean: ## Remove caches of this folder (not the control plane's programs).

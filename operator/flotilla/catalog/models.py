@@ -38,8 +38,21 @@ class Architecture:
     """Width of one row of a latent KV cache (MLA: kv_lora_rank + qk_rope_head_dim); 0 without."""
     context_length: int = 0
     """The most tokens that the model was made for; 0 where nobody says."""
+    experts: int = 0
+    """Routed experts of a layer; 0 for a model without."""
+    experts_per_token: int = 0
+    """How many of them one token goes through."""
+    expert_parameters: int = 0
+    """Of all routed experts of all layers; 0 with experts: how many layers have them is not known."""
     kv_known: bool = True
     """False where layers keep a state of another kind or shape, so that no formula tells the size of the cache."""
+
+    @property
+    def active_parameters(self) -> int:
+        """What one token is multiplied with: everything but the routed experts that it does not go through."""
+        if not self.experts:
+            return self.parameters
+        return self.parameters - self.expert_parameters * (self.experts - self.experts_per_token) // self.experts
 
     def tensor_parallel(self, gpus: int) -> bool:
         """Whether the heads can be split evenly over so many GPUs (KV heads may be replicated instead)."""
@@ -64,8 +77,11 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None = None) -> 
     if recurrent and (kept := text.get("full_attention_layers")) is not None:
         full, sliding = int(kept), 0
     vocab = _number(text, "vocab_size")
+    experts, used, one_expert = _experts(text, hidden)
+    routed = (layers - _dense_layers(text, layers)) * experts * one_expert
+    total = parameters if parameters is not None else count_parameters(text)
     return Architecture(
-        parameters=parameters if parameters is not None else count_parameters(text),
+        parameters=total,
         embedding_parameters=vocab * hidden * (1 if text.get("tie_word_embeddings", True) else 2),
         hidden_size=hidden,
         intermediate_size=int(text.get("intermediate_size") or text.get("moe_intermediate_size") or 4 * hidden),
@@ -78,6 +94,10 @@ def from_config(config: Mapping[str, Any], *, parameters: int | None = None) -> 
         sliding_window=window,
         latent_width=latent,
         context_length=int(text.get("max_position_embeddings") or 0),
+        experts=experts,
+        experts_per_token=used,
+        # Where only some layers have experts, by a pattern of the family's own, the product is too large: unknown.
+        expert_parameters=routed if routed < total else 0,
         kv_known=not recurrent
         and not any(text.get(key) for key in _IRREGULAR_KEYS)
         and text.get("model_type") not in _ENCODERS,
@@ -149,16 +169,29 @@ def _feed_forward(config: Mapping[str, Any], hidden: int) -> tuple[int, int]:
     matrices = 2 if config.get("model_type") in _TWO_MATRIX_MLPS else 3
     inner = int(config.get("intermediate_size") or 0)
     dense = matrices * hidden * inner
-    experts = next(
-        (int(config[key]) for key in ("n_routed_experts", "num_local_experts", "num_experts") if config.get(key)), 0
-    )
+    experts, _, one_expert = _experts(config, hidden)
     if not experts:
         return dense, 0
-    expert = int(config.get("moe_intermediate_size") or inner)
+    expert = one_expert // (matrices * hidden)
     shared = expert * int(config.get("n_shared_experts") or 0) + int(
         config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size") or 0
     )
     return dense, hidden * (matrices * (experts * expert + shared) + experts)
+
+
+def _experts(config: Mapping[str, Any], hidden: int) -> tuple[int, int, int]:
+    """Routed experts of a layer, how many a token goes through, and the parameters of one; zeros without experts."""
+    experts = _first(config, "n_routed_experts", "num_local_experts", "num_experts")
+    if not experts:
+        return 0, 0, 0
+    matrices = 2 if config.get("model_type") in _TWO_MATRIX_MLPS else 3
+    expert = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 0)
+    used = _first(config, "num_experts_per_tok", "top_k_experts", "num_experts_per_token") or experts
+    return experts, min(used, experts), matrices * hidden * expert
+
+
+def _first(config: Mapping[str, Any], *keys: str) -> int:
+    return next((int(config[key]) for key in keys if config.get(key)), 0)
 
 
 def _number(config: Mapping[str, Any], key: str) -> int:
