@@ -70,7 +70,8 @@ def page() -> str:
     lines += ["\n## Throughput\n\n", *_table(speed)]
     lines += [
         "\n## Time to the first token\n\n",
-        "The model is simple here (a queue in front of the prompts) and was not fitted; near saturation it is too low.\n\n",
+        "The model is simple here (a queue in front of the prompts) and was not fitted; it is too low near saturation.",
+        "\n\n",
         *_table(first),
     ]
     return "".join(lines)
