@@ -13,11 +13,10 @@ from typing import Any
 
 import yaml
 
-from flotilla.domain import sizing
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.models import load_models
-from flotilla.domain.sizing import Settings, Weights
-from flotilla.planning.chips import find_chip
+from flotilla.catalog.accelerators import load_accelerators
+from flotilla.catalog.chips import find_chip
+from flotilla.catalog.models import load_models
+from flotilla.planning.memory_fit import Settings, Weights, fit_memory
 from flotilla.planning.speed import FACTORS, Factors, Limits, Shape, SpeedModel, compute_type
 
 BITS = {"none": Decimal(16), "fp8": Decimal("8.1"), "nvfp4": Decimal("4.5")}
@@ -161,7 +160,7 @@ def _limits(point: Point, weights: Weights) -> Limits:
         base_gib=Decimal("1.1"),
     )
     context = round(Shape(point.input_tokens, point.output_tokens).mean_context)
-    fit = sizing.fit(
+    fit = fit_memory(
         found.architecture,
         weights,
         settings,

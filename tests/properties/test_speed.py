@@ -6,10 +6,10 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.domain.models import load_models
-from flotilla.domain.sizing import Weights
+from flotilla.catalog.chips import Chip, load_chips
+from flotilla.catalog.models import load_models
 from flotilla.errors import InvalidSpec
-from flotilla.planning.chips import Chip, load_chips
+from flotilla.planning.memory_fit import Weights
 from flotilla.planning.speed import Limits, Shape, SpeedModel, compute_type
 
 _MODELS = [

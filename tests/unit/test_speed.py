@@ -6,12 +6,11 @@ from decimal import Decimal
 import pytest
 from benchmarks.speed_points import throughput_points
 
-from flotilla.domain.accelerators import load_accelerators
-from flotilla.domain.architecture import Architecture
-from flotilla.domain.models import load_models
-from flotilla.domain.sizing import Weights
+from flotilla.catalog.accelerators import load_accelerators
+from flotilla.catalog.chips import find_chip, load_chips
+from flotilla.catalog.models import Architecture, load_models
 from flotilla.errors import InvalidSpec
-from flotilla.planning.chips import find_chip, load_chips
+from flotilla.planning.memory_fit import Weights
 from flotilla.planning.speed import MEASURED, Limits, Shape, SpeedModel, compute_type
 
 WHOLE = Weights(bits=Decimal(16), kv_element_bytes=2)

@@ -1,4 +1,5 @@
-"""From a wish to a plan, before anything runs. Pure: no I/O but the packaged tables.
+"""From the wish in a spec to a plan, before anything runs. Pure: no I/O, no clock.
 
-speed: how fast a model is on a GPU. chips: what the GPUs' makers publish (chips.yaml).
+quantization: which method, and which flag of the engine says it. memory_fit: does the model fit, on how many GPUs, with
+which context. resolve: both together, for a whole spec. speed: how many tasks a second a replica does.
 """

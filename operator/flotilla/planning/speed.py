@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from flotilla.domain.architecture import Architecture
-from flotilla.domain.sizing import Weights
+from flotilla.catalog.chips import WIDE_TYPES, Chip
+from flotilla.catalog.models import Architecture
 from flotilla.errors import InvalidSpec
-from flotilla.planning.chips import WIDE_TYPES, Chip
+from flotilla.planning.memory_fit import Weights
 
 _GIGA, _TERA = 1e9, 1e12
 _WIDE = "bf16"

@@ -50,7 +50,7 @@ class Chip:
 @cache
 def load_chips() -> Mapping[str, Chip]:
     """The packaged table by class name; read once."""
-    rows: list[dict[str, Any]] = yaml_text.load(files(__package__).joinpath("chips.yaml").read_text())
+    rows: list[dict[str, Any]] = yaml_text.load(files(__package__).joinpath("data/chips.yaml").read_text())
     table: dict[str, Chip] = {}
     for row in rows:
         name = row["class"]
