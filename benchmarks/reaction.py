@@ -71,12 +71,13 @@ class Counts:
         while True:
             page = await client.list(DEPLOYMENT, namespace=NAMESPACE)
             try:
-                async for _, obj in client.watch(
-                    DEPLOYMENT, resource_version=page.resource_version, namespace=NAMESPACE
+                async for events in client.watch(
+                    DEPLOYMENT, resource_version=page.resource_version, namespace=NAMESPACE, lasts_s=600, silence_s=90
                 ):
-                    if obj["metadata"].get("name") == NAME:
-                        self.seen.append((time.monotonic(), obj["spec"]["replicas"]))
-                        self._changed.set()
+                    for _, obj in events:
+                        if obj["metadata"].get("name") == NAME:
+                            self.seen.append((time.monotonic(), obj["spec"]["replicas"]))
+                            self._changed.set()
             except Transient:
                 continue
 

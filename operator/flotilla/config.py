@@ -75,7 +75,9 @@ class OperatorConfig(BaseModel):
     namespaces: tuple[Name, ...] = Field((), description="Namespaces to watch. Default: the whole cluster.")
     workers: int = Field(8, ge=1, le=64, description="Resources that are reconciled at the same time.")
     resync_interval_s: float = Field(
-        600, ge=5, description="Seconds between two full LISTs, which repair what a watch has missed."
+        600,
+        ge=5,
+        description="Seconds after which every resource is looked at again, and nodes and OpenCost are read again.",
     )
     scaling_interval_s: float = Field(2, ge=0.2, le=60, description="Seconds between two reads of the engines' queues.")
     status_interval_s: float = Field(

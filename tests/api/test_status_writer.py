@@ -50,4 +50,5 @@ async def test_a_change_that_comes_before_the_status_is_not_hidden_by_its_answer
         await client.close()
     written = controlplane.api.get(path) or {}
     assert written["status"] == STATUS
-    assert store.knows(MODEL_DEPLOYMENT, written)
+    known = store.get(MODEL_DEPLOYMENT, namespace, "a") or {}
+    assert known["metadata"]["resourceVersion"] == written["metadata"]["resourceVersion"]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotilla.kube.keys import owner
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT
-from flotilla.kube.store import Store, replicas_managers
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, Kind
+from flotilla.kube.store import Object, Store, replicas_managers
 
 
 def deployment(uid: str, version: int, model: str) -> dict[str, Any]:
@@ -56,14 +56,40 @@ def test_a_dropped_incarnation_never_comes_back(order: list[int], at: int) -> No
     assert store.counts().get("deployments", 0) == 0
 
 
-def test_a_list_drops_what_it_lacks_but_nothing_newer() -> None:
+def test_what_a_list_lacks_is_dropped_unless_it_is_newer_than_the_list() -> None:
     store = Store(owner)
     store.put(DEPLOYMENT, HISTORY[3])
-    assert store.retain(DEPLOYMENT, (), resource_version=3) == []
+    assert not store.drop(DEPLOYMENT, HISTORY[3], resource_version="3")
     assert store.get(DEPLOYMENT, "ns", "x") is not None
-    gone = store.retain(DEPLOYMENT, (), resource_version=4)
-    assert [obj["metadata"]["uid"] for obj in gone] == ["one"]
+    assert store.drop(DEPLOYMENT, HISTORY[3], resource_version="4")
     assert store.get(DEPLOYMENT, "ns", "x") is None
+
+
+def test_an_object_that_left_the_watch_and_came_back_is_known_again() -> None:
+    """As when its label was removed, and our own apply restored it."""
+    store = Store(owner)
+    store.put(DEPLOYMENT, HISTORY[0])
+    store.drop(DEPLOYMENT, HISTORY[1])
+    assert not store.put(DEPLOYMENT, HISTORY[1]), "no newer than when it left"
+    assert store.put(DEPLOYMENT, HISTORY[2])
+    assert not store.drop(DEPLOYMENT, HISTORY[1]), "the event of its leaving comes late"
+    assert store.get(DEPLOYMENT, "ns", "x") is not None
+
+
+def test_each_change_is_reported_once_with_its_writer_whether_by_answer_or_event() -> None:
+    changes: list[tuple[int | None, int | None, object]] = []
+
+    def changed(kind: Kind, before: Object | None, after: Object | None, writer: object) -> None:
+        specs = (None if obj is None else obj["spec"]["replicas"] for obj in (before, after))
+        changes.append((*specs, writer))  # type: ignore[arg-type]
+
+    store = Store(owner, changed)
+    store.put(DEPLOYMENT, HISTORY[0])
+    store.put(DEPLOYMENT, HISTORY[1], writer="us")
+    store.put(DEPLOYMENT, HISTORY[1])
+    store.drop(DEPLOYMENT, HISTORY[2])
+    store.drop(DEPLOYMENT, HISTORY[2])
+    assert changes == [(None, 1, None), (1, 2, "us"), (2, None, None)]
 
 
 def test_a_namesake_replaces_the_one_before() -> None:

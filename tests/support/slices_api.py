@@ -24,7 +24,7 @@ class SlicesApi:
     lists: int = 0
     version: int = 1
     gone: bool = False
-    """Watches are answered with 410, as after a compaction."""
+    """Watches are answered with 410, as after a compaction; so are those from an older version, always."""
     watchers: set[asyncio.Queue[Any]] = field(default_factory=set)
     _runner: web.AppRunner | None = None
 
@@ -83,17 +83,21 @@ class SlicesApi:
     def _tell(self, kind: str, item: dict[str, Any]) -> None:
         self.version += 1
         for queue in self.watchers:
-            queue.put_nowait((kind, {**item, "metadata": {**item["metadata"], "resourceVersion": str(self.version)}}))
+            meta = {"uid": item["metadata"]["name"], **item["metadata"], "resourceVersion": str(self.version)}
+            queue.put_nowait((kind, {**item, "metadata": meta}))
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """List or watch."""
         if request.query.get("watch") != "true":
             self.lists += 1
             meta = {"resourceVersion": str(self.version)}
-            return web.json_response({"metadata": meta, "items": list(self.items.values())})
+            items = [
+                {**item, "metadata": {"uid": name, **meta, **item["metadata"]}} for name, item in self.items.items()
+            ]
+            return web.json_response({"metadata": meta, "items": items})
         answer = web.StreamResponse(headers={"content-type": "application/json"})
         await answer.prepare(request)
-        if self.gone:
+        if self.gone or request.query["resourceVersion"] != str(self.version):
             error = {"kind": "Status", "code": 410, "message": "too old resource version"}
             await answer.write(json.dumps({"type": "ERROR", "object": error}).encode() + b"\n")
             return answer

@@ -12,9 +12,8 @@ from flotilla.api import crd
 from flotilla.catalog.accelerators import load_accelerators
 from flotilla.cli.doctor import as_json, facts, healthy
 from flotilla.cli.doctor_checks import Check, Facts, Result, examine
-from flotilla.kube.client import KubeClient
+from flotilla.kube.client import KubeClient, ObjectList
 from flotilla.kube.kinds import Kind
-from flotilla.kube.protocol import ObjectList
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 CRDS = {definition["metadata"]["name"]: definition for definition in map(crd.crd, crd.DEFINITIONS)}

@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 from flotilla.cli import app, logs
 from flotilla.cli.logs import Out, Question
 from flotilla.errors import InvalidSpec, NotReady, Transient
-from flotilla.kube.client import KubeClient
+from flotilla.kube.client import KubeClient, ObjectList
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
-from flotilla.kube.protocol import ObjectList
 
 
 def pod(name: str, *, restarts: int = 0, state: str = "running") -> dict[str, Any]:

@@ -8,13 +8,14 @@ import pytest
 
 from flotilla.console.metrics import Metrics
 from flotilla.controller.apply import StatusWriter
+from flotilla.controller.control_loop import dependants
 from flotilla.controller.queue import Queue, Workers
 from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
+from flotilla.kube.client import FieldConflict, failure, watch_event
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.keys import Key, gateway_key, owner
+from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, SERVICE, Kind
 from flotilla.kube.lease import Lease
-from flotilla.kube.protocol import FieldConflict, failure, watch_event
 from flotilla.kube.store import Store
 from flotilla_devcluster.stack import samples, value
 
@@ -303,6 +304,34 @@ def test_pods_find_their_model_by_label_and_strangers_by_nothing() -> None:
     assert owner(POD, {"metadata": {**meta, "ownerReferences": []}}) is None
     assert owner(POD, {"metadata": {**meta, "labels": {"flotilla.dev/model": "b"}}}) is None
     assert str(KEY) == "ModelDeployment ns/a"
+
+
+def fitted(context_length: int, **metadata: Any) -> dict[str, Any]:
+    meta = {"name": "a", "namespace": "ns", "uid": "u", "resourceVersion": "1", **metadata}
+    return {"metadata": meta, "spec": {}, "status": {"fit": {"contextLength": context_length}}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gateway"),
+    [
+        (None, fitted(8192), True),
+        (fitted(8192), fitted(4096), True),
+        (fitted(8192), None, True),
+        (fitted(8192), fitted(8192, deletionTimestamp="now"), True),
+        (fitted(8192), fitted(8192, labels={"x": "y"}), False),
+    ],
+    ids=["new", "another context length", "gone", "going", "nothing that a gateway knows"],
+)
+def test_a_gateway_depends_on_what_it_knows_of_a_model(before: Any, after: Any, gateway: bool) -> None:
+    found = set(dependants(MODEL_DEPLOYMENT, before, after))
+    assert found == ({KEY, gateway_key("ns")} if gateway else {KEY})
+
+
+def test_a_child_that_loses_its_owner_wakes_the_one_it_had() -> None:
+    reference = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "a", "controller": True}
+    meta = {"name": "a", "namespace": "ns", "uid": "s", "resourceVersion": "1"}
+    owned = {"metadata": {**meta, "ownerReferences": [reference]}}
+    assert set(dependants(SERVICE, owned, {"metadata": meta})) == {KEY}
 
 
 @pytest.mark.parametrize(

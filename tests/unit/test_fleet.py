@@ -10,10 +10,10 @@ from flotilla.cost.accounting_loop import Draining, Fleet
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.price_loop import NodeLister, PriceBook
+from flotilla.kube.client import ObjectList
 from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.observed import Workloads
-from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Target
@@ -169,6 +169,7 @@ def test_an_account_outlives_a_spec_that_is_wrong_for_a_while_and_ends_with_its_
     bench.scaler.tracked = {}
     bench.tick(20)
     assert "u" in bench.ledger.accounts
-    bench.store.drop(MODEL_DEPLOYMENT, {"metadata": {"name": "m", "namespace": "ns", "uid": "u"}})
+    gone = {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "99"}
+    bench.store.drop(MODEL_DEPLOYMENT, {"metadata": gone})
     bench.tick(30)
     assert bench.ledger.accounts == {}

@@ -13,6 +13,7 @@ from flotilla.controller.apply import Executor, Object, StatusWriter
 from flotilla.controller.gateway import GatewayReconciler
 from flotilla.controller.policy_status import Report
 from flotilla.errors import NotReady
+from flotilla.kube.client import NotFound
 from flotilla.kube.keys import Key, gateway_key, owner
 from flotilla.kube.kinds import (
     CONFIG_MAP,
@@ -26,7 +27,6 @@ from flotilla.kube.kinds import (
     SERVICE_ACCOUNT,
     Kind,
 )
-from flotilla.kube.protocol import NotFound
 from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, selector
 from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from flotilla.cost.ledger import Counters, Ledger, PodObservation
 from flotilla.cost.ledger_store import KEY, LABEL_LEDGER, LedgerStore, record, record_name
 from flotilla.errors import FlotillaError, Transient
+from flotilla.kube.client import ObjectList
 from flotilla.kube.keys import owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, Kind
-from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store
 
 D = Decimal

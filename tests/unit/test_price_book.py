@@ -16,8 +16,8 @@ from flotilla.cost.gpu_prices import NodeFacts, load_price_catalog
 from flotilla.cost.hosted_price_client import PriceDesk
 from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
+from flotilla.kube.client import ObjectList
 from flotilla.kube.kinds import Kind
-from flotilla.kube.protocol import ObjectList
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.prometheus.client import PrometheusClient
 

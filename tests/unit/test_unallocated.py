@@ -12,9 +12,9 @@ from flotilla.catalog.accelerators import WHOLE_GPUS, load_accelerators
 from flotilla.cost.gpu_prices import NO_SOURCES
 from flotilla.cost.unallocated_loop import GpuNode, Unallocated, gpu_node, held, usd_per_hour
 from flotilla.errors import Forbidden, Transient
+from flotilla.kube.client import ObjectList
 from flotilla.kube.keys import owner
 from flotilla.kube.kinds import NODE, Kind
-from flotilla.kube.protocol import ObjectList
 from flotilla.kube.store import Store
 
 CLASSES = load_accelerators()

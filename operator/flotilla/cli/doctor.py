@@ -15,9 +15,8 @@ from flotilla.catalog.accelerators import load_accelerators
 from flotilla.cli.doctor_checks import Check, Facts, Result
 from flotilla.controller.access import attributes, needed
 from flotilla.errors import Forbidden
-from flotilla.kube.client import KubeClient
+from flotilla.kube.client import KubeClient, NotFound
 from flotilla.kube.kinds import DEPLOYMENT, LEASE, MODEL_DEPLOYMENT, NODE, ROUTING_POLICY, Kind
-from flotilla.kube.protocol import NotFound
 
 Object = dict[str, Any]
 Answer = TypeVar("Answer")

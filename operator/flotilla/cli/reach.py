@@ -10,8 +10,7 @@ import yaml
 
 from flotilla import __version__
 from flotilla.errors import InvalidSpec, NotReady
-from flotilla.kube.client import KubeClient
-from flotilla.kube.protocol import NotFound
+from flotilla.kube.client import KubeClient, NotFound
 
 Answer = TypeVar("Answer")
 _HOME = Path("~/.kube/config")

@@ -103,6 +103,12 @@ class Metrics:
             ["resource"],
             registry=self.registry,
         )
+        self._loop_failures = Counter(
+            "flotilla_background_failures_total",
+            "Failures of a background loop, which is then started again.",
+            ["loop"],
+            registry=self.registry,
+        )
         self._leader = Gauge("flotilla_leader", "1 while this process acts.", registry=self.registry)
         build = Gauge("flotilla_build_info", "The version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
@@ -125,6 +131,10 @@ class Metrics:
         """One event of the watch layer."""
         self._events_of(resource).set(time.time())
 
+    def loop_failed(self, loop: str) -> None:
+        """A background loop raised and is started again."""
+        self._loop_failures.labels(loop).inc()
+
     def leading(self, leads: bool) -> None:
         """Whether this process acts."""
         self._leader.set(1 if leads else 0)
@@ -146,9 +156,11 @@ class Metrics:
 
         gauge("flotilla_workqueue_depth", "Keys that wait for a worker.", depth)
         gauge("flotilla_workqueue_oldest_age_seconds", "How long the first of them waits.", oldest_age_s)
-        gauge("flotilla_watch_restarts", "How often the watch layer was started again.", watch_restarts)
+        gauge("flotilla_watch_restarts", "How often a watch began again after an error.", watch_restarts)
         gauge(
-            "flotilla_watch_silent_seconds", "Time since the apiserver last spoke to the watch layer.", watch_silent_s
+            "flotilla_watch_silent_seconds",
+            "Time since the apiserver last sent anything on a watch, of the longest silent one.",
+            watch_silent_s,
         )
         family = Gauge("flotilla_objects", "Objects in the store.", ["resource"], registry=self.registry)
         for kind in kinds:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flotilla.constants import API_VERSION, MANAGER, SCALER_MANAGER, STATUS_MANAGER
 from flotilla.errors import NameTaken, NotReady
-from flotilla.kube.client import KubeClient
+from flotilla.kube.client import FieldConflict, KubeClient, NotFound
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.keys import GATEWAY_KIND, Key, owned_by_any
 from flotilla.kube.kinds import (
@@ -21,7 +21,6 @@ from flotilla.kube.kinds import (
     SERVICE_ACCOUNT,
     Kind,
 )
-from flotilla.kube.protocol import FieldConflict, NotFound
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.render.objects import needs_apply
 
@@ -34,7 +33,7 @@ Part = tuple[Any, ...]
 CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
 """Watched: a change is seen at once."""
 LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY)
-"""Of gateways. Only listed by name with each resync: a watch would need the right to read every ConfigMap there is."""
+"""Of gateways, watched by their name: a watch by label would need the right to read every ConfigMap there is."""
 _KINDS_OF = {MODEL_DEPLOYMENT: CHILD_KINDS, GATEWAY_KIND: (*CHILD_KINDS, *LISTED_KINDS)}
 _BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
 
@@ -87,9 +86,9 @@ class Executor:
         seen: dict[tuple[Kind, str], Part | None] = {}
         for child in children:
             kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
-            live = await self._live(kind, child, uids)
+            live = await self._live(key, kind, child, uids)
             if live is None or needs_apply(child, live):
-                seen[kind, name] = await self._apply(kind, child, live, replicas=replicas)
+                seen[kind, name] = await self._apply(key, kind, child, live, replicas=replicas)
                 writes += 1
             else:
                 seen[kind, name] = _part(live)
@@ -100,7 +99,7 @@ class Executor:
             await self._client.delete(
                 kind, stale["metadata"]["name"], namespace=key.namespace, uid=stale["metadata"]["uid"]
             )
-            self._store.drop(kind, stale)
+            self._store.drop(kind, stale, writer=key)
             log.info("child pruned", extra={"key": str(key), "child": f"{kind.kind}/{stale['metadata']['name']}"})
             writes += 1
         return writes, seen
@@ -114,7 +113,7 @@ class Executor:
         """Whether there was anything to drop."""
         known = [(kind, live) for kind in LISTED_KINDS for live in self._store.owned_by(kind, key)]
         for kind, live in known:
-            self._store.drop(kind, live)
+            self._store.drop(kind, live, writer=key)
         return bool(known)
 
     def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
@@ -124,15 +123,15 @@ class Executor:
             for live in self._store.owned_by(kind, key)
         }
 
-    def _remember(self, kind: Kind, answer: Object) -> Part | None:
+    def _remember(self, key: Key, kind: Kind, answer: Object) -> Part | None:
         """Put the answer to a write into the store; None where an event overtook it, so that the next pass looks."""
         meta = answer["metadata"]
-        if not self._store.put(kind, answer):
+        if not self._store.put(kind, answer, writer=key):
             return None
         stored = self._store.get(kind, meta["namespace"], meta["name"])
         return _part(stored) if stored is not None else None
 
-    async def _live(self, kind: Kind, child: Object, uids: Collection[str]) -> Object | None:
+    async def _live(self, key: Key, kind: Kind, child: Object, uids: Collection[str]) -> Object | None:
         meta = child["metadata"]
         live = self._store.get(kind, meta["namespace"], meta["name"])
         # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
@@ -142,7 +141,7 @@ class Executor:
         if blind or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
             known, live = live, await self._client.get(kind, meta["name"], namespace=meta["namespace"])
             if live is None and known is not None:
-                self._store.drop(kind, known)
+                self._store.drop(kind, known, writer=key)
         if live is None:
             return None
         if "deletionTimestamp" in live["metadata"]:
@@ -154,7 +153,9 @@ class Executor:
             raise _taken(kind, meta["name"])
         return live
 
-    async def _apply(self, kind: Kind, child: Object, live: Object | None, *, replicas: int | None) -> Part | None:
+    async def _apply(
+        self, key: Key, kind: Kind, child: Object, live: Object | None, *, replicas: int | None
+    ) -> Part | None:
         meta = child["metadata"]
         if replicas is not None and kind == DEPLOYMENT and SCALER_MANAGER not in replicas_managers(live):
             # Until the scaler has written once, nobody else owns spec.replicas: leaving it out would reset it to 1.
@@ -166,7 +167,7 @@ class Executor:
                 raise _taken(kind, meta["name"]) from conflict
             raise
         log.info("child applied", extra={"child": f"{kind.kind} {meta['namespace']}/{meta['name']}"})
-        return self._remember(kind, applied)
+        return self._remember(key, kind, applied)
 
     def _scaled_otherwise(self, key: Key, replicas: int) -> bool:
         live = self._store.get(DEPLOYMENT, key.namespace, key.name)
@@ -184,7 +185,7 @@ class Executor:
         }
         scaled = await self._client.apply(DEPLOYMENT, body, manager=SCALER_MANAGER)
         log.info("scaled", extra={"key": str(key), "from": live["spec"].get("replicas", 1), "to": replicas})
-        return self._remember(DEPLOYMENT, scaled)
+        return self._remember(key, DEPLOYMENT, scaled)
 
     def _stale(self, key: Key, uids: Collection[str], children: Sequence[Object]) -> Iterable[tuple[Kind, Object]]:
         wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
@@ -230,13 +231,19 @@ class StatusWriter:
         self._earliest: dict[Key, float] = {}
 
     async def write(
-        self, key: Key, live: Mapping[str, Any], status: dict[str, Any], *, urgent: bool = False
+        self,
+        key: Key,
+        live: Mapping[str, Any],
+        status: dict[str, Any],
+        *,
+        urgent: bool = False,
+        writer: Key | None = None,
     ) -> float | None:
         """Write if different. Returns None when the cluster has `status`, else the seconds to come back in.
 
         `urgent` skips the wait: for errors, which a user waits for, and for a spec that was not answered before. Raises
         Conflict when the resource is another by now: the answer would hold a spec that nobody has looked at, and its
-        event, being older, would tell the store nothing new.
+        event, being older, would tell the store nothing new. This write does not wake `writer`, by default `key`.
         """
         old: Mapping[str, Any] = live.get("status") or {}
         if old == status:
@@ -257,7 +264,7 @@ class StatusWriter:
         }
         applied = await self._client.apply_status(key.kind, body, manager=STATUS_MANAGER)
         self._earliest[key] = now + self._interval_s
-        self._store.put(key.kind, applied)
+        self._store.put(key.kind, applied, writer=writer or key)
         return None
 
     def defer(self, key: Key) -> None:

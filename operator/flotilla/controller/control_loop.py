@@ -1,19 +1,25 @@
-"""The operator between start and stop: store, queue, workers, watch, resync and scaler, wired once."""
+"""The operator between start and stop: store, queue, workers, watches and loops, wired once.
+
+Data flows one way: watches and answers to own writes change the store; the store reports each change; `_on_change` puts
+whoever depends on it into the queue; workers reconcile.
+"""
 
 import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
 from flotilla.addresses import AddressMap
+from flotilla.background import keep_running
 from flotilla.catalog.accelerators import WHOLE_GPUS
 from flotilla.config import OperatorConfig
 from flotilla.console import view
 from flotilla.console.metrics import Metrics
+from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
 from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, StatusWriter
 from flotilla.controller.gateway import GatewayReader, GatewayReconciler
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
@@ -31,20 +37,24 @@ from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.kube import observed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
+from flotilla.kube.informer import Informer
 from flotilla.kube.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
-from flotilla.kube.store import Store
+from flotilla.kube.store import Object, Store
 from flotilla.kube.watch import Watch
 from flotilla.planning.resolve import Catalog
 from flotilla.prometheus.client import PrometheusClient
 from flotilla.render.gateway import ADMIN_PORT, GatewaySettings
+from flotilla.routing.document import facts_of
 from flotilla.scaling.engine_client import EngineSources, PrometheusEngines, WakeQuery
 from flotilla.scaling.scaling_loop import Scaler
 from flotilla.scaling.scrape_client import Scraper
 
 log = logging.getLogger(__name__)
 
-WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_KINDS, POD)
+CHILD_AND_POD_KINDS: tuple[Kind, ...] = (*CHILD_KINDS, *LISTED_KINDS, POD)
+"""What the operator made, or what was made for it: kept in the store by informers."""
+WATCHED_KINDS: tuple[Kind, ...] = (*USER_KINDS, *CHILD_AND_POD_KINDS)
 
 
 def _today() -> date:
@@ -79,7 +89,7 @@ class ControlLoop:
         self._metrics = metrics
         self.synced = asyncio.Event()
         self._standby = False
-        self.store = Store(owner)
+        self.store = Store(owner, self._on_change)
         self.queue: Queue[Key] = Queue(clock=clock)
         self._events = EventRecorder(client, instance=os.uname().nodename)
         self._scraper = Scraper(AddressMap.parse(config.pod_address_map))
@@ -144,21 +154,37 @@ class ControlLoop:
             count=config.workers,
             clock=clock,
         )
+        self._informers = [
+            Informer(
+                client,
+                self.store,
+                kind,
+                namespace=namespace,
+                label_selector=MANAGED_BY_SELECTOR,
+                # The operator has a right to these kinds for objects of this name only.
+                field_selector=f"metadata.name={GATEWAY}" if kind in LISTED_KINDS else None,
+                on_events=lambda kind: metrics.event(kind.plural),
+            )
+            for kind in CHILD_AND_POD_KINDS
+            for namespace in config.namespaces or (None,)
+        ]
         self._resync = Resync(
-            client,
+            [
+                Informer(client, self.store, kind, namespace=namespace)
+                for kind in USER_KINDS
+                for namespace in config.namespaces or (None,)
+            ],
+            self._informers,
             self.store,
-            (*WATCHED_KINDS, *LISTED_KINDS),
-            namespaces=config.namespaces,
             interval_s=config.resync_interval_s,
             enqueue=self.queue.add,
         )
         self._watch = Watch(
-            WATCHED_KINDS,
+            USER_KINDS,
             self._on_event,
+            on_listed=self._resync.soon,
             namespaces=config.namespaces,
             kubeconfig=config.kubeconfig,
-            on_restart=self._on_watch_restart,
-            known=self.store.knows,
         )
         # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
         begin = time.time() - clock()
@@ -200,8 +226,8 @@ class ControlLoop:
         metrics.observe(
             depth=lambda: self.queue.depth,
             oldest_age_s=lambda: self.queue.oldest_age_s,
-            watch_restarts=lambda: self._watch.restarts,
-            watch_silent_s=lambda: self._watch.last_event_age_s,
+            watch_restarts=lambda: self._watch.restarts + sum(informer.restarts for informer in self._informers),
+            watch_silent_s=lambda: max(self._watch.silent_s, *(informer.silent_s for informer in self._informers)),
             objects=self.store.counts,
             kinds=tuple(kind.plural for kind in WATCHED_KINDS),
         )
@@ -214,23 +240,29 @@ class ControlLoop:
         """Until cancelled, or until a part of it breaks."""
         self._standby = False
         self._metrics.leading(True)
-        await self._resync.first()
-        await self._ledger_store.load()
-        # With the prices of before the restart known, no status changes.
-        for obj in self.store.all(POD):
-            self._prices.node(observed.pod(obj).node)
-        await self._prices.look()
-        self._watch.start()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._workers.run(), name="workers")
-            group.create_task(self._scaler.run(publish=self._fleet.account), name="scaler")
-            group.create_task(self._resync.run(), name="resync")
-            group.create_task(self._events.run(), name="events")
-            group.create_task(self._draining.run(), name="draining")
-            group.create_task(self._prices.run(), name="prices")
-            group.create_task(self._ledger_store.run(), name="ledger")
+
+            def start(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+                group.create_task(keep_running(name, loop, on_failure=self._metrics.loop_failed), name=name)
+
+            for informer in self._informers:
+                start(f"informer of {informer.kind.plural}", informer.run)
+            await self._resync.first()
+            await self._ledger_store.load()
+            # With the prices of before the restart known, no status changes.
+            for obj in self.store.all(POD):
+                self._prices.node(observed.pod(obj).node)
+            await self._prices.look()
+            self._watch.start()
+            start("workers", self._workers.run)
+            start("scaler", lambda: self._scaler.run(publish=self._fleet.account))
+            start("resync", self._resync.run)
+            start("events", self._events.run)
+            start("draining", self._draining.run)
+            start("prices", self._prices.run)
+            start("ledger", self._ledger_store.run)
             if self._unallocated is not None:
-                group.create_task(self._unallocated.run(), name="unallocated")
+                start("unallocated", self._unallocated.run)
             self.synced.set()
 
     async def stop(self, *, leading: bool) -> None:
@@ -264,24 +296,37 @@ class ControlLoop:
 
     def _on_event(self, kind: Kind, type_: str | None, obj: dict[str, Any]) -> None:
         self._metrics.event(kind.plural)
-        changed = self.store.drop(kind, obj) if type_ == "DELETED" else self.store.put(kind, obj)
-        if not changed:
-            return
-        key = owner(kind, obj)
-        if key is not None:
-            self.queue.add(key)
-        if kind == MODEL_DEPLOYMENT:
-            if type_ == "DELETED":
-                self._ledger_store.soon()
-            gateway = gateway_key(obj["metadata"]["namespace"])
-            if self.store.owned_by(ROUTING_POLICY, gateway):
-                self.queue.add(gateway)
+        if type_ == "DELETED":
+            self.store.drop(kind, obj)
+        else:
+            self.store.put(kind, obj)
+
+    def _on_change(self, kind: Kind, before: Object | None, after: Object | None, writer: Hashable | None) -> None:
+        """Put into the queue whoever depends on an object that changed, but for the reconciler that wrote it."""
+        for key in dependants(kind, before, after):
+            # Without a policy the namespace has no gateway.
+            if key != writer and (key.kind != GATEWAY_KIND or kind != MODEL_DEPLOYMENT or self._has_policy(key)):
+                self.queue.add(key)
+        if kind == MODEL_DEPLOYMENT and after is None:
+            self._ledger_store.soon()
+
+    def _has_policy(self, gateway: Key) -> bool:
+        return bool(self.store.owned_by(ROUTING_POLICY, gateway))
 
     def _everything(self) -> None:
         """Look at every ModelDeployment again: what they are priced at changed."""
         for obj in self.store.all(MODEL_DEPLOYMENT):
             self.queue.add(Key(MODEL_DEPLOYMENT, obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
-    def _on_watch_restart(self) -> None:
-        log.warning("the watch layer was restarted; listing everything again")
-        self._resync.soon()
+
+def dependants(kind: Kind, before: Object | None, after: Object | None) -> Iterator[Key]:
+    """Keys of the resources that must be looked at when an object changed, appeared (`before` None) or went."""
+    owners = {owner(kind, obj) for obj in (before, after) if obj is not None} - {None}
+    yield from (key for key in owners if key is not None)
+    if kind == MODEL_DEPLOYMENT:
+        # Gateways serve what they know of models, some of which (the fitted context length) is in the status.
+        facts = [
+            None if obj is None or "deletionTimestamp" in obj["metadata"] else facts_of(obj) for obj in (before, after)
+        ]
+        if facts[0] != facts[1]:
+            yield gateway_key((after or before or {})["metadata"]["namespace"])

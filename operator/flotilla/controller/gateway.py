@@ -185,7 +185,7 @@ class GatewayReconciler:
             name = live["metadata"]["name"]
             admission = admitted.admissions[name].with_missing(view.missing_keys)
             wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
-            again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted)
+            again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted, writer=key)
             if again_s is None:
                 announce(self._events, ROUTING_POLICY, live, wanted["conditions"])
             else:

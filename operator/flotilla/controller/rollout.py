@@ -169,6 +169,7 @@ class Victims:
         # The uid makes the patch fail where a namesake has taken the pod's place.
         body = {"metadata": {"uid": uid, "annotations": {observed.DELETION_COST: value}}}
         try:
-            self._store.put(POD, await self._client.patch(POD, name, body, namespace=key.namespace))
+            patched = await self._client.patch(POD, name, body, namespace=key.namespace)
+            self._store.put(POD, patched, writer=key)
         except (Conflict, NotReady) as gone:
             log.info("a pod went before it was marked", extra={"pod": name, "cause": str(gone)})

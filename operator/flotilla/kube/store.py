@@ -2,7 +2,7 @@
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -12,11 +12,13 @@ from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, ROUTING_POLICY, Ki
 Object = dict[str, Any]
 Name = tuple[str, str]
 """Namespace and name."""
+OnChange = Callable[[Kind, Object | None, Object | None, Hashable | None], None]
+"""Kind, the object before (None: it is new), the object now (None: it is gone), and who wrote it, if it was us."""
 
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _REPLICAS_MANAGERS = "flotilla.dev/replicas-managers"
 """Key under which a stored Deployment keeps the managers of spec.replicas; never sent anywhere."""
-_TOMBSTONES = 4096
+_REMEMBERED_DELETIONS = 4096
 _SHARED_PARTS = 50_000
 _SHARED_STATUS = frozenset({MODEL_DEPLOYMENT, ROUTING_POLICY})
 
@@ -26,23 +28,32 @@ class Store:
 
     Events, answers to our own writes and lists arrive in any order; for one uid the higher resourceVersion wins. They
     are integers that grow (documented so since Kubernetes 1.35).
+
+    Whoever depends on an object learns of each change through `on_change`, wherever it came from: a watch, a LIST, or
+    the answer to a write of our own. The event that follows such a write is no change any more. A reconciler that puts
+    an answer names itself as `writer`, so that its own write does not wake it, but all others.
     """
 
-    def __init__(self, owner: Callable[[Kind, Mapping[str, Any]], Hashable | None]) -> None:
+    def __init__(
+        self, owner: Callable[[Kind, Mapping[str, Any]], Hashable | None], on_change: OnChange | None = None
+    ) -> None:
         self._owner = owner
+        self._on_change = on_change
         self._objects: dict[Kind, dict[Name, Object]] = {}
         self._owned: dict[tuple[Kind, Hashable], dict[Name, Object]] = {}
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        self._dropped: OrderedDict[str, int] = OrderedDict()
+        """The version at which an object went, by uid."""
         self._share = _Shared()
 
-    def put(self, kind: Kind, obj: Object) -> bool:
-        """Remember `obj`; False when it says nothing new (stale, known, or of a deleted uid)."""
+    def put(self, kind: Kind, obj: Object, *, writer: Hashable | None = None) -> bool:
+        """Remember `obj`; False when it says nothing new (stale, known, or older than its deletion)."""
         meta = obj["metadata"]
         name = _name(meta)
-        if meta["uid"] in self._tombstones:
+        version = _version(obj)
+        if version <= self._dropped.get(meta["uid"], -1):
             return False
         known = self._objects.setdefault(kind, {}).get(name)
-        if known is not None and known["metadata"]["uid"] == meta["uid"] and _version(obj) <= _version(known):
+        if known is not None and known["metadata"]["uid"] == meta["uid"] and version <= _version(known):
             return False
         slim = _slim(kind, obj, known, self._share)
         if known is not None:
@@ -51,50 +62,46 @@ class Store:
         owner = self._owner(kind, slim)
         if owner is not None:
             self._owned.setdefault((kind, owner), {})[name] = slim
+        if self._on_change is not None:
+            self._on_change(kind, known, slim, writer)
         return True
 
-    def drop(self, kind: Kind, obj: Mapping[str, Any]) -> bool:
-        """Forget `obj` for good; False when it was not known."""
+    def drop(
+        self, kind: Kind, obj: Mapping[str, Any], *, resource_version: str = "", writer: Hashable | None = None
+    ) -> bool:
+        """Forget `obj` as of `resource_version` (default: its own); False when it was not known, or is known newer.
+
+        Older versions of it are not taken up again. Newer ones are: an object also leaves a watch when its label goes.
+        """
         meta = obj["metadata"]
-        self._tombstones[meta["uid"]] = None
-        if len(self._tombstones) > _TOMBSTONES:
-            self._tombstones.popitem(last=False)
+        version = int(resource_version or meta["resourceVersion"])
         known = self._objects.get(kind, {}).get(_name(meta))
-        if known is None or known["metadata"]["uid"] != meta["uid"]:
+        if known is not None and known["metadata"]["uid"] != meta["uid"]:
+            known = None
+        if known is not None and _version(known) > version:
+            return False
+        self._dropped[meta["uid"]] = max(version, self._dropped.pop(meta["uid"], 0))
+        if len(self._dropped) > _REMEMBERED_DELETIONS:
+            self._dropped.popitem(last=False)
+        if known is None:
             return False
         self._unindex(kind, known)
         del self._objects[kind][_name(meta)]
+        if self._on_change is not None:
+            self._on_change(kind, known, None, writer)
         return True
-
-    def retain(self, kind: Kind, uids: Collection[str], *, resource_version: int) -> list[Object]:
-        """After all objects of a LIST were put: drop what it lacks, and return that.
-
-        Objects that are newer than the list stay: an event overtook it.
-        """
-        gone = [
-            known
-            for known in self.all(kind)
-            if known["metadata"]["uid"] not in uids and _version(known) <= resource_version
-        ]
-        for known in gone:
-            self.drop(kind, known)
-        return gone
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object, None when there is none."""
         return self._objects.get(kind, {}).get((namespace, name))
 
-    def knows(self, kind: Kind, obj: Mapping[str, Any]) -> bool:
-        """Whether exactly this version is here. Other threads may ask: it reads one object, which is never changed."""
-        known = self._objects.get(kind, {}).get(_name(obj["metadata"]))
-        if known is None:
-            return False
-        mine, meta = known["metadata"], obj["metadata"]
-        return bool(mine["uid"] == meta["uid"] and mine["resourceVersion"] == meta["resourceVersion"])
-
     def all(self, kind: Kind) -> Iterator[Object]:
         """Every object of a kind."""
         return iter(self._objects.get(kind, {}).values())
+
+    def objects(self, kind: Kind, namespace: str | None = None) -> list[Object]:
+        """Every object of a kind in one namespace, or in all."""
+        return list(self.all(kind)) if namespace is None else self.in_namespace(kind, namespace)
 
     def in_namespace(self, kind: Kind, namespace: str) -> list[Object]:
         """Every object of a kind in one namespace."""
@@ -131,7 +138,7 @@ def _version(obj: Mapping[str, Any]) -> int:
 
 
 def _slim(kind: Kind, obj: Object, known: Object | None, share: "_Shared") -> Object:
-    """A copy without what nobody reads: half of an object's bytes are managedFields."""
+    """A copy without the parts that nothing here reads: half of an object's bytes are managedFields."""
     meta = {key: value for key, value in obj["metadata"].items() if key != "managedFields"}
     if annotations := meta.get("annotations"):
         meta["annotations"] = {key: value for key, value in annotations.items() if key != _LAST_APPLIED}

@@ -1,9 +1,18 @@
-"""The watch layer: kopf, and the only module that imports it.
+"""Watch Flotilla's own kinds with kopf: the only module that imports it.
 
-kopf runs in a thread with an event loop of its own, for two reasons. `kopf.operator()` takes every task that starts
-after it for its own and cancels it on exit; and a watch error other than 410 ends it, after which it must be started
-again without taking the workers down. Handlers only forward: kopf's own state machine stays asleep, so it writes
-nothing, not even an annotation.
+kopf's handlers get whole objects and only pass them on, so kopf's own state machine has nothing to do and writes
+nothing, not even an annotation. kopf runs in a thread with an event loop of its own, for two reasons: it treats every
+task that starts after it as its own and cancels it when it ends; and a watch error other than 410 ends it, after which
+it must be started again while the rest of the operator goes on.
+
+Everything here uses kopf's public interface. `kopf.spawn_tasks` returns the tasks that run for as long as kopf does:
+when one of them is done, kopf is ending, and `kopf.run_tasks` must return soon. If it does not (some of its tasks may
+wait without a limit), its event loop is abandoned and kopf is started again. That works however kopf ends, also right
+after its start.
+
+kopf does not report objects that were deleted while it did not watch: after a 410 or a restart it lists what is there
+and stays silent about the rest. It sends its requests through an HTTP session that is ours, where each of its LISTs is
+seen; `on_listed` then tells the owner of this class to make a LIST of its own, which drops what is gone.
 """
 
 import asyncio
@@ -14,39 +23,42 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import kopf
 import uvloop
+from yarl import URL
 
 from flotilla import __version__
-from flotilla.constants import GROUP, MANAGED_BY_SELECTOR
+from flotilla.constants import GROUP
 from flotilla.errors import InvalidSpec
-from flotilla.kube.aside import Aside, Known
-from flotilla.kube.client import Connection
+from flotilla.kube.client import SILENCE_S, WATCH_S, Connection
 from flotilla.kube.kinds import Kind
-from flotilla.kube.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Kind, str | None, dict[str, Any]], None]
-"""Told of each event in the main loop: kind, type (None: from a list), object."""
+"""Called in the main loop with each event: kind, type (None: from a LIST of kopf's), object."""
 
 _STOP_TIMEOUT_S = 5.0
-_RESTART_CAP_S = 15.0
+_RESTART_BASE_S, _RESTART_CAP_S = 0.5, 15.0
 _HEALTHY_AFTER_S = 60.0
-_GAP_DEBOUNCE_S = 0.5
-_DISCOVERY_S = 15.0
 _LOGIN_PAUSE_S = 10.0
 _ENDING_S = 10.0
 """kopf gives its tasks five seconds to end by themselves, then cancels them, and then waits without a limit."""
 _LEFTOVERS_S = 2.0
-_ROOT_TASK = "multidimensional multitasker"
-"""Name of kopf's task that watches; without it kopf is on its way out."""
+_DEAF_S = 45.0
+"""A healthy kopf sends a request per path at least every `SILENCE_S`, or after its longest backoff."""
+_REQUEST_S = 10
+_PAGE_SIZE = 100
+_SLICE = 100
+"""Events that are passed on in one turn of the main loop."""
 
 
-class _Patient:
-    """kopf gives a request up after the last backoff, and then itself: an apiserver may stay away for longer."""
+class _UnlimitedBackoff:
+    """kopf gives up a request after the last backoff, and ends; an apiserver may stay away for longer than any list."""
 
     def __iter__(self) -> Iterator[float]:
         backoff_s = 0.5
@@ -55,8 +67,8 @@ class _Patient:
             backoff_s = min(backoff_s * 1.7, 5.0)
 
 
-class _NoMemory(kopf.DiffBaseStorage):
-    """kopf copies each object to compare it with the one before; nobody asks it what changed."""
+class _NullDiffBaseStorage(kopf.DiffBaseStorage):
+    """kopf copies each object to compare it with its last version; no handler of ours uses the difference."""
 
     def build(self, *, body: Any, extra_fields: Any = None) -> Any:
         return {}
@@ -69,10 +81,9 @@ class _NoMemory(kopf.DiffBaseStorage):
 
 
 class Watch:
-    """Forward the events of some kinds to the loop that called `start`, until `stop`.
+    """Pass the events of some kinds to the loop that called `start`, until `stop`.
 
-    `on_restart` is called in that loop whenever deletions may have been missed, which needs a LIST: after a watch was
-    resumed from a new list (410), and once kopf listens again after its end.
+    `on_listed` is called in that loop after each LIST of kopf's, the first included: deletions may have been missed.
     """
 
     def __init__(
@@ -80,34 +91,40 @@ class Watch:
         kinds: Sequence[Kind],
         on_event: OnEvent,
         *,
+        on_listed: Callable[[], None] = lambda: None,
         namespaces: Sequence[str] = (),
         kubeconfig: Path | None = None,
-        on_restart: Callable[[], None] = lambda: None,
-        known: Known = lambda *_: False,
+        ending_s: float = _ENDING_S,
+        deaf_s: float = _DEAF_S,
     ) -> None:
+        """`ending_s` bounds the time that kopf may take to end, `deaf_s` the time without a request for one path."""
         self._kinds = tuple(kinds)
         self._on_event = on_event
+        self._on_listed = on_listed
         self._namespaces = tuple(namespaces)
         self._kubeconfig = kubeconfig
-        self._on_restart = on_restart
-        scopes = self._namespaces or (None,)
-        paths = {kind.path(scope): kind for kind in self._kinds for scope in scopes}
-        self._aside = Aside(known)
-        self._traffic = Traffic(paths, self._aside, on_relisted=self._relisted)
+        self._ending_s = ending_s
+        self._deaf_s = deaf_s
+        self._paths = {kind.path(scope): kind for kind in self._kinds for scope in self._namespaces or (None,)}
+        self._asked_at: dict[str, float] = {}
+        """By path: the start of kopf's last request."""
+        self._heard_at = dict.fromkeys(self._paths, time.monotonic())
+        """By path: the last answer or event. Written by kopf's thread, read by the main one."""
+        self._listing: set[str] = set()
         self._arrived: deque[tuple[Kind, str | None, dict[str, Any]]] = deque()
-        self._gap: asyncio.TimerHandle | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._main: asyncio.AbstractEventLoop | None = None
         self._life: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        """kopf's event loop and its stop flag."""
+        self._sessions: list[aiohttp.ClientSession] = []
         self.restarts = 0
         """How often kopf ended by itself."""
 
     def start(self) -> None:
         """Start the thread; call it from the loop that shall receive the events."""
         # Below WARNING kopf logs whole objects; and it warns at each start that it is not in the main thread.
-        logging.getLogger("kopf").setLevel(logging.WARNING)
-        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+        logging.getLogger("kopf").setLevel(logging.ERROR)
         self._main = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._supervise, name="watch", daemon=True)
         self._thread.start()
@@ -120,7 +137,7 @@ class Watch:
             try:
                 loop.call_soon_threadsafe(ending.set)
             except RuntimeError:
-                log.debug("the loop of the watch layer is closed already")
+                log.debug("kopf's event loop is closed already")
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT_S)
 
@@ -130,15 +147,12 @@ class Watch:
         return self._thread is not None and self._thread.is_alive()
 
     @property
-    def last_event_age_s(self) -> float:
-        """Seconds since the apiserver last said anything to the watch layer.
-
-        Silent watches are opened anew after 70 s, so much more than that means that it does not answer.
-        """
-        return time.monotonic() - self._traffic.heard_at
+    def silent_s(self) -> float:
+        """Seconds since the apiserver last answered or sent an event, for the path where that is longest ago."""
+        return time.monotonic() - min(self._heard_at.values())
 
     def _supervise(self) -> None:
-        backoff_s = 0.5
+        backoff_s = _RESTART_BASE_S
         while not self._stop.is_set():
             started = time.monotonic()
             cause = "it ended by itself"
@@ -150,9 +164,9 @@ class Watch:
             if self._stop.is_set():
                 return
             if time.monotonic() - started > _HEALTHY_AFTER_S:
-                backoff_s = 0.5
+                backoff_s = _RESTART_BASE_S
             wait_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-            log.warning("the watch layer is started again", extra={"cause": cause, "after_s": round(wait_s, 2)})
+            log.warning("kopf is started again", extra={"cause": cause, "after_s": round(wait_s, 2)})
             self.restarts += 1
             self._stop.wait(wait_s)
             backoff_s = min(2 * backoff_s, _RESTART_CAP_S)
@@ -169,72 +183,65 @@ class Watch:
                 task.cancel()
             if leftovers:
                 loop.run_until_complete(asyncio.wait(leftovers, timeout=_LEFTOVERS_S))
+            while self._sessions:
+                loop.run_until_complete(self._sessions.pop().close())
             asyncio.set_event_loop(None)
             loop.close()
 
     async def _operate(self) -> None:
+        """Run kopf until it ends, or is asked to."""
         # Not the threading.Event itself: kopf would wait for it in an executor, and a loop that ends for another reason
         # would wait for that executor until kopf's own deadline kills the process.
-        ending = asyncio.Event()
-        self._life = (asyncio.get_running_loop(), ending)
+        stop = asyncio.Event()
+        self._life = (asyncio.get_running_loop(), stop)
         if self._stop.is_set():
             return
-        self._traffic.begin()
-        self._gap = None
-        watchdogs = [asyncio.create_task(self._check_discovery(ending)), asyncio.create_task(self._limit_the_end())]
-        try:
-            await kopf.operator(
-                registry=self._registry(),
-                settings=self._settings(),
-                standalone=True,
-                clusterwide=not self._namespaces,
-                namespaces=self._namespaces,
-                stop_flag=ending,
-            )
-        finally:
-            for watchdog in watchdogs:
-                watchdog.cancel()
+        self._asked_at = dict.fromkeys(self._paths, time.monotonic())
+        self._listing.clear()
+        listener = asyncio.create_task(self._check_requests(stop))
+        not_kopfs = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=self._registry(),
+            settings=self._settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=stop,
+        )
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        listener.cancel()
+        # However it came to end: kopf's own task that waits for this flag would hold up the end for five seconds.
+        stop.set()
+        end = asyncio.create_task(kopf.run_tasks(tasks, ignored=not_kopfs))
+        await asyncio.wait({end}, timeout=self._ending_s)
+        if not end.done():
+            causes = [str(task.exception()) for task in tasks if task.done() and not task.cancelled()]
+            log.warning("the end of kopf hangs and is cut short", extra={"after_s": self._ending_s, "causes": causes})
+            return
+        await end
 
-    async def _limit_the_end(self) -> None:
-        """Where kopf's end hangs, stop the loop below it, so that kopf is started again; nobody would watch otherwise.
+    async def _check_requests(self, stop: asyncio.Event) -> None:
+        """End kopf where it neither watches nor ends.
 
-        Seen after a watch error while other watches waited for a new login. kopf's own remedy kills the process.
-        The task that watches may end before we first look: it counts as seen at the start.
+        Besides defects, that is so where a CRD was not installed: kopf looks for the resources once, at its start.
         """
-        seen = time.monotonic()
-        while time.monotonic() - seen < _ENDING_S:
-            await asyncio.sleep(_ENDING_S / 20)
-            if any(task.get_name() == _ROOT_TASK for task in asyncio.all_tasks()):
-                seen = time.monotonic()
-        log.warning("the end of the watch layer hangs and is cut short")
-        asyncio.get_running_loop().stop()
-
-    async def _check_discovery(self, ending: asyncio.Event) -> None:
-        """kopf looks once for the resources that it is to watch and ignores those that it does not find."""
-        started = time.monotonic()
-        while self._traffic.unasked:
-            await asyncio.sleep(_DISCOVERY_S / 5)
-            heard = self._traffic.heard_at > started
-            if heard and time.monotonic() - started > _DISCOVERY_S and (missing := self._traffic.unasked):
-                log.warning("resources cannot be watched; are the CRDs installed?", extra={"missing": missing})
-                ending.set()
+        while True:
+            await asyncio.sleep(self._deaf_s / 10)
+            now = time.monotonic()
+            if silent := sorted(path for path, at in self._asked_at.items() if now - at > self._deaf_s):
+                log.warning("kopf watches too little; are the CRDs installed?", extra={"missing": silent})
+                stop.set()
                 return
 
-    def _relisted(self) -> None:
-        if self._gap is None:
-            self._gap = asyncio.get_running_loop().call_later(_GAP_DEBOUNCE_S, self._report_gap)
-
-    def _report_gap(self) -> None:
-        self._gap = None
-        self._call(self._on_restart)
-
     def _deliver(self) -> None:
-        while self._arrived:
+        for _ in range(min(_SLICE, len(self._arrived))):
             kind, type_, obj = self._arrived.popleft()
             try:
                 self._on_event(kind, type_, obj)
             except Exception:
-                log.exception("an event could not be taken; please report this", extra={"resource": kind.plural})
+                log.exception("event handler failed", extra={"resource": kind.plural})
+        if self._arrived:
+            self._call(self._deliver)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         assert self._main is not None
@@ -253,15 +260,16 @@ class Watch:
             nonlocal logged_in_at
             if time.monotonic() - logged_in_at < _LOGIN_PAUSE_S:
                 # Without credentials kopf ends, and our own backoff applies; it would ask again and again otherwise.
-                log.error("the apiserver refuses the credentials of the watch layer")
+                log.error("the apiserver refuses the credentials of the watch")
                 return None
             logged_in_at = time.monotonic()
             try:
                 connection = await Connection.load(self._kubeconfig)
             except InvalidSpec as error:
-                log.error("the watch layer cannot log in", extra={"cause": str(error)})
+                log.error("kopf cannot log in", extra={"cause": str(error)})
                 return None
-            session = self._traffic.session(connection, user_agent=f"flotilla-watch/{__version__}")
+            session = self._session(connection)
+            self._sessions.append(session)
             return kopf.AiohttpSession(server=connection.host, aiohttp_session=session)
 
         for kind in self._kinds:
@@ -270,28 +278,63 @@ class Watch:
 
     def _forward(self, kind: Kind) -> Callable[..., Any]:
         async def forward(*, event: Any, **_: object) -> None:
-            self._traffic.heard()
-            self._arrived.append((kind, event["type"], self._aside.take(event["object"])))
+            obj = event["object"]
+            scope = obj["metadata"].get("namespace") if self._namespaces else None
+            self._heard_at[kind.path(scope)] = time.monotonic()
+            self._arrived.append((kind, event["type"], obj))
             if len(self._arrived) == 1:
                 # The others of a burst go along: each wake-up of the other loop is a system call.
                 self._call(self._deliver)
 
         return forward
 
+    def _session(self, connection: Connection) -> aiohttp.ClientSession:
+        """Each request carries the token of the moment, and is noted with its path."""
+        base = URL(connection.host).path.rstrip("/")
+
+        async def on_start(
+            _: aiohttp.ClientSession, __: SimpleNamespace, request: aiohttp.TraceRequestStartParams
+        ) -> None:
+            if token := await connection.authorization():
+                request.headers["Authorization"] = token
+            self._asked(request.url.path.removeprefix(base), watching="watch" in request.url.query)
+
+        async def on_end(_: aiohttp.ClientSession, __: SimpleNamespace, request: aiohttp.TraceRequestEndParams) -> None:
+            path = request.url.path.removeprefix(base)
+            if path in self._heard_at:
+                self._heard_at[path] = time.monotonic()
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(on_start)
+        trace.on_request_end.append(on_end)
+        return connection.session(user_agent=f"flotilla-watch/{__version__}", traces=[trace])
+
+    def _asked(self, path: str, *, watching: bool) -> None:
+        """kopf is about to send a request. The first watch after a LIST means that the LIST is complete."""
+        if path not in self._asked_at:
+            return
+        self._asked_at[path] = time.monotonic()
+        if not watching:
+            self._listing.add(path)
+        elif path in self._listing:
+            self._listing.discard(path)
+            self._call(self._on_listed)
+
     def _settings(self) -> kopf.OperatorSettings:
         settings = kopf.OperatorSettings()
         settings.posting.enabled = False
-        settings.persistence.diffbase_storage = _NoMemory()
+        settings.persistence.diffbase_storage = _NullDiffBaseStorage()
         settings.scanning.disabled = True
         settings.peering.standalone = True
         settings.persistence.finalizer = f"{GROUP}/kopf"
-        settings.networking.request_timeout = 30
-        settings.networking.connect_timeout = 10
-        settings.networking.error_backoffs = _Patient()
-        settings.watching.server_timeout = 300
-        settings.watching.client_timeout = 310
-        settings.watching.connect_timeout = 10
-        settings.watching.chunk_size = 25
+        settings.networking.request_timeout = _REQUEST_S
+        settings.networking.connect_timeout = _REQUEST_S
+        settings.networking.error_backoffs = _UnlimitedBackoff()
+        settings.watching.server_timeout = WATCH_S
+        settings.watching.client_timeout = SILENCE_S + WATCH_S
+        settings.watching.inactivity_timeout = SILENCE_S
+        settings.watching.connect_timeout = _REQUEST_S
+        settings.watching.chunk_size = _PAGE_SIZE
         # After an unexpected end this would kill the whole process, and us with it.
         settings.process.ultimate_exiting_timeout = None
         settings.queueing.exit_timeout = 0.5
@@ -299,8 +342,4 @@ class Watch:
         # at one time and no waiting for more keeps that to some dozens; each has nothing to do but to forward.
         settings.queueing.idle_timeout = 0.01
         settings.queueing.worker_limit = 64
-        for kind in self._kinds:
-            if kind.group != GROUP:
-                selector = (kind.group, kind.version, kind.plural)
-                settings.watching.label_selectors[selector] = MANAGED_BY_SELECTOR
         return settings

@@ -1,13 +1,13 @@
-"""kube-proxy in user space: ClusterIPs answer on their loopback twins. And `follow`, the agent's small informer."""
+"""kube-proxy in user space: ClusterIPs answer on their loopback twins. And `follow`, callbacks of an informer."""
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flotilla.errors import FlotillaError
 from flotilla.kube.client import KubeClient
+from flotilla.kube.informer import Informer
 from flotilla.kube.kinds import ENDPOINT_SLICE, SERVICE, Kind
 from flotilla_devcluster.network import local_address
 
@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 _CHUNK = 2**16
 _SERVICE_LABEL = "kubernetes.io/service-name"
 _CONNECT_TIMEOUT_S = 5.0
-_RETRY_S = 0.5
 
 Service = tuple[str, str]
 """Namespace and name."""
@@ -128,6 +127,26 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.transport.abort()
 
 
+class _Callbacks:
+    """The cache of an informer, which calls back."""
+
+    def __init__(self, changed: Callable[[dict[str, Any]], None], gone: Callable[[dict[str, Any]], None]) -> None:
+        self._changed = changed
+        self._gone = gone
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def put(self, kind: Kind, obj: dict[str, Any]) -> None:
+        self._known[obj["metadata"]["uid"]] = obj
+        self._changed(obj)
+
+    def drop(self, kind: Kind, obj: dict[str, Any], *, resource_version: str = "") -> None:
+        self._known.pop(obj["metadata"]["uid"], None)
+        self._gone(obj)
+
+    def objects(self, kind: Kind, namespace: str | None = None) -> Sequence[dict[str, Any]]:
+        return list(self._known.values())
+
+
 async def follow(
     client: KubeClient,
     kind: Kind,
@@ -137,25 +156,4 @@ async def follow(
     field_selector: str | None = None,
 ) -> None:
     """Call `changed` and `gone` for every object until cancelled; after a break, for what happened meanwhile too."""
-    known: dict[str, dict[str, Any]] = {}
-    while True:
-        try:
-            page = await client.list(kind, field_selector=field_selector)
-            present = {item["metadata"]["uid"]: item for item in page.items}
-            for uid in known.keys() - present.keys():
-                gone(known.pop(uid))
-            for uid, item in present.items():
-                known[uid] = item
-                changed(item)
-            async for type_, obj in client.watch(
-                kind, resource_version=page.resource_version, field_selector=field_selector
-            ):
-                if type_ == "DELETED":
-                    known.pop(obj["metadata"]["uid"], None)
-                    gone(obj)
-                elif type_ != "BOOKMARK":
-                    known[obj["metadata"]["uid"]] = obj
-                    changed(obj)
-        except FlotillaError as error:
-            log.info("a watch is started again", extra={"resource": kind.plural, "cause": str(error)})
-            await asyncio.sleep(_RETRY_S)
+    await Informer(client, _Callbacks(changed, gone), kind, field_selector=field_selector).run()

@@ -55,11 +55,11 @@ def _operator() -> tuple[Alert, ...]:
         ),
         Alert(
             "FlotillaWatchSilent",
-            "max(flotilla_watch_silent_seconds and on (instance) flotilla_leader == 1) > 180",
+            "max(flotilla_watch_silent_seconds and on (instance) flotilla_leader == 1) > 60",
             "5m",
             "warning",
             "The operator hears nothing from the apiserver.",
-            "The last word came {{ $value | humanizeDuration }} ago; silent watches are opened anew after 70 seconds.",
+            "A watch has been silent for {{ $value | humanizeDuration }}; each is renewed every 20 seconds.",
         ),
         Alert(
             "FlotillaApiErrors",

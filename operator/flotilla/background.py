@@ -1,0 +1,45 @@
+"""Keep the loops of a process running: a failure is logged and the loop begins again, so that it ends nothing else."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+_BASE_S, _CAP_S = 1.0, 60.0
+_HEALTHY_AFTER_S = 60.0
+"""A loop that ran for so long starts with the shortest pause again."""
+
+
+async def keep_running(
+    name: str,
+    loop: Callable[[], Awaitable[None]],
+    *,
+    on_failure: Callable[[str], None] = lambda _: None,
+    base_s: float = _BASE_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run `loop` until it returns. When it raises, log it, call `on_failure` with the name, and start it again.
+
+    The pause before that doubles with each failure in a row, from `base_s` to a minute, with jitter.
+    """
+    pause_s = base_s
+    while True:
+        began = clock()
+        try:
+            await loop()
+        except Exception:
+            if clock() - began > _HEALTHY_AFTER_S:
+                pause_s = base_s
+            wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            pause_s = min(2 * pause_s, _CAP_S)
+            log.exception(
+                "a background loop failed and is started again; please report this",
+                extra={"loop": name, "after_s": round(wait_s, 2)},
+            )
+            on_failure(name)
+            await asyncio.sleep(wait_s)
+        else:
+            return
