@@ -10,6 +10,7 @@ from flotilla.cost.comparison import (
     IdleRule,
     at_full_load,
     attribute,
+    break_even,
     break_even_tasks_per_day,
     cost_ratio,
     idle_shares,
@@ -104,6 +105,48 @@ def test_break_even_is_the_first_load_at_which_whole_replicas_cost_no_more(
             even, replica_usd_per_hour=rate, replica_tasks=tasks, min_replicas=low, overhead_usd_per_day=overhead
         )
         assert own <= even * hosted + CENT_OF_A_CENT
+
+
+@given(
+    hosted=decimals("0.0001", "0.05"),
+    maximum=st.integers(1, 50),
+    part=st.decimals("0", "1", places=4),
+    **STEPS,
+)
+def test_what_is_said_of_break_even_is_true_at_every_load(
+    hosted: Decimal, maximum: int, part: Decimal, **steps: Decimal
+) -> None:
+    low, rate, capacity = int(steps["min_replicas"]), steps["replica_usd_per_hour"], steps["replica_tasks"]
+    overhead = steps["overhead_usd_per_day"]
+    even = break_even(
+        replica_usd_per_hour=rate, hosted_usd_per_task=hosted, replica_tasks=capacity, min_replicas=low,
+        max_replicas=maximum, overhead_usd_per_day=overhead,
+    )  # fmt: skip
+    most = capacity * max(low, maximum)
+    edges = [edge for band in even.dearer for edge in band]
+    interesting = [part * most, even.first, even.for_good, *edges, *(edge + capacity / 1000 for edge in edges)]
+    for tasks in (load for load in interesting if load.is_finite() and 0 < load <= most):
+        own = own_usd_per_day(
+            tasks, replica_usd_per_hour=rate, replica_tasks=capacity, min_replicas=low, overhead_usd_per_day=overhead
+        )
+        dearer = tasks < even.first or any(start < tasks < end for start, end in even.dearer)
+        if dearer:
+            assert own >= tasks * hosted - CENT_OF_A_CENT
+            assert tasks < even.for_good
+        else:
+            assert own <= tasks * hosted + CENT_OF_A_CENT
+
+
+def test_after_each_step_of_a_replica_the_hosted_model_may_be_cheaper_again() -> None:
+    # A8 of the project's cases: an L4 at 0.8048 USD/h that does 80,000 tasks a day, against 0.25 USD per 1000 tasks.
+    even = break_even(
+        replica_usd_per_hour=D("0.8048"), hosted_usd_per_task=D("0.00025"), replica_tasks=D(80_000), max_replicas=100
+    )
+
+    assert round(even.first) == 77_261
+    assert [(round(start), round(end)) for start, end in even.dearer[:2]] == [(80_000, 154_522), (160_000, 231_782)]
+    assert even.dearer[0][0] < 90_000 < even.dearer[0][1]
+    assert even.for_good > even.dearer[-1][0]
 
 
 def test_where_a_replica_costs_more_than_its_tasks_no_number_of_replicas_pays() -> None:

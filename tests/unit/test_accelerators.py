@@ -74,6 +74,31 @@ def test_a_broken_row_is_refused_by_file_class_and_field(text: str, message: str
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize(("name", "found"), [("L4", "nvidia-l4"), ("mi300x", "amd-mi300x"), ("nvidia_t4", "nvidia-t4")])
-def test_the_command_line_takes_short_names(name: str, found: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("L4", "nvidia-l4"),
+        ("mi300x", "amd-mi300x"),
+        ("nvidia_t4", "nvidia-t4"),
+        ("H100", "nvidia-h100-80gb"),
+        ("h100 nvl", "nvidia-h100-nvl"),
+        ("A100-80", "nvidia-a100-80gb"),
+        ("4090", "nvidia-rtx-4090"),
+        ("RTX 4090", "nvidia-rtx-4090"),
+        ("L40S", "nvidia-l40s"),
+        ("A10", "nvidia-a10"),
+        ("NVIDIA-H100-80GB-HBM3", "nvidia-h100-80gb"),
+        ("g6.xlarge", "nvidia-l4"),
+    ],
+)
+def test_the_command_line_takes_the_names_that_people_use(name: str, found: str) -> None:
     assert find_loosely(TABLE, name).class_name == found
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("A100", "nvidia-a100-40gb or nvidia-a100-80gb"), ("v100", "nvidia-v100-16gb or nvidia-v100-32gb")],
+)
+def test_a_gpu_that_comes_in_several_sizes_is_asked_for_with_one(name: str, sizes: str) -> None:
+    with pytest.raises(InvalidSpec, match=f"several sizes: say {sizes}"):
+        find_loosely(TABLE, name)

@@ -57,6 +57,7 @@ WHOLE_GPUS = frozenset(resource for resource in _RESOURCES.values() if resource)
 """Extended resources of which one unit is a GPU, unless the node's labels tell otherwise."""
 _SHORT = ("", "nvidia-", "amd-")
 """What a user may leave out of a class on the command line."""
+_MEMORY = re.compile(r"\d+gb")
 
 
 class _Row(BaseModel):
@@ -184,9 +185,33 @@ def find(table: Mapping[str, Accelerator], class_name: str, *, field: str = "spe
 
 
 def find_loosely(table: Mapping[str, Accelerator], name: str) -> Accelerator:
-    """As `find`, but `L4` and `l4` mean nvidia-l4; for the command line."""
-    wanted = name.lower().replace("_", "-").replace(" ", "-")
+    """As `find`, for the command line: L4 and l4 mean nvidia-l4, and so do the names that nodes have in their labels.
+
+    Part of a name is enough where it means one whole GPU (4090, A100-80). H100 is the one of which only the memory is
+    left out; A100, of which there are two, raises InvalidSpec that names both.
+    """
+    wanted = "-".join(name.lower().replace("_", "-").split())
     for prefix in _SHORT:
         if prefix + wanted in table:
             return table[prefix + wanted]
-    return find(table, wanted, field="--accelerator")
+    whole = [row for row in table.values() if not row.shared]
+    found = [row for row in whole if _has_parts(row.class_name.split("-"), wanted.split("-"))] or [
+        row for row in whole if any(wanted == value.lower() for _, values in row.node_labels for value in values)
+    ]
+    if len(found) > 1:
+        found = [row for row in found if _MEMORY.fullmatch(row.class_name.partition(wanted + "-")[2])] or found
+    if len(found) > 1:
+        sizes = " or ".join(row.class_name for row in found)
+        raise InvalidSpec(
+            f"{name!r} comes in several sizes: say {sizes}.", field="--accelerator", reason="UnknownAccelerator"
+        )
+    return found[0] if found else find(table, wanted, field="--accelerator")
+
+
+def _has_parts(parts: list[str], wanted: list[str]) -> bool:
+    """Whether the parts of a name have the wanted ones in a row, the last of them perhaps without its unit."""
+    return any(
+        parts[start : start + len(wanted) - 1] == wanted[:-1]
+        and parts[start + len(wanted) - 1] in (wanted[-1], wanted[-1] + "gb")
+        for start in range(len(parts) - len(wanted) + 1)
+    )

@@ -1,6 +1,7 @@
 """Self-hosted against hosted: utilization, unit costs, savings, break-even."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
@@ -77,6 +78,57 @@ def break_even_tasks_per_day(
     if replicas > max(Decimal(max_replicas), least):
         return NEVER
     return (replica_usd * replicas + overhead_usd_per_day) / hosted_usd_per_task
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """At which loads self-hosting with whole replicas costs no more than a hosted model, in tasks a day.
+
+    Replicas come in steps, so self-hosting can be cheaper from `first` on, dearer again just after a step, and cheaper
+    at every load only from `for_good` on. Both are infinite where that never happens.
+    """
+
+    first: Decimal
+    for_good: Decimal
+    """Up to what the most replicas can do; infinite also where they are too few."""
+    dearer: tuple[tuple[Decimal, Decimal], ...] = ()
+    """Loads between the two at which the hosted model is cheaper again: above the first number and below the second."""
+
+
+_MOST_BANDS = 10_000
+
+
+def break_even(
+    *,
+    replica_usd_per_hour: Decimal,
+    hosted_usd_per_task: Decimal,
+    replica_tasks: Decimal,
+    min_replicas: int = 1,
+    max_replicas: int = 1000,
+    overhead_usd_per_day: Decimal = _ZERO,
+) -> BreakEven:
+    """Against `own_usd_per_day` at the same terms, exactly.
+
+    m replicas are even at (24 h * rate * m + overhead) / hosted price, and can be given at most m * `replica_tasks`.
+    """
+    least, most = max(1, min_replicas), max(1, min_replicas, max_replicas)
+    replica_usd = HOURS_PER_DAY * replica_usd_per_hour
+    gain = replica_tasks * hosted_usd_per_task - replica_usd
+    if hosted_usd_per_task <= 0 or gain <= 0:
+        return BreakEven(NEVER, NEVER)
+
+    def even(replicas: int) -> Decimal:
+        return (replica_usd * replicas + overhead_usd_per_day) / hosted_usd_per_task
+
+    first = max(least, int((overhead_usd_per_day / gain).to_integral_value(ROUND_CEILING)))
+    # From this many replicas on, the load at which the last of them becomes necessary pays for it already.
+    steady = (overhead_usd_per_day + replica_tasks * hosted_usd_per_task) / gain
+    last = max(first, int(steady.to_integral_value(ROUND_CEILING)) - 1)
+    if first > most:
+        return BreakEven(NEVER, NEVER)
+    steps = range(first, min(last, most, first + _MOST_BANDS))
+    dearer = tuple((m * replica_tasks, even(m + 1)) for m in steps if even(m + 1) > m * replica_tasks)
+    return BreakEven(even(first), even(last) if last <= most else NEVER, dearer)
 
 
 def break_even_utilization(full_load_usd: Decimal, hosted_usd: Decimal) -> Decimal | None:

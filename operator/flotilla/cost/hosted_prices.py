@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
@@ -185,6 +185,8 @@ class HostedPrice:
     input: Tiers
     output: Tiers
     cached: Tiers | None
+    note: str = ""
+    """What else is to be said of it, as a sentence: the price differs by the hour."""
 
     @property
     def comparator(self) -> str:
@@ -276,6 +278,29 @@ def find(provider: str, model: str, *, field: str, at: datetime, batch: bool = F
         input=plain,
         output=output,
         cached=_tiers(getattr(prices, "cache_read_mtok", None)),
+        note="" if batch else _by_the_hour(found, at),
+    )
+
+
+def _by_the_hour(model: Any, at: datetime) -> str:
+    """A sentence with the prices of that day where they differ by the hour; empty where they do not."""
+    if not isinstance(model.prices, list):
+        return ""
+    day = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    changes: list[tuple[str, str]] = []
+    for half_hours in range(48):
+        moment = day + timedelta(minutes=30 * half_hours)
+        prices = model.get_prices(moment)
+        plain, output = _tiers(getattr(prices, "input_mtok", None)), _tiers(getattr(prices, "output_mtok", None))
+        if plain is None or output is None:
+            return ""
+        text = f"{plain.base}/{output.base}"
+        if not changes or changes[-1][1] != text:
+            changes.append((f"{moment:%H:%M}", text))
+    if len(changes) < 2:
+        return ""
+    return (
+        f"Its price differs by the hour (UTC, in/out): {', '.join(f'{text} from {start}' for start, text in changes)}."
     )
 
 
