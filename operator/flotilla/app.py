@@ -64,7 +64,7 @@ async def _run(config: OperatorConfig, catalog: Catalog, prices: PriceCatalog) -
     server = await start_server(
         host=config.listen_host,
         port=config.listen_port,
-        registry=metrics.registry,
+        families=control.families,
         live=control.live_checks(),
         ready=control.ready_checks(),
         more=console_routes(control.fleet) if config.console == "Enabled" else (),

@@ -4,7 +4,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 
 from flotilla.console import view
 from flotilla.console.server import console_routes, start_server
@@ -104,14 +104,22 @@ def test_the_newest_decision_comes_first() -> None:
     assert decisions[0]["object"] == "ModelDeployment ml/small"
 
 
+async def nothing() -> list[Metric]:
+    return []
+
+
+async def empty() -> view.Json:
+    return view.fleet([], [], [], [])
+
+
 async def test_a_browser_may_load_nothing_from_elsewhere_and_send_nothing() -> None:
     running = await start_server(
         host="127.0.0.1",
         port=0,
-        registry=CollectorRegistry(),
+        families=nothing,
         live={},
         ready={},
-        more=console_routes(lambda: view.fleet([], [], [], [])),
+        more=console_routes(empty),
     )
     base = f"http://127.0.0.1:{running.port}/console"
     try:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from tests.support.browser import Page, browser
 
 from flotilla.console import view
@@ -39,8 +39,12 @@ class Fleet:
             Sample("flotilla_savings_usd", {**BASE, "comparator": "openai/gpt-5-mini", "window": "1h"}, -0.5),
         ]
 
-    def json(self) -> view.Json:
+    async def read(self) -> view.Json:
         return view.fleet(self.models, [], self.samples, [])
+
+
+async def nothing() -> list[Metric]:
+    return []
 
 
 @asynccontextmanager
@@ -48,10 +52,10 @@ async def console(fleet: Fleet) -> AsyncIterator[tuple[Page, HealthServer]]:
     running = await start_server(
         host="127.0.0.1",
         port=0,
-        registry=CollectorRegistry(),
+        families=nothing,
         live={},
         ready={},
-        more=console_routes(fleet.json),
+        more=console_routes(fleet.read),
     )
     try:
         async with browser() as page:

@@ -1,41 +1,21 @@
 """Cost metrics as a scrape shows them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-from prometheus_client import CollectorRegistry, generate_latest
-
 from flotilla.catalog.accelerators import load_accelerators
+from flotilla.console.metrics import exposition
 from flotilla.cost.gpu_prices import CostBasis, Rate
 from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, Weights
 from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation, dump_account, load_account
-from flotilla.cost.metrics import DeploymentView, FleetCollector
+from flotilla.cost.metrics import DeploymentView, FleetFamilies
 from flotilla_devcluster.stack import samples, value
 
 D = Decimal
 Found = dict[str, list[tuple[dict[str, str], Decimal]]]
 HOSTED = HostedPrice("openai", "mini", "test", Tiers(D(1), ((1000, D(3)),)), Tiers(D(10)), Tiers(D("0.5")))
 L4 = load_accelerators()["nvidia-l4"]
-
-
-@dataclass
-class Fleet:
-    views: Iterable[DeploymentView]
-    prices: Iterable[Rate] = ()
-    unpriced: Mapping[str, int] = field(default_factory=dict)
-    catalog_version: str = ""
-    free: Mapping[str, Decimal] = field(default_factory=dict)
-
-    def view(self) -> Iterable[DeploymentView]:
-        return self.views
-
-    def rates(self) -> Iterable[Rate]:
-        return self.prices
-
-    def unallocated(self) -> Mapping[str, Decimal]:
-        return self.free
 
 
 def view(**changes: object) -> DeploymentView:
@@ -60,10 +40,20 @@ def view(**changes: object) -> DeploymentView:
     return DeploymentView(**values)  # type: ignore[arg-type]
 
 
-def exposed(*views: DeploymentView, **more: object) -> Found:
-    registry = CollectorRegistry()
-    registry.register(FleetCollector(Fleet(views, **more)))  # type: ignore[arg-type]
-    return samples(generate_latest(registry).decode())
+def exposed(
+    *views: DeploymentView,
+    prices: Iterable[Rate] = (),
+    catalog_version: str = "",
+    unpriced: Mapping[str, int] | None = None,
+    free: Mapping[str, Decimal] | None = None,
+) -> Found:
+    families = FleetFamilies()
+    for one in views:
+        families.add(one)
+    families.cost.add_prices(prices, catalog_version)
+    families.cost.add_unpriced(unpriced or {})
+    families.cost.add_unallocated(free or {})
+    return samples(exposition(families.all()).decode())
 
 
 def hour(

@@ -143,7 +143,7 @@ async def test_a_pods_price_and_capacity_type_are_those_of_its_node() -> None:
     rates = bench.ledger.accounts["u"].rates
     assert list(rates) == [("spot", "built-in")]
     assert rates["spot", "built-in"] == 2 * D("0.8048") * D("0.42")
-    assert {rate.detail for rate in bench.fleet.rates()} == {"0.42 of AWS g6.xlarge us-east-1, for spot"}
+    assert {rate.detail for rate in bench.fleet.rates(KEY)} == {"0.42 of AWS g6.xlarge us-east-1, for spot"}
 
 
 def _pages(*objects: dict[str, Any]) -> Callable[[Kind], Any]:

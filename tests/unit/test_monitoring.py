@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from hack import monitoring
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from tests.support.prometheus import Prometheus, running_prometheus
 from tests.support.promql import metric_names
 from tests.support.scraping import of_pods
-from tests.unit.test_cost_metrics import Fleet
 
 from flotilla.catalog.engines import load_profiles, metric_name
 from flotilla.console.metrics import Metrics
-from flotilla.cost.metrics import FleetCollector
+from flotilla.cost.metrics import FleetFamilies
 from flotilla.gateway.app import Gateway, Settings
 from flotilla.reports.monitoring import dashboards, monitors
 from flotilla.reports.monitoring.panels import Dashboard, Panel
@@ -112,9 +110,7 @@ def emitted(folder: Path) -> set[str]:
         objects=dict,
         kinds=(),
     )
-    registry = CollectorRegistry()
-    registry.register(FleetCollector(Fleet(())))
-    families = [*registry.collect(), *metrics.registry.collect(), *asyncio.run(of_a_gateway(folder))]
+    families = [*FleetFamilies().all(), *metrics.registry.collect(), *asyncio.run(of_a_gateway(folder))]
     found = {"up"}
     for family in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.core import Metric
 from typer.testing import CliRunner
 
 from flotilla import __version__
@@ -55,10 +56,14 @@ def test_the_command_prints_its_version_and_the_crds() -> None:
 
 async def test_health_follows_the_checks_and_metrics_are_served() -> None:
     metrics, well = Metrics(version="1.2.3"), {"part": True}
+
+    async def families() -> list[Metric]:
+        return list(metrics.registry.collect())
+
     server = await start_server(
         host="127.0.0.1",
         port=0,
-        registry=metrics.registry,
+        families=families,
         live={"part": lambda: well["part"]},
         ready={"synced": lambda: well["part"]},
     )

@@ -8,10 +8,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
+
+from prometheus_client.core import Metric
 
 from flotilla.addresses import AddressMap
 from flotilla.background import keep_running
@@ -31,7 +33,6 @@ from flotilla.cost.gpu_prices import PriceCatalog, PriceSources
 from flotilla.cost.hosted_price_client import PriceDesk
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.ledger_store import LedgerStore
-from flotilla.cost.metrics import FleetCollector
 from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
 from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.kube import observed
@@ -77,6 +78,12 @@ def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
         redis_secret=config.gateway_redis_secret,
         env={**mapped, **config.gateway_env},
     )
+
+
+def _samples(families: Iterable[Metric]) -> Iterator[view.Sample]:
+    for family in families:
+        for sample in family.samples:
+            yield view.Sample(sample.name, sample.labels, sample.value)
 
 
 class ControlLoop:
@@ -221,8 +228,6 @@ class ControlLoop:
             draining=lambda: self._draining.answers,
             unallocated=dict if self._unallocated is None else self._unallocated.usd_per_hour,
         )
-        self._collector = FleetCollector(self._fleet)
-        metrics.registry.register(self._collector)
         metrics.observe(
             depth=lambda: self.queue.depth,
             oldest_age_s=lambda: self.queue.oldest_age_s,
@@ -276,15 +281,16 @@ class ControlLoop:
         await self._reader.close()
         self._metrics.leading(False)
 
-    def fleet(self) -> view.Json:
+    async def families(self) -> list[Metric]:
+        """The metrics of the operator and of the fleet now."""
+        return [*self._metrics.registry.collect(), *await self._fleet.families()]
+
+    async def fleet(self) -> view.Json:
         """What the console shows now."""
-        samples = (
-            view.Sample(sample.name, sample.labels, sample.value)
-            for family in self._collector.collect()
-            for sample in family.samples
-        )
-        models, policies = self.store.all(MODEL_DEPLOYMENT), self.store.all(ROUTING_POLICY)
-        return view.fleet(models, policies, samples, tuple(self._events.recent))
+        families = await self._fleet.families()
+        models, policies = list(self.store.all(MODEL_DEPLOYMENT)), list(self.store.all(ROUTING_POLICY))
+        # Stored objects are replaced and never changed, so that a thread may read them.
+        return await asyncio.to_thread(view.fleet, models, policies, _samples(families), tuple(self._events.recent))
 
     def live_checks(self) -> Mapping[str, Callable[[], bool]]:
         """A false one asks the kubelet for a restart."""

@@ -1,16 +1,19 @@
 """Charge each pod's time and tokens to its deployment after every scrape, and describe deployments for the metrics."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from prometheus_client.core import Metric
+
 from flotilla.constants import LABEL_TEAM
 from flotilla.cost.gpu_prices import CostBasis, Rate, pod_units
 from flotilla.cost.ledger import Counters, Ledger, PodObservation, PodState
-from flotilla.cost.metrics import DeploymentView
+from flotilla.cost.metrics import DeploymentView, FleetFamilies
 from flotilla.cost.price_loop import PriceBook
 from flotilla.kube import observed
 from flotilla.kube.keys import Key
@@ -55,6 +58,12 @@ class Draining:
         return found
 
 
+_SLICE = 50
+"""Deployments that are described without a turn for other tasks: about 10 ms."""
+_QUIET_CALLS = 15
+"""A deployment without pods is looked at once in so many calls of `account`, that is every 30 s by default."""
+
+
 class Fleet:
     """Charges pods and describes deployments; both read the scaler's table."""
 
@@ -83,19 +92,34 @@ class Fleet:
         self._clock = clock
         self._draining = draining
         self.unallocated = unallocated
+        self._had_pods: set[Key] = set()
+        self._quiet: deque[Key] = deque()
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 
     def account(self) -> None:
         """Charge the time since the last call; called after each scrape."""
         now = self._clock()
-        for key, entry in self._scaler.tracked.items():
-            if (basis := self._bases.get(key)) is not None:
+        for key in self._due():
+            entry, basis = self._scaler.tracked.get(key), self._bases.get(key)
+            if entry is not None and basis is not None:
                 self._observe(key, entry, basis, now)
         # An account outlives a spec that is wrong for a while, and ends with its resource.
         alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
         for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
             self._ledger.forget(uid)
+
+    def _due(self) -> set[Key]:
+        """Deployments with pods, or with an account of pods that are to be closed; a slice of the others in turn.
+
+        The windows of an account without pods still move on, which a visit now and then is enough for.
+        """
+        due = {key for key in self._store.owners(POD) if key in self._scaler.tracked}
+        due, self._had_pods = due | self._had_pods, due
+        if not self._quiet:
+            self._quiet.extend(self._scaler.tracked)
+        turns = math.ceil(len(self._scaler.tracked) / _QUIET_CALLS)
+        return due | {self._quiet.popleft() for _ in range(min(turns, len(self._quiet)))}
 
     def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
         pods = [pod for pod in self._scaler.workloads.of(key).pods if pod.scheduled]
@@ -133,23 +157,27 @@ class Fleet:
             ready_at=_seconds(pod.ready_time),
         )
 
-    def view(self) -> Iterator[DeploymentView]:
-        """Every deployment now."""
-        for key, entry in self._scaler.tracked.items():
-            yield self._deployment(key, entry)
+    async def families(self) -> list[Metric]:
+        """The metrics of every deployment now. Other tasks get their turn after each slice of the fleet."""
+        found, rates = FleetFamilies(), set[Rate]()
+        for number, (key, entry) in enumerate(list(self._scaler.tracked.items()), start=1):
+            found.add(self._deployment(key, entry))
+            rates |= self.rates(key)
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        found.cost.add_prices(rates, self._book.version)
+        found.cost.add_unpriced(self.unpriced)
+        found.cost.add_unallocated(self.unallocated())
+        return list(found.all())
 
-    def rates(self) -> set[Rate]:
-        """Every price that is in force somewhere."""
-        found: set[Rate | None] = set()
-        for key in self._scaler.tracked:
-            if (basis := self._bases.get(key)) is not None:
-                nodes = {pod.node for pod in self._scaler.workloads.of(key).pods} or {""}
-                found |= {basis.rate(self._book.node(name), self._book.sources) for name in nodes}
+    def rates(self, key: Key) -> set[Rate]:
+        """The prices in force for one deployment: those of its pods' nodes, or of its class without pods."""
+        basis = self._bases.get(key)
+        if basis is None:
+            return set()
+        nodes = {pod.node for pod in self._scaler.workloads.of(key).pods} or {""}
+        found = (basis.rate(self._book.node(name), self._book.sources) for name in nodes)
         return {rate for rate in found if rate is not None}
-
-    @property
-    def catalog_version(self) -> str:
-        return self._book.version
 
     def _deployment(self, key: Key, entry: Tracked) -> DeploymentView:
         sample = entry.sample

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from flotilla.cost.comparison import (
     NEVER,
@@ -314,48 +312,25 @@ class DeploymentView:
     """By the Stalled condition; None before it is written."""
 
 
-class FleetView(Protocol):
-    """What the collector asks for at each scrape."""
+class FleetFamilies:
+    """One scrape's worth of metrics about the fleet: `add` each deployment, then take `all`.
 
-    @property
-    def unpriced(self) -> Mapping[str, int]:
-        """Looks at a deployment without a price or usage, by reason."""
+    The caller adds deployments in slices, because a large fleet would keep the event loop busy for too long.
+    """
 
-    @property
-    def catalog_version(self) -> str:
-        """Of the administrator's own prices; empty without them."""
+    def __init__(self) -> None:
+        self._replicas = _Replicas()
+        self.cost = CostFamilies()
 
-    def view(self) -> Iterable[DeploymentView]:
-        """The deployments of this moment."""
+    def add(self, of: DeploymentView) -> None:
+        """The samples of one deployment."""
+        self._replicas.add(of)
+        self.cost.add(of)
 
-    def rates(self) -> Iterable[Rate]:
-        """The prices that are in force somewhere."""
-
-    def unallocated(self) -> Mapping[str, Decimal]:
-        """US dollars per hour of GPUs that no pod holds, by class; empty where nobody knows."""
-
-
-class FleetCollector(Collector):
-    """Registered once."""
-
-    def __init__(self, fleet: FleetView) -> None:
-        self._fleet = fleet
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the names depend on what is known."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
+    def all(self) -> Iterator[Metric]:
         """Every family, with a sample for each deployment that has the value."""
-        replicas, cost = _Replicas(), CostFamilies()
-        for deployment in self._fleet.view():
-            replicas.add(deployment)
-            cost.add(deployment)
-        cost.add_prices(self._fleet.rates(), self._fleet.catalog_version)
-        cost.add_unpriced(self._fleet.unpriced)
-        cost.add_unallocated(self._fleet.unallocated())
-        yield from vars(replicas).values()
-        yield from cost.all()
+        yield from vars(self._replicas).values()
+        yield from self.cost.all()
 
 
 class _Replicas:

@@ -40,7 +40,7 @@ class Store:
         self._owner = owner
         self._on_change = on_change
         self._objects: dict[Kind, dict[Name, Object]] = {}
-        self._owned: dict[tuple[Kind, Hashable], dict[Name, Object]] = {}
+        self._owned: dict[Kind, dict[Hashable, dict[Name, Object]]] = {}
         self._dropped: OrderedDict[str, int] = OrderedDict()
         """The version at which an object went, by uid."""
         self._share = _Shared()
@@ -61,7 +61,7 @@ class Store:
         self._objects[kind][name] = slim
         owner = self._owner(kind, slim)
         if owner is not None:
-            self._owned.setdefault((kind, owner), {})[name] = slim
+            self._owned.setdefault(kind, {}).setdefault(owner, {})[name] = slim
         if self._on_change is not None:
             self._on_change(kind, known, slim, writer)
         return True
@@ -109,7 +109,11 @@ class Store:
 
     def owned_by(self, kind: Kind, owner: Hashable) -> list[Object]:
         """The objects of a kind whose owner, by the function given at the start, is `owner`."""
-        return list(self._owned.get((kind, owner), {}).values())
+        return list(self._owned.get(kind, {}).get(owner, {}).values())
+
+    def owners(self, kind: Kind) -> Iterator[Hashable]:
+        """Every owner that has at least one object of a kind."""
+        return iter(self._owned.get(kind, {}))
 
     def counts(self) -> dict[str, int]:
         """Number of objects by plural name."""
@@ -117,10 +121,11 @@ class Store:
 
     def _unindex(self, kind: Kind, known: Object) -> None:
         owner = self._owner(kind, known)
-        owned = self._owned.get((kind, owner), {})
+        owners = self._owned.get(kind, {})
+        owned = owners.get(owner, {})
         owned.pop(_name(known["metadata"]), None)
         if not owned:
-            self._owned.pop((kind, owner), None)
+            owners.pop(owner, None)
 
 
 def replicas_managers(deployment: Mapping[str, Any] | None) -> frozenset[str]:

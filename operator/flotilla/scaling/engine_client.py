@@ -82,6 +82,11 @@ class WakeQuery:
         fresh = self._clock() - self._told_at <= _FRESH_S
         return self._told.get(model, _UNKNOWN) if fresh else _UNKNOWN
 
+    def wanted(self) -> set[Model]:
+        """Models that requests come for, by the last answer."""
+        fresh = self._clock() - self._told_at <= _FRESH_S
+        return {model for model, demand in self._told.items() if demand.requests > 0} if fresh else set()
+
     async def _ask(self) -> None:
         try:
             series = await self._client.query(self._promql)

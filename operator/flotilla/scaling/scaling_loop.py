@@ -5,6 +5,8 @@ One loop for the whole fleet rather than a timer per resource: it costs with the
 
 import asyncio
 import logging
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
 from flotilla.kube import observed
 from flotilla.kube.keys import Key
-from flotilla.kube.kinds import DEPLOYMENT, POD
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD
 from flotilla.kube.observed import Pod, Workload, Workloads
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.planning.resolve import Resolved
@@ -34,6 +36,8 @@ from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, T
 log = logging.getLogger(__name__)
 
 _NOTHING = Answers()
+_QUIET_INTERVAL_S = 10.0
+"""Shorter than the age at which a sample is stale, so that no deployment looks unobserved between two visits."""
 
 
 @dataclass(slots=True)
@@ -86,6 +90,10 @@ class Scaler:
         self._sampler = Sampler()
         self.workloads = Workloads(store)
         self.tracked: dict[Key, Tracked] = {}
+        self._reconciled: set[Key] = set()
+        """Keys that were reconciled since the last tick."""
+        self._had_pods: set[Key] = set()
+        self._quiet: deque[Key] = deque()
 
     def track(self, key: Key, live: Mapping[str, Any], model: ModelDeployment, resolved: Resolved) -> int:
         """Take the current spec; returns the replicas to have now."""
@@ -100,6 +108,7 @@ class Scaler:
         if known is not None:
             entry.decision, entry.sample, entry.answers = known.decision, known.sample, known.answers
         self.tracked[key] = entry
+        self._reconciled.add(key)
         if mode != "Internal":
             entry.decision = None
             replicas = model.spec.replicas
@@ -140,6 +149,7 @@ class Scaler:
     def forget(self, key: Key) -> None:
         """The resource is gone."""
         self.tracked.pop(key, None)
+        self._reconciled.discard(key)
         self.workloads.forget(key)
 
     async def run(self, *, publish: Callable[[], None]) -> None:
@@ -151,10 +161,17 @@ class Scaler:
             await asyncio.sleep(max(0.0, due - self._clock()))
 
     async def tick(self) -> None:
-        """Ask every ready pod and every gateway, then decide for every deployment."""
-        loads = {key: self.workloads.of(key) for key in self.tracked}
+        """Ask every ready pod and every gateway, then decide for the deployments that something may have changed for.
+
+        Those are the deployments that have or had pods, that were reconciled, or that requests wait for. The others are
+        visited in turn, each of them once in `_QUIET_INTERVAL_S`, so that a fleet at rest costs little.
+        """
+        with_pods = {key for key in self._store.owners(POD) if key in self.tracked}
+        loads = {key: self.workloads.of(key) for key in with_pods}
         engines = [_engine(key, pod, self.tracked[key].resolved) for key, load in loads.items() for pod in _asked(load)]
         answers, demand = await asyncio.gather(self._engines(engines), self._demand())
+        loads |= {key: self.workloads.of(key) for key in self._without_pods(demand) if key not in loads}
+        self._had_pods = with_pods
         pressing = sampling.pressing(
             (self.tracked[key].resolved.accelerator.class_name, load)
             for key, load in loads.items()
@@ -175,6 +192,20 @@ class Scaler:
                 )
                 self._follow(key, current)
         self._sampler.retain(answers.by_uid)
+
+    def _without_pods(self, demand: Mapping[Model, Demand]) -> set[Key]:
+        """Deployments to decide for although no pod of theirs is there."""
+        due = self._had_pods | self._reconciled
+        self._reconciled = set()
+        waking = {model for model, one in demand.items() if one.requests > 0}
+        if self._wake is not None:
+            waking |= self._wake.wanted()
+        due |= {Key(MODEL_DEPLOYMENT, *model) for model in waking}
+        if not self._quiet:
+            self._quiet.extend(self.tracked)
+        turns = math.ceil(len(self.tracked) * self._interval_s / _QUIET_INTERVAL_S)
+        due |= {self._quiet.popleft() for _ in range(min(turns, len(self._quiet)))}
+        return {key for key in due if key in self.tracked}
 
     async def _engines(self, engines: list[Engine]) -> Answers:
         return await self._sources.read(engines) if engines else _NOTHING
