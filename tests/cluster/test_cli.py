@@ -62,7 +62,7 @@ def test_the_verbs_show_a_fleet_and_what_is_wrong_with_it(models: Models, spec: 
     assert checks[bad]["result"] == "fail"
     for name, said in (
         ("CRDs", "this release"),
-        ("Operator", "leads"),
+        ("Operator", "holds the Lease"),
         ("RBAC", "all"),
         ("Accelerators", "8 x nvidia-l4"),
     ):

@@ -145,9 +145,9 @@ def test_the_words_say_decision_table_and_assumptions() -> None:
     ("arguments", "message"),
     [
         (("-n", "0"), "--tasks-per-day: 0 is less than 1"),
-        (("-n", "5", "--quality", "good"), "--quality: 'good' is none of small, mixed, frontier"),
-        (("-n", "5", "--latency", "1s"), "--latency: '1s' is none of"),
-        (("-n", "5", "--sovereignty", "eu"), "--sovereignty: 'eu' is none of"),
+        (("-n", "5", "--quality", "good"), "--quality: 'good' must be one of small, mixed, frontier"),
+        (("-n", "5", "--latency", "1s"), "--latency: '1s' must be one of"),
+        (("-n", "5", "--sovereignty", "eu"), "--sovereignty: 'eu' must be one of"),
         (("-n", "5", "-a", "nvidia-l5"), "Did you mean nvidia-l4"),
         (("-n", "5", "-a", "L4=free"), "--accelerator: 'free' is not a number"),
         (("-n", "5", "-a", "MI300X"), "Give yours: -a MI300X=USD_PER_HOUR"),

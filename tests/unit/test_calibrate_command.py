@@ -50,7 +50,7 @@ def test_judged_answers_become_points_that_a_policy_takes(tmp_path: Path) -> Non
     [
         ({"margin": 0.5}, '"wrong": true or false'),
         ({"margin": 1.5, "wrong": True}, '"margin" from 0 to 1'),
-        ({"answer": chat("a"), "wrong": True}, "logprobs: true, top_logprobs: 2"),
+        ({"answer": chat("a"), "wrong": True}, "logprobs: true and top_logprobs: 2"),
         ([], '"wrong": true or false'),
     ],
 )
@@ -67,7 +67,7 @@ def test_no_json_no_file_and_too_few_answers_are_refused(tmp_path: Path) -> None
     file = tmp_path / "a.jsonl"
     assert "No such file" in RUN.invoke(app, ["route", "calibrate", str(file)]).stderr
     file.write_text("{")
-    assert "is no JSON" in RUN.invoke(app, ["route", "calibrate", str(file)]).stderr
+    assert "is not JSON" in RUN.invoke(app, ["route", "calibrate", str(file)]).stderr
     done = RUN.invoke(app, ["route", "calibrate", str(lines(file, [{"margin": 1, "wrong": False}]))])
     assert (done.exit_code, "too few" in done.stderr) == (2, True)
 

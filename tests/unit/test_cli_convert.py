@@ -13,8 +13,8 @@ from tests.support.schema import put
 from typer.testing import CliRunner, Result
 
 from flotilla.cli import app
-from flotilla.cli.convert import Conversion, convert
-from flotilla.cli.convert.flags import split
+from flotilla.cli.convert import Conversion, conversions, draft
+from flotilla.cli.convert.draft import split
 from flotilla.planning.resolve import load_catalog
 from flotilla_devcluster.engine.flag_tables import rows
 
@@ -132,7 +132,7 @@ VLLM_OF_LLMKUBE = {
 
 
 def one(*documents: dict[str, Any], accelerator: str | None = None) -> Conversion:
-    (found,) = convert(list(documents), CATALOG, accelerator=accelerator)
+    (found,) = conversions(list(documents), CATALOG, accelerator=accelerator)
     return found
 
 
@@ -190,8 +190,8 @@ def test_what_kubeai_says_and_we_do_not_is_named(part: str, why: str) -> None:
     [
         (("spec", "engine"), "OLlama", "spec.engine: Flotilla runs no OLlama"),
         (("spec", "engine"), None, "spec.engine: it names none"),
-        (("metadata", "name"), None, "metadata.name: it has none"),
-        (("spec", "url"), "ollama://gemma2:2b", "nothing of Flotilla's reads ollama://"),
+        (("metadata", "name"), None, "metadata.name: it is missing"),
+        (("spec", "url"), "ollama://gemma2:2b", "no engine of Flotilla reads ollama://"),
         (("spec", "resourceProfile"), "google-tpu-v5e-1x1:1", "is a TPU"),
         (("spec", "resourceProfile"), "nvidia-gpu-gh200:1", "'nvidia-gpu-gh200' is no class of Flotilla"),
     ],
@@ -308,7 +308,7 @@ def test_settings_of_an_engine_of_llmkubes_become_fields_and_flags() -> None:
 
 def test_halves_of_llmkubes_pairs_are_told() -> None:
     assert "the Model 'coder' is not among the files" in one(LLMKUBE[1]).refusal
-    assert "No InferenceService" in one(LLMKUBE[0]).refusal
+    assert "None of the files has an InferenceService" in one(LLMKUBE[0]).refusal
     assert "spec.modelRef" in one(put(LLMKUBE[1], ("spec", "modelRef"), {"name": "coder"})).refusal
     router = {**LLMKUBE[1], "kind": "ModelRouter"}
     assert "RoutingPolicy" in one(router).refusal
@@ -327,11 +327,9 @@ def test_arguments_are_read_as_argparse_reads_them() -> None:
 
 
 def test_flags_said_to_be_gone_are_not_among_vllms() -> None:
-    from flotilla.cli.convert import flags
-
     known = {name for name, *_ in rows("vllm-0.33.flags")}
-    assert not flags._GONE & known
-    assert set(flags._RENAMED.values()) <= known
+    assert not draft._GONE & known
+    assert set(draft._RENAMED.values()) <= known
 
 
 SCALARS = (
@@ -352,7 +350,7 @@ def test_whatever_stands_in_a_manifest_it_is_converted_or_refused_in_words(data:
             break
         here = here[key]
     here[data.draw(st.sampled_from(sorted(here)))] = data.draw(JSON)
-    for found in convert([LLMKUBE[0], document], CATALOG, accelerator="nvidia-l4"):
+    for found in conversions([LLMKUBE[0], document], CATALOG, accelerator="nvidia-l4"):
         assert found.manifest is not None or found.refusal
         assert all(": " in loss for loss in found.losses)
 

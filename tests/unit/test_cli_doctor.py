@@ -10,8 +10,7 @@ from tests.unit.test_cli_fleet import MODEL, POLICY
 
 from flotilla.api import crd
 from flotilla.catalog.accelerators import load_accelerators
-from flotilla.cli.doctor import as_json, facts, healthy
-from flotilla.cli.doctor_checks import Check, Facts, Result, examine
+from flotilla.cli.doctor import Check, Facts, Result, examine, healthy, json_text, read
 from flotilla.kube.client import KubeClient, ObjectList
 from flotilla.kube.kinds import Kind
 
@@ -74,7 +73,7 @@ def test_a_good_cluster_has_nothing_to_mend() -> None:
     assert {check.result for check in checks} == {Result.OK}
     assert healthy(checks)
     assert {check.name: check.message for check in checks}["Accelerators"] == "4 x nvidia-l4."
-    assert '"remedy"' not in as_json(checks)
+    assert '"remedy"' not in json_text(checks)
 
 
 NAME = "modeldeployments.flotilla.dev"
@@ -85,7 +84,7 @@ NAME = "modeldeployments.flotilla.dev"
     [
         ({"crds": {**CRDS, NAME: None}}, "CRDs", Result.FAIL, NAME),
         ({"crds": {**CRDS, NAME: {"spec": {"versions": []}}}}, "CRDs", Result.WARN, "another release"),
-        ({"lease": None, "operators": []}, "Operator", Result.FAIL, "ever led"),
+        ({"lease": None, "operators": []}, "Operator", Result.FAIL, "ever taken the Lease"),
         ({"lease": None}, "Operator", Result.FAIL, "never taken its Lease"),
         ({"lease": lease(age_s=90)}, "Operator", Result.FAIL, "for 90 s"),
         ({"lease": lease(holder="")}, "Operator", Result.FAIL, "none acts"),
@@ -95,7 +94,12 @@ NAME = "modeldeployments.flotilla.dev"
         ({"nodes": [node(gpus=0)]}, "Device plugin", Result.FAIL, "gpu-1"),
         ({"nodes": [node(labels={})]}, "GPU labels", Result.FAIL, "gpu-1"),
         ({"nodes": [node(taints=[{"key": "sku", "effect": "NoSchedule"}])]}, "Taints", Result.WARN, "sku:NoSchedule"),
-        ({"nodes": [node(labels={"nvidia.com/gpu.product": "NVIDIA-L4"})]}, "Drivers", Result.UNKNOWN, "No node says"),
+        (
+            {"nodes": [node(labels={"nvidia.com/gpu.product": "NVIDIA-L4"})]},
+            "Drivers",
+            Result.UNKNOWN,
+            "No node reports",
+        ),
         ({"storage_classes": []}, "Storage", Result.WARN, "default"),
         ({"pod_monitors": False}, "Prometheus", Result.WARN, "PodMonitor"),
         ({"policies": [POLICY]}, "n/p", Result.FAIL, "No such target."),
@@ -132,7 +136,7 @@ def test_what_one_may_not_see_is_unknown_and_fails_nothing() -> None:
 
 
 def test_an_operator_outside_of_the_cluster_is_seen_by_its_lease() -> None:
-    assert "outside of the cluster" in found(operators=[])["Operator"].message
+    assert "outside the cluster" in found(operators=[])["Operator"].message
 
 
 class Cluster:
@@ -158,9 +162,9 @@ class Cluster:
 
 
 async def test_an_operator_of_some_namespaces_is_asked_for_its_rights_there() -> None:
-    seen = await facts(cast("KubeClient", Cluster("namespaces: [team-a]")), "flotilla-system")
+    seen = await read(cast("KubeClient", Cluster("namespaces: [team-a]")), "flotilla-system")
     assert seen.missing_rights == []
-    seen = await facts(cast("KubeClient", Cluster("namespaces: [team-a, team-b]")), "flotilla-system")
+    seen = await read(cast("KubeClient", Cluster("namespaces: [team-a, team-b]")), "flotilla-system")
     assert "cannot patch deployments in team-b" in (seen.missing_rights or ())
-    seen = await facts(cast("KubeClient", Cluster("")), "flotilla-system")
+    seen = await read(cast("KubeClient", Cluster("")), "flotilla-system")
     assert "cannot list nodes" in (seen.missing_rights or ())

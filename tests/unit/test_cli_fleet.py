@@ -11,8 +11,7 @@ from rich.console import Console
 from tests.support.schema import put
 from typer.testing import CliRunner
 
-from flotilla.cli import app, describe, reach, status
-from flotilla.errors import InvalidSpec
+from flotilla.cli import app, describe, status
 
 MODEL: dict[str, Any] = {
     "metadata": {"name": "m", "namespace": "n", "generation": 2},
@@ -78,18 +77,18 @@ def test_what_is_unknown_is_absent_and_never_0() -> None:
     fresh = {key: MODEL[key] for key in ("metadata", "spec")}
     row = status.row(fresh)
     assert not {"usd_per_hour", "ready_replicas", "engine", "quantization"} & set(row)
-    assert (row["state"], row["reason"]) == ("Working", "NotSeen")
-    assert "usd_per_hour" not in json.loads(status.as_json(status.Fleet([fresh], [])))["total"]
+    assert (row["state"], row["reason"]) == ("Reconciling", "NotSeen")
+    assert "usd_per_hour" not in json.loads(status.json_text(status.Fleet([fresh], [])))["total"]
 
 
 def test_the_total_counts_what_has_a_price_and_says_what_has_none() -> None:
     priceless = put(MODEL, ("status", "cost"), {})
-    total = json.loads(status.as_json(status.Fleet([MODEL, priceless], [])))["total"]
+    total = json.loads(status.json_text(status.Fleet([MODEL, priceless], [])))["total"]
     assert total == {"models": 2, "gpus": 8, "usd_per_hour": "3.22", "models_without_price": 1}
 
 
 def test_a_generation_that_nobody_has_seen_is_not_called_ready() -> None:
-    assert status.state(put(MODEL, ("metadata", "generation"), 3))[:2] == ("Working", "NotSeen")
+    assert status.state(put(MODEL, ("metadata", "generation"), 3))[:2] == ("Reconciling", "NotSeen")
 
 
 def test_the_view_shows_models_policies_and_what_is_stuck() -> None:
@@ -107,12 +106,12 @@ def test_an_empty_namespace_says_where_to_look() -> None:
 def test_a_description_gives_each_decision_with_its_basis() -> None:
     facts = describe.facts(describe.Model(MODEL, [], []))
     assert facts["Memory"] == "Fits: weights 8.0 GiB, working 2.0 GiB, KV cache 4.0 GiB"
-    assert facts["Context"] == "8,192 tokens, for 7 whole requests at one time; 20,480 would fit"
+    assert facts["Context"] == "8,192 tokens, 7 concurrent requests of full context length; 20,480 would fit"
     assert facts["Price"] == "0.8048 $ per GPU-hour (AWS, 2026-11-09); now 3.22 $/h"
     assert facts["Scaling"] == "Internal, 1 to 4"
     busy = {"mode": "Internal", "source": "Pods", "panicSince": "2026-11-25T09:00:00Z"}
     told = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), busy), [], []))["Scaling"]
-    assert told == "Internal, 1 to 4, by the queues from Pods, in panic since 2026-11-25T09:00:00Z"
+    assert told == "Internal, 1 to 4, from the queues of Pods, in panic since 2026-11-25T09:00:00Z"
     led = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), {"mode": "External"}), [], []))
     assert led["Scaling"] == "External"
     fresh = describe.facts(describe.Model({key: MODEL[key] for key in ("metadata", "spec")}, [], []))
@@ -155,21 +154,6 @@ def test_a_description_on_a_terminal_shows_what_is_wrong_in_words() -> None:
     assert "Nothing blocks it." not in text
 
 
-def test_the_kubeconfig_is_found_as_kubectl_finds_it(tmp_path: Path) -> None:
-    (tmp_path / ".kube").mkdir()
-    mine, home = tmp_path / "mine", tmp_path / ".kube/config"
-    for path in (mine, home):
-        path.write_text("current-context: c\ncontexts: [{name: c, context: {namespace: models}}]\n")
-    assert reach.kubeconfig(mine, {"HOME": str(tmp_path)}) == mine
-    assert reach.kubeconfig(None, {"HOME": str(tmp_path), "KUBECONFIG": str(mine)}) == mine
-    assert reach.kubeconfig(None, {"HOME": str(tmp_path)}) == home
-    assert reach.kubeconfig(None, {"HOME": "/nowhere", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
-    assert reach.namespace_of(mine) == "models"
-    assert reach.namespace_of(None) == "default"
-    with pytest.raises(InvalidSpec, match="KUBECONFIG"):
-        reach.kubeconfig(None, {"HOME": "/nowhere"})
-
-
 def test_without_a_cluster_the_exit_code_tells(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(
@@ -208,7 +192,7 @@ def test_the_command_starts_without_what_its_verbs_need() -> None:
 
 def test_watching_shows_the_fleet_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config"
-    config.write_text("{}")
+    config.write_text("current-context: c\ncontexts: [{name: c, context: {}}]\n")
     looks: list[int] = []
 
     def interrupted(_: float) -> None:
@@ -219,8 +203,8 @@ def test_watching_shows_the_fleet_until_it_is_interrupted(monkeypatch: pytest.Mo
         looks.append(1)
         return status.Fleet([MODEL], [])
 
-    monkeypatch.setattr(reach, "ask", ask)
-    monkeypatch.setattr("flotilla.cli.fleet.time.sleep", interrupted)
+    monkeypatch.setattr("flotilla.cli.kubeconfig.Cluster.ask", ask)
+    monkeypatch.setattr("flotilla.cli.common.time.sleep", interrupted)
     result = CliRunner().invoke(app, ["status", "--watch", "--kubeconfig", str(config)])
     assert result.exit_code == 0
     assert len(looks) == 3

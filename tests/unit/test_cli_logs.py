@@ -153,8 +153,8 @@ def test_a_line_is_shown_without_tokens_colours_and_control_characters() -> None
     [
         ((), "NAME"),
         (("m", "--gateway"), "NAME"),
-        (("m", "--since", "soon"), "--since 'soon' is no length of time"),
-        (("m", "--follow", "--previous"), "leave --follow out"),
+        (("m", "--since", "soon"), "--since 'soon' is not a length of time"),
+        (("m", "--follow", "--previous"), "Leave --follow out"),
         (("m", "--tail", "-1"), "--tail"),
     ],
 )

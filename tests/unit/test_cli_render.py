@@ -128,7 +128,7 @@ def test_an_item_that_comes_twice_is_refused_as_the_apiserver_does(
     for part in path:
         items = items[part]
     changed = {**document, "spec": put(document["spec"], path, [*items, items[0]])}
-    with pytest.raises(InvalidSpec, match="is there already, as spec") as refused:
+    with pytest.raises(InvalidSpec, match="is a duplicate of spec") as refused:
         parse(changed, namespace="default")
     assert refused.value.field.endswith(f"[{len(items)}]")
 
@@ -138,7 +138,7 @@ def test_an_item_that_comes_twice_is_refused_as_the_apiserver_does(
     [
         (("accelerator", "class"), "nvidia-l5", "spec.accelerator.class: 'nvidia-l5'"),
         (("quantization", "method"), "fp9", "spec.quantization.method"),
-        (("scaling", "maxReplica"), 3, "spec.scaling.maxReplica: 'maxReplica' is no field of it. Did you mean max"),
+        (("scaling", "maxReplica"), 3, "spec.scaling.maxReplica: There is no field 'maxReplica'. Did you mean max"),
         (("engine", "args"), ["--port=1"], "spec.engine.args[0]"),
         (("model", "contextLength"), 9_000_000, "spec."),
     ],
@@ -166,8 +166,8 @@ def test_an_unsound_policy_is_refused() -> None:
     ("text", "said"),
     [
         ("a: [", "cannot be read"),
-        ("just words", "no resource"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "No ModelDeployment or RoutingPolicy"),
+        ("just words", "not a resource"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "no ModelDeployment and no RoutingPolicy"),
     ],
 )
 def test_a_wrong_question_ends_with_2(text: str, said: str) -> None:

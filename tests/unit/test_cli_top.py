@@ -60,7 +60,7 @@ def test_a_row_sums_over_labels_and_counts_tokens_since_the_first_look() -> None
 def test_what_is_unknown_is_absent_and_never_0() -> None:
     (row,) = top.rows([Look(0, samples(known=False)), Look(4, samples(known=False))], None)
     assert set(row.numbers) == {"ready_replicas", "desired_replicas"}
-    assert json.loads(top.as_json([row])) == [
+    assert json.loads(top.json_text([row])) == [
         {"namespace": "n", "name": "m", "ready_replicas": 1, "desired_replicas": 2}
     ]
     assert "0 " not in text(top.view([row])).splitlines()[1]
@@ -125,7 +125,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, found: Samples | Exception, *argumen
         return found
 
     monkeypatch.setattr(top, "current", current)
-    monkeypatch.setattr("flotilla.cli.fleet.time.sleep", lambda _: None)
+    monkeypatch.setattr("flotilla.cli.common.time.sleep", lambda _: None)
     return CliRunner().invoke(app, ["top", "--metrics", "http://127.0.0.1:1", *arguments])
 
 
@@ -151,7 +151,7 @@ def test_the_live_table_goes_on_until_it_is_interrupted(monkeypatch: pytest.Monk
         return samples(1)
 
     monkeypatch.setattr(top, "current", current)
-    monkeypatch.setattr("flotilla.cli.fleet.time.sleep", interrupted)
+    monkeypatch.setattr("flotilla.cli.common.time.sleep", interrupted)
     result = CliRunner().invoke(app, ["top", "--metrics", "http://127.0.0.1:1"])
     assert result.exit_code == 0
     assert "1/2" in result.stdout

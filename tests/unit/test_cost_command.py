@@ -18,8 +18,8 @@ from tests.support.fleet_history import GPT, HAIKU, history
 from tests.support.prometheus import Page, Prometheus, running_prometheus, serving
 from typer.testing import CliRunner, Result
 
-from flotilla.cli import app, periods
-from flotilla.cli.terminal import plain
+from flotilla.cli import app
+from flotilla.cli.common import duration_s, plain, utc_days
 from flotilla.cost.spending import Spent, grouped
 from flotilla.errors import InvalidSpec
 from flotilla.reports import focus
@@ -232,15 +232,15 @@ def test_a_name_cannot_command_the_terminal(operator: Page) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--since", "7d"], 2, "--since needs a history: name a Prometheus with --prometheus"),
+        (["--since", "7d"], 2, "--since needs the history of a Prometheus. Name one with --prometheus"),
         (["--by", "route"], 2, "--prometheus"),
         (["--output", "focus"], 2, "--prometheus"),
         (["--idle", "even"], 2, "use it with --by team or route, not model"),
         (["--metrics", "http://127.0.0.1:1"], 3, "does not answer"),
         (["--prometheus", "ftp://x"], 2, "--prometheus 'ftp://x' is not usable"),
         (["--prometheus", "http://127.0.0.1:1"], 3, "Prometheus does not answer"),
-        (["--prometheus", "http://127.0.0.1:1", "--since", "yesterday"], 2, "give 90m, 24h, 7d or 4w"),
-        (["--prometheus", "http://127.0.0.1:1", "--prometheus-token-file", "/none"], 2, "/none is no file"),
+        (["--prometheus", "http://127.0.0.1:1", "--since", "yesterday"], 2, "is not a length of time, such as 90m"),
+        (["--prometheus", "http://127.0.0.1:1", "--prometheus-token-file", "/none"], 2, "/none is not a file"),
     ],
 )
 def test_what_cannot_be_answered_says_why(arguments: list[str], code: int, message: str) -> None:
@@ -255,19 +255,19 @@ def test_nothing_to_print_has_its_own_code_and_a_remedy(prometheus: Prometheus, 
     done = run("--metrics", f"http://{operator.address}")
     assert (done.exit_code, "kubectl get mdep" in done.stderr) == (1, True)
     operator.text = operator.text.replace("flotilla_leader 1", "flotilla_leader 0")
-    assert "stands by" in run("--metrics", f"http://{operator.address}").stderr
+    assert "does not hold the Lease" in run("--metrics", f"http://{operator.address}").stderr
     operator.text = "<html>"
     assert run("--metrics", f"http://{operator.address}").exit_code == 3
 
 
 def test_periods_are_cut_at_midnight() -> None:
     start = datetime(2026, 2, 27, 18, tzinfo=UTC).timestamp()
-    parts = list(periods.days(start, start + 2 * 86_400))
+    parts = list(utc_days(start, start + 2 * 86_400))
     assert [last - first for first, last in parts] == [6 * 3600, 86_400, 18 * 3600]
     assert parts[0][0] == start
-    assert list(periods.days(start, start + 30)) == []
+    assert list(utc_days(start, start + 30)) == []
     with pytest.raises(InvalidSpec, match="between 1m and 366d"):
-        periods.seconds("9999w", field="--since")
+        duration_s("9999w", field="--since")
 
 
 def test_a_group_compares_only_what_is_comparable() -> None:

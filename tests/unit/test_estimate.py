@@ -81,7 +81,7 @@ def test_a_config_json_gives_the_architecture_to_paste(tmp_path: Path) -> None:
         (["--config", "/nowhere/config.json"], "--config: /nowhere/config.json"),
         (["--config", "{broken}"], "--config: "),
         (["--config", "{empty}"], "num_hidden_layers is None"),
-        (["--config", "{good}", "--parameters", "many"], "--parameters: 'many' is no number"),
+        (["--config", "{good}", "--parameters", "many"], "--parameters: 'many' is not a number"),
         (["x/y", "-q", "fp3"], "quantization.method"),
     ],
 )

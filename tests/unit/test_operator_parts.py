@@ -44,7 +44,7 @@ def test_a_kubeconfig_that_is_not_there_ends_the_operator_with_words(tmp_path: P
 
     import asyncio
 
-    with pytest.raises(FlotillaError, match="Cannot read the kubeconfig"):
+    with pytest.raises(FlotillaError, match="none does not exist"):
         asyncio.run(connect())
 
 

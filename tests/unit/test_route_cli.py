@@ -104,11 +104,11 @@ def test_the_classifiers_answer_is_given_by_the_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"expect": {}}, "cases[0].expect: Case 'short' expects nothing."),
-        ({"expect": {"targett": "x"}}, "cases[0].expect: 'targett' is none of"),
-        ({"exptect": {}}, "cases[0]: 'exptect' is none of"),
-        ({"unavailable": ["nowhere"]}, "unavailable: 'nowhere' is none of frontier, medium, small."),
-        ({"client": "nobody"}, "client: 'nobody' is none of none."),
+        ({"expect": {}}, "cases[0].expect: Case 'short' has no expectations."),
+        ({"expect": {"targett": "x"}}, "cases[0].expect: 'targett' is unknown. Known are"),
+        ({"exptect": {}}, "cases[0]: 'exptect' is unknown. Known are"),
+        ({"unavailable": ["nowhere"]}, "unavailable: 'nowhere' is unknown. Known are frontier, medium, small."),
+        ({"client": "nobody"}, "client: 'nobody' is unknown. Known are none."),
         ({"operation": "chat"}, "'chat' is not a valid Operation"),
         ({"body": {"model": "other"}}, "body.model: 'other' is not one of spec.hostModels (support)"),
     ],
@@ -122,8 +122,8 @@ def test_a_wrong_case_is_no_failed_case(tmp_path: Path, change: dict[str, Any], 
 @pytest.mark.parametrize(
     ("objects", "says"),
     [
-        ([], "holds 0 RoutingPolicies"),
-        ([POLICY, POLICY], "holds 2 RoutingPolicies"),
+        ([], "contains 0 RoutingPolicies"),
+        ([POLICY, POLICY], "contains 2 RoutingPolicies"),
         ([put(POLICY, ("spec", "hostModels"), [])], "spec.hostModels"),
         ([put(POLICY, ("spec", "defaultRoute", "split", 0, "target"), "no")], "spec.defaultRoute.split[0].target"),
     ],
@@ -137,5 +137,5 @@ def test_a_policy_that_cannot_be_read_is_named(tmp_path: Path, objects: list[dic
 def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     assert route("test", str(tmp_path / "nothing.yaml")).exit_code == 2
     (tmp_path / "odd.yaml").write_text("a: [")
-    assert "This is no YAML" in route("test", str(tmp_path / "odd.yaml")).stderr
+    assert "This is not YAML" in route("test", str(tmp_path / "odd.yaml")).stderr
     assert explain(tmp_path, "-H", "nonsense").exit_code == 2

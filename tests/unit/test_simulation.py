@@ -139,7 +139,11 @@ def test_a_dearer_gpu_and_a_slower_start_show_in_the_answer(tmp_path: Path) -> N
     [
         ("nope", str(SPEC), "--trace: No trace is called 'nope'. There are diurnal,"),
         ("nope.csv", str(SPEC), "nope.csv"),
-        ("burst", str(ROOT / "manifests/samples/support-routing.yaml"), "one ModelDeployment is wanted; there are 0"),
+        (
+            "burst",
+            str(ROOT / "manifests/samples/support-routing.yaml"),
+            "exactly one ModelDeployment, not 0",
+        ),
     ],
 )
 def test_a_wrong_question_is_refused_with_the_option(trace: str, spec: str, reason: str) -> None:

@@ -1,8 +1,12 @@
 """The `flotilla` command: one module per command, imported when the command runs.
 
 `flotilla --help` and completion read the table below; `Commands` then imports `flotilla.cli.NAME`, whose `app` is the
-command with its options. What several commands share: `common` (options, exit codes, output), `kubeconfig` (the way to
-the cluster), `sources` (the way to Prometheus or the operator's metrics), `manifests` (resources from files).
+command with its options. What several commands share: `common` (options, exit codes, errors, output), `kubeconfig` (the
+way to the cluster), `sources` (the way to Prometheus or the operator's metrics), `manifests` (resources from files).
+`plugins` finds the commands of other distributions.
+
+The clients of the apiserver and of Prometheus are imported in the functions that use them, because they take longer to
+load than everything else that a command's --help needs.
 """
 
 from importlib import import_module
@@ -34,13 +38,6 @@ COMMANDS = {
 }
 """The summaries leave out details, so that each fits on a line of 80 columns."""
 
-_TOGETHER = {
-    **dict.fromkeys(("status", "top", "describe", "logs", "doctor"), "fleet"),
-    **dict.fromkeys(("cost", "report", "advise"), "money"),
-    **dict.fromkeys(("render", "convert", "crds", "estimate"), "files"),
-}
-"""Commands whose options share a module."""
-
 
 class Commands(TyperGroup):
     """The commands by name, as placeholders until one of them is to run or to be completed."""
@@ -59,8 +56,7 @@ class Commands(TyperGroup):
         if name in plugins.SUMMARIES:
             command = plugins.missing(name)
         elif name in COMMANDS:
-            command = typer.main.get_command(import_module(f"flotilla.cli.{_TOGETHER.get(name, name)}").app)
-            command = getattr(command, "commands", {}).get(name, command)
+            command = typer.main.get_command(import_module(f"flotilla.cli.{name}").app)
         return name, command, rest
 
 

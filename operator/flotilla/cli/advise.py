@@ -1,23 +1,26 @@
-"""`flotilla advise`: hosted small, self-hosted small, frontier or a mix, for a workload, before anything is bought."""
+"""`flotilla advise`: which of hosted small, self-hosted small, frontier or a mix is cheapest for a workload."""
 
 import json
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
+from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.cost import hosted_prices
 from flotilla.cost.gpu_prices import PriceSources, load_price_catalog, rate
 from flotilla.cost.hosted_prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
 from flotilla.simulation.advice import Advice, Machine, Option, Terms, Workload, advise, assumptions, tasks_per_second
 
+app = command_app()
 DEFAULT_CLASSES = ("nvidia-l4", "nvidia-h100-80gb")
 QUALITIES = {"small": Decimal(0), "mixed": Decimal("0.2"), "frontier": Decimal(1)}
 """Share of the tasks that are beyond a small model."""
@@ -26,7 +29,7 @@ _MILL = Decimal("0.001")
 
 
 def decimal(text: str, field: str, *, least: Decimal = Decimal(0)) -> Decimal:
-    """A number of the command line; raises InvalidSpec."""
+    """A number from the command line; raises InvalidSpec."""
     try:
         number = Decimal(text)
     except InvalidOperation:
@@ -58,7 +61,7 @@ def question(
         (sovereignty, ("any", "cluster"), "--sovereignty"),
     ):
         if value not in known:
-            raise InvalidSpec(f"{value!r} is none of {', '.join(known)}.", field=field)
+            raise InvalidSpec(f"{value!r} must be one of {', '.join(known)}.", field=field)
     batch = latency == "batch"
     work = Workload(
         tasks_per_day,
@@ -130,7 +133,7 @@ def ask(
     accelerator_table: Path | None = None,
     price_catalog: Path | None = None,
 ) -> tuple[Advice, list[str]]:
-    """The advice and what it stands on; raises InvalidSpec that names the option."""
+    """The advice and its assumptions; raises InvalidSpec that names the option."""
     table, own = accelerators.load_accelerators(accelerator_table), PriceSources(load_price_catalog(price_catalog))
     machines = [
         machine(given, work, count=count, speed=speed, table=table, own=own) for given in classes or DEFAULT_CLASSES
@@ -141,7 +144,7 @@ def ask(
     return advice, assumptions(work, terms, machines, [low, top, *more])
 
 
-def as_json(advice: Advice, told: list[str]) -> str:
+def json_text(advice: Advice, basis: list[str]) -> str:
     """For programs; amounts are strings, as dollars are decimals. An infinite break-even is the string Infinity."""
     answer: dict[str, Any] = {
         "decision": None if advice.decision is None else _option(advice.decision),
@@ -155,7 +158,7 @@ def as_json(advice: Advice, told: list[str]) -> str:
             }
             for row in advice.break_even
         ],
-        "assumptions": told,
+        "assumptions": basis,
     }
     if advice.turning_usd_per_thousand is not None:
         answer["selfHostingPaysAboveUsdPerThousandTasks"] = str(advice.turning_usd_per_thousand.quantize(_MILL))
@@ -177,8 +180,8 @@ def _whole(number: Decimal) -> str:
     return f"{number:.0f}" if number.is_finite() else str(number)
 
 
-def show(console: Console, work: Workload, advice: Advice, told: list[str]) -> None:
-    """The decision, all options, the break-even table, and what they stand on."""
+def show(console: Console, work: Workload, advice: Advice, basis: list[str]) -> None:
+    """The decision, all options, the break-even table, and the assumptions."""
     decision = advice.decision
     if decision is None:
         console.print("[red]No option is allowed:[/] a small model is not enough, and data must stay in the cluster.")
@@ -192,10 +195,10 @@ def show(console: Console, work: Workload, advice: Advice, told: list[str]) -> N
         )
     console.print(_options(work, advice))
     if advice.break_even:
-        console.print("\nTasks a day from which on self-hosting costs no more:")
+        console.print("\nTasks per day from which self-hosting costs no more:")
         console.print(_break_even(advice))
     console.print("\n[bold]Assumptions[/]")
-    for line in told:
+    for line in basis:
         console.print(f"- {line}", soft_wrap=True, highlight=False)
 
 
@@ -231,3 +234,72 @@ def _table(*headings: str) -> Table:
         words = heading in ("Option", "Against", "")
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     return table
+
+
+@app.command()
+def command(
+    tasks_per_day: Annotated[int, typer.Option("--tasks-per-day", "-n", help="Requests on an average day.")],
+    input_tokens: Annotated[int, typer.Option(help="Tokens of an average task.")] = 1000,
+    output_tokens: Annotated[int, typer.Option(help="Tokens of an average task.")] = 150,
+    cached: Annotated[float, typer.Option(min=0, max=100, help="Percent of the input tokens that repeat.")] = 0,
+    quality: Annotated[str, typer.Option(help="Quality that is needed: small, mixed or frontier.")] = "small",
+    escalation: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Percent of tasks beyond a small model. Default by --quality: 0, 20, 100."),
+    ] = None,
+    latency: Annotated[str, typer.Option(help="interactive, or batch (within hours).")] = "interactive",
+    sovereignty: Annotated[str, typer.Option(help="any, or cluster (data must not leave it).")] = "any",
+    accelerator: Annotated[
+        list[str] | None,
+        typer.Option("--accelerator", "-a", help="L4, or H100=2.69 with your price per hour; repeatable."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=16, help="GPUs of a replica.")] = 1,
+    tasks_per_second: Annotated[
+        str | None,
+        typer.Option(help="Tasks per second of a saturated replica. Default: measured with an 8B model, where known."),
+    ] = None,
+    small: Annotated[
+        str, typer.Option(help="Hosted small model: PROVIDER/MODEL[=IN/OUT], prices in USD per million tokens.")
+    ] = "openai/gpt-6-luna",
+    frontier: Annotated[str, typer.Option(help="Frontier model, in the same form.")] = "anthropic/claude-sonnet-5-5",
+    compare: Annotated[list[str] | None, typer.Option(help="More hosted models for the break-even table.")] = None,
+    peak: Annotated[
+        str | None, typer.Option(help="Busiest time divided by the mean. Default: 3; with batch 1.")
+    ] = None,
+    utilization: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=100, help="Percent of a replica's speed used at that time. Default: 70; with batch 100."
+        ),
+    ] = None,
+    overhead: Annotated[str, typer.Option(help="USD per day besides the GPUs, such as staff.")] = "0",
+    min_replicas: Annotated[int, typer.Option(min=1, help="Fewest replicas to plan with.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas to plan with.")] = 1000,
+    price_catalog: Annotated[
+        Path | None, typer.Option(help="File with your own prices, as the operator's setting price_catalog.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare hosted and self-hosted models for a workload, and name the cheapest.
+
+    Hosted small, self-hosted small, frontier, or a mix of them. Exit code 1: no
+    option is allowed.
+    """
+    try:
+        work, terms, batch = question(
+            tasks_per_day, input_tokens, output_tokens, cached=cached, quality=quality, escalation=escalation,
+            latency=latency, sovereignty=sovereignty, peak=peak, utilization=utilization, overhead=overhead,
+            replicas=(min_replicas, max_replicas),
+        )  # fmt: skip
+        speed = None if tasks_per_second is None else decimal(tasks_per_second, "--tasks-per-second")
+        advice, basis = ask(
+            work, terms, classes=accelerator or [], count=count, speed=speed, small=small, frontier=frontier,
+            others=compare or [], batch=batch, price_catalog=price_catalog,
+        )  # fmt: skip
+    except InvalidSpec as error:
+        fail(error, EXIT_USAGE)
+    if as_json:
+        typer.echo(json_text(advice, basis))
+    else:
+        show(Console(), work, advice, basis)
+    raise typer.Exit(EXIT_NO if advice.decision is None else EXIT_OK)

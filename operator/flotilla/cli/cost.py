@@ -4,28 +4,43 @@ import asyncio
 import csv
 import io
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flotilla.cli import periods
-from flotilla.cli.sources import Place, client_of, current
-from flotilla.cli.terminal import plain
+from flotilla.cli.common import (
+    EXIT_NO,
+    EXIT_UNREACHABLE,
+    Context,
+    Kubeconfig,
+    OperatorNamespace,
+    command_app,
+    duration_s,
+    exit_on_error,
+    plain,
+    utc_days,
+)
+from flotilla.cli.sources import CaFile, Metrics, Place, Prometheus, TokenFile, client_of, current
 from flotilla.cost import route_spending, spending
 from flotilla.cost.comparison import IdleRule
 from flotilla.cost.route_spending import Route
 from flotilla.cost.spending import Group
-from flotilla.cost.spending_client import History
 from flotilla.errors import InvalidSpec
 from flotilla.reports import focus
 
+if TYPE_CHECKING:
+    from flotilla.cost.spending_client import History
+
+app = command_app()
 By = Literal["model", "namespace", "team", "route"]
 Output = Literal["table", "json", "csv", "focus"]
 _CENTS = Decimal("0.000001")
@@ -33,7 +48,7 @@ _CENTS = Decimal("0.000001")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The options; `since` None is everything that the operator has counted, which only its own /metrics knows."""
+    """The options. `since` None means all that the operator has counted, which only its own /metrics has."""
 
     by: By
     output: Output
@@ -46,7 +61,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is printed, and how many lines of data it holds."""
+    """The text to print, and its number of lines of data."""
 
     text: str
     lines: int
@@ -54,11 +69,13 @@ class Answer:
 
 
 def ask(question: Question, console: Console) -> Answer:
-    """Raises InvalidSpec for a wrong question, other FlotillaErrors where the source does not answer."""
+    """Raises InvalidSpec for a usage error, other FlotillaErrors where the source does not answer."""
     return asyncio.run(_ask(question, console))
 
 
 async def _ask(question: Question, console: Console) -> Answer:
+    from flotilla.cost.spending_client import History
+
     place = question.place
     if question.idle is not None and question.by not in ("team", "route"):
         raise InvalidSpec(
@@ -68,7 +85,7 @@ async def _ask(question: Question, console: Console) -> Answer:
     if place.prometheus is None:
         return await _now(question, console)
     end = time.time()
-    seconds = periods.seconds(question.since or "24h", field="--since")
+    seconds = duration_s(question.since or "24h", field="--since")
     client = client_of(place)
     try:
         history = History(client)
@@ -89,19 +106,24 @@ async def _ask(question: Question, console: Console) -> Answer:
 
 async def _now(question: Question, console: Console) -> Answer:
     if question.since is not None:
-        raise InvalidSpec("--since needs a history: name a Prometheus with --prometheus.", field="--since")
+        raise InvalidSpec("--since needs the history of a Prometheus. Name one with --prometheus.", field="--since")
     if question.by == "route":
-        raise InvalidSpec("--by route reads the gateways' metrics: name a Prometheus with --prometheus.", field="--by")
+        raise InvalidSpec(
+            "--by route needs the gateways' metrics in a Prometheus. Name one with --prometheus.", field="--by"
+        )
     if question.output == "focus":
-        raise InvalidSpec("FOCUS has a row per day: name a Prometheus with --prometheus.", field="--output")
+        raise InvalidSpec(
+            "FOCUS has a row per day, which needs the history of a Prometheus. Name one with --prometheus.",
+            field="--output",
+        )
     deployments = spending.spent(await current(question.place))
-    label = "all that the operator has counted"
+    label = "all time since the operator counts"
     return _groups(spending.grouped(deployments, question.by), question, label, console)
 
 
-async def _focus(history: History, start: float, end: float, account: str) -> Answer:
+async def _focus(history: "History", start: float, end: float, account: str) -> Answer:
     charges = []
-    for first, last in periods.days(start, end):
+    for first, last in utc_days(start, end):
         between = (datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC))
         charges += [focus.Charge(one, *between) for one in spending.spent(await history.period(first, last))]
     text = focus.dump(charges, account=account)
@@ -259,15 +281,60 @@ def _count(value: Decimal | None) -> int | None:
 
 
 def nothing(question: Question) -> str:
-    """Why there may be nothing, and what to do."""
+    """Why there may be no data, and what to do."""
     if question.by == "route":
         return (
-            "No gateway has been counted in that time. Is there a RoutingPolicy, and does this Prometheus scrape the "
-            "gateways (manifests/monitoring/podmonitors.yaml)?"
+            "This Prometheus has no data of gateways in that time. Check that there is a RoutingPolicy, and that it "
+            "scrapes the gateways (manifests/monitoring/podmonitors.yaml)."
         )
     if question.place.prometheus is not None:
         return (
-            "This Prometheus knows no ModelDeployment in that time. Does it scrape the operator "
-            "(manifests/monitoring/podmonitors.yaml)? Its Targets page shows it."
+            "This Prometheus has no data of ModelDeployments in that time. Check on its Targets page that it scrapes "
+            "the operator (manifests/monitoring/podmonitors.yaml)."
         )
-    return "The operator knows no ModelDeployment yet: `kubectl get mdep -A` lists them."
+    return "The operator has no data of ModelDeployments yet. `kubectl get mdep -A` lists them."
+
+
+@app.command()
+def cost(
+    by: Annotated[By, typer.Option(help="What a line stands for.")] = "model",
+    since: Annotated[
+        str | None, typer.Option(help="Period: 90m, 24h, 7d, 4w. It needs --prometheus; default there: 24h.")
+    ] = None,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="focus is FOCUS 1.2 CSV, a row per model and day.")
+    ] = "table",
+    prometheus: Prometheus = None,
+    prometheus_ca_file: CaFile = None,
+    prometheus_token_file: TokenFile = None,
+    metrics: Metrics = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    operator_namespace: OperatorNamespace = "flotilla-system",
+    idle: Annotated[
+        Literal["proportional", "even", "owner"] | None,
+        typer.Option(help="Who pays for idle time, by team or route: by work (default), all equally, or the owner."),
+    ] = None,
+    account: Annotated[str, typer.Option(help="In FOCUS: the owner of the accelerators.")] = "self-hosted",
+) -> None:
+    """Print what models cost and served, compared with hosted models.
+
+    Exit code 1: there is no data; 3: the source does not answer.
+    """
+    place = Place(
+        prometheus=prometheus,
+        metrics=metrics,
+        kubeconfig=kubeconfig,
+        context=context,
+        operator_namespace=operator_namespace,
+        ca_file=prometheus_ca_file,
+        token_file=prometheus_token_file,
+    )
+    rule = None if idle is None else IdleRule(idle)
+    question = Question(by=by, output=output, since=since, place=place, account=account, idle=rule)
+    with exit_on_error(not_ready=EXIT_UNREACHABLE):
+        answer = ask(question, Console())
+    sys.stdout.write(answer.text)
+    if not answer.lines:
+        typer.echo(nothing(question), err=True)
+        raise typer.Exit(EXIT_NO)

@@ -3,18 +3,24 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flotilla.cli import status
+from flotilla.cli.common import Context, Json, Kubeconfig, Namespace, command_app, exit_on_error
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
 from flotilla.errors import NotReady
-from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import EVENT, MODEL_DEPLOYMENT, POD
 
+if TYPE_CHECKING:
+    from flotilla.kube.client import KubeClient
+
+app = command_app()
 Object = Mapping[str, Any]
 _EVENTS = 10
 
@@ -29,7 +35,7 @@ class Model:
     """The newest last."""
 
 
-async def model(client: KubeClient, namespace: str, name: str) -> Model:
+async def model(client: "KubeClient", namespace: str, name: str) -> Model:
     """Raises NotReady with the models that there are."""
     resource = await resource_of(client, namespace, name)
     pods = await pods_of(client, namespace, selector_of(name))
@@ -37,7 +43,7 @@ async def model(client: KubeClient, namespace: str, name: str) -> Model:
     return Model(resource, pods, sorted(events.items, key=_time))
 
 
-async def resource_of(client: KubeClient, namespace: str, name: str) -> Object:
+async def resource_of(client: "KubeClient", namespace: str, name: str) -> Object:
     """Raises NotReady with the models that there are."""
     resource = await client.get(MODEL_DEPLOYMENT, name, namespace=namespace)
     if resource is None:
@@ -52,7 +58,7 @@ def selector_of(name: str) -> dict[str, str]:
     return {LABEL_MANAGED_BY: MANAGER, LABEL_MODEL: name}
 
 
-async def pods_of(client: KubeClient, namespace: str, labels: Mapping[str, str]) -> list[Object]:
+async def pods_of(client: "KubeClient", namespace: str, labels: Mapping[str, str]) -> list[Object]:
     """By name."""
     selector = ",".join(f"{label}={value}" for label, value in labels.items())
     pods = [pod async for page in client.pages(POD, namespace=namespace, label_selector=selector) for pod in page.items]
@@ -64,7 +70,7 @@ def _time(event: Object) -> str:
 
 
 def pod_row(pod: Object) -> dict[str, Any]:
-    """Name, node, readiness, restarts, and why it waits."""
+    """Name, node, readiness, restarts, and the reason of a wait."""
     container: Object = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
     waiting = (container.get("state") or {}).get("waiting") or {}
     ended = (container.get("lastState") or {}).get("terminated") or {}
@@ -79,7 +85,7 @@ def pod_row(pod: Object) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def as_json(found: Model) -> str:
+def json_text(found: Model) -> str:
     """The row of `status`, the whole status, pods and events."""
     events = [_event(event) for event in found.events[-_EVENTS:]]
     return json.dumps(
@@ -103,12 +109,12 @@ def _event(event: Object) -> dict[str, str]:
 
 
 def facts(found: Model) -> dict[str, str]:
-    """What is decided, each with its basis, in the order to read it; what is unknown is left out."""
+    """The decisions and the basis of each, in reading order; what is unknown is left out."""
     resource = found.resource
     current, values = resource.get("status") or {}, status.row(resource)
     weights, fit, cost = (current.get(key) or {} for key in ("quantization", "fit", "cost"))
     scaling, spec = current.get("scaling") or {}, resource["spec"].get("scaling") or {}
-    told = {
+    rows = {
         "State": f"{values['state']} ({values['reason']})",
         "Source": values["source"],
         "Engine": values.get("engine"),
@@ -120,10 +126,10 @@ def facts(found: Model) -> dict[str, str]:
         "Replicas": f"{values.get('ready_replicas', '?')} ready of {scaling.get('desiredReplicas', '?')} wanted",
         "Scaling": _scaling(scaling, spec),
         "Price": _price(cost, values.get("usd_per_hour")),
-        "Held against": ", ".join(f"{c['provider']}/{c['model']}" for c in cost.get("comparators") or ()),
+        "Compared with": ", ".join(f"{c['provider']}/{c['model']}" for c in cost.get("comparators") or ()),
         "Endpoint": current.get("endpoint"),
     }
-    return {name: text for name, text in told.items() if text}
+    return {name: text for name, text in rows.items() if text}
 
 
 def _scaling(scaling: Object, spec: Object) -> str:
@@ -132,7 +138,7 @@ def _scaling(scaling: Object, spec: Object) -> str:
         return str(mode)
     parts = (
         f"{mode}, {spec.get('minReplicas', 1)} to {spec.get('maxReplicas', 1)}",
-        scaling.get("source") and f"by the queues from {scaling['source']}",
+        scaling.get("source") and f"from the queues of {scaling['source']}",
         scaling.get("panicSince") and f"in panic since {scaling['panicSince']}",
     )
     return ", ".join(filter(None, parts))
@@ -151,7 +157,8 @@ def _context(fit: Object) -> str:
         return ""
     longest = fit.get("longestContextLength", 0)
     more = f"; {longest:,} would fit" if longest > fit["contextLength"] else ""
-    return f"{fit['contextLength']:,} tokens, for {fit.get('concurrentRequests', '?')} whole requests at one time{more}"
+    requests = fit.get("concurrentRequests", "?")
+    return f"{fit['contextLength']:,} tokens, {requests} concurrent requests of full context length{more}"
 
 
 def _price(cost: Object, total: str | None) -> str:
@@ -196,3 +203,25 @@ def _grid(rows: Sequence[tuple[Any, ...]]) -> Table:
     for values in rows:
         grid.add_row(*values)
     return grid
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(help="Name of a ModelDeployment.")],
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Show one model: what was decided and why, its conditions, pods and events.
+
+    Exit code 1: there is no model of that name; 3: the cluster does not answer.
+    """
+    with exit_on_error():
+        cluster = Cluster.find(kubeconfig, context)
+        where = namespace or cluster.namespace()
+        found = cluster.ask(lambda client: model(client, where, name))
+    if as_json:
+        typer.echo(json_text(found))
+    else:
+        show(Console(), found)

@@ -3,8 +3,9 @@
 import json
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -13,11 +14,12 @@ from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDep
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.models import from_config
-from flotilla.cli import exits
+from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 
+app = command_app()
 _COLUMNS = {
     "Weights": "quantization",
     "GPUs": "gpus",
@@ -43,7 +45,9 @@ def described(config: Path, parameters: str | None) -> ArchitectureSpec:
     except (OSError, ValueError) as error:
         raise InvalidSpec(f"{config}: {error}", field="--config") from error
     if not isinstance(content, dict):
-        raise InvalidSpec(f"{config}: a JSON object is needed, as it lies beside a model's weights.", field="--config")
+        raise InvalidSpec(
+            f"{config}: it must be a JSON object, as in the config.json next to a model's weights.", field="--config"
+        )
     found = from_config(content, parameters=_count(parameters) if parameters else None)
     if not found.kv_known:
         raise InvalidSpec(
@@ -76,7 +80,7 @@ def _count(text: str) -> int:
     try:
         return int(Decimal(text.rstrip("bBmM")) * factor)
     except InvalidOperation as error:
-        raise InvalidSpec(f"{text!r} is no number of parameters; give 7.6B.", field="--parameters") from error
+        raise InvalidSpec(f"{text!r} is not a number of parameters, such as 7.6B.", field="--parameters") from error
 
 
 def estimates(
@@ -131,7 +135,7 @@ def _resolved(resolved: Resolved) -> dict[str, Any]:
         "gpus": resolved.gpus,
         **(_figures(fit) if fit else {}),
         **({"usd_per_hour": str((price.usd * resolved.gpus).quantize(_CENT))} if price else {}),
-        "message": resolved.quantization.note if fit else "The catalogue does not know this model; give --config.",
+        "message": resolved.quantization.note if fit else "The model is not in the catalogue. Use --config.",
         "argv": list(resolved.argv),
     }
 
@@ -158,11 +162,11 @@ def _figures(fit: Fit) -> dict[str, Any]:
 
 def exit_code(answers: list[dict[str, Any]]) -> int:
     """0 where a class fits or may fit, 1 where none does."""
-    return exits.OK if any(answer["verdict"] in _USABLE for answer in answers) else exits.NO
+    return EXIT_OK if any(answer["verdict"] in _USABLE for answer in answers) else EXIT_NO
 
 
 def show(console: Console, title: str, answers: list[dict[str, Any]]) -> None:
-    """A table, and below it what needs words."""
+    """A table, and below it the messages."""
     usable = [answer for answer in answers if answer["verdict"] in _USABLE]
     shown = usable if len(answers) > _FEW and usable else answers
     columns = [name for name in _COLUMNS if console.width >= _WIDE or name not in _FOR_WIDE_SCREENS]
@@ -178,7 +182,9 @@ def show(console: Console, title: str, answers: list[dict[str, Any]]) -> None:
         table.add_row(answer["accelerator"], f"[{colour}]{verdict}[/]", *cells)
     console.print(table)
     if len(shown) < len(answers):
-        console.print(f"\nIt does not fit the {len(answers) - len(shown)} other classes; --accelerator says why.")
+        console.print(
+            f"\nIt does not fit the {len(answers) - len(shown)} other classes. --accelerator CLASS shows why."
+        )
     notes = dict.fromkeys(answer["message"] for answer in answers if answer.get("message"))
     if len(answers) == 1:
         for note in notes:
@@ -199,3 +205,57 @@ def architecture_yaml(architecture: ArchitectureSpec) -> str:
     """The block to paste below spec.model."""
     facts = architecture.model_dump(by_alias=True, mode="json", exclude_defaults=True)
     return yaml.safe_dump({"architecture": {**facts, "embeddings": str(architecture.embeddings)}}, sort_keys=False)
+
+
+@app.command()
+def estimate(
+    model: Annotated[
+        str | None, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or any spec.model.source.")
+    ] = None,
+    accelerator: Annotated[
+        list[str] | None, typer.Option("--accelerator", "-a", help="L4 or nvidia-l4; repeatable. Default: all.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer. Default: the most that fits.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Number of GPUs. Default: the fewest that fit.")
+    ] = None,
+    quantization: Annotated[str, typer.Option("--quantization", "-q", help="As spec.quantization.method.")] = "auto",
+    kv_cache: Annotated[str, typer.Option(help="As spec.quantization.kvCache.")] = "auto",
+    engine: Annotated[str, typer.Option(help="As spec.engine.name.")] = "vllm",
+    config: Annotated[Path | None, typer.Option(help="config.json of a model that is not in the catalogue.")] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="With --config: number of parameters, such as 7.6B. Default: counted from the file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check whether a model fits an accelerator, with how many GPUs and at what price.
+
+    Exit code 0: it fits, or may fit; 1: it does not.
+    """
+    try:
+        if model is None and config is None:
+            raise InvalidSpec("Name a model, or a config.json with --config.", field="MODEL")
+        architecture = described(config, parameters) if config else None
+        answers = estimates(
+            model,
+            architecture,
+            class_names=accelerator or [],
+            engine=engine,
+            method=quantization,
+            kv_cache=kv_cache,
+            context=context,
+            count=count,
+        )
+    except (InvalidSpec, ValueError) as error:
+        fail(error, EXIT_USAGE)
+    if as_json:
+        typer.echo(json.dumps(answers, indent=2))
+    else:
+        console = Console()
+        show(console, f"{model or config} on {engine}", answers)
+        if architecture is not None:
+            console.print(f"\n[bold]spec.model of a ModelDeployment:[/]\n{architecture_yaml(architecture)}")
+    raise typer.Exit(exit_code(answers))

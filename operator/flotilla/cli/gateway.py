@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from flotilla.addresses import AddressMap
-from flotilla.cli.endings import end
+from flotilla.cli.common import command_app, fail
 from flotilla.errors import InvalidSpec
 from flotilla.gateway import app as serving
 
-app = typer.Typer(rich_markup_mode=None)
+app = command_app()
 
 
 @app.command()
@@ -70,7 +70,7 @@ def gateway(
             access_log=access_log,
         )
     except InvalidSpec as error:
-        end(error, serving.EXIT_CONFIG)
+        fail(error, serving.EXIT_CONFIG)
     raise typer.Exit(serving.main(settings, log_level=log_level, log_format=log_format))
 
 

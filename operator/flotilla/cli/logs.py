@@ -1,23 +1,29 @@
-"""`flotilla logs`: what the pods of a model or of a gateway write, without what looks like a token."""
+"""`flotilla logs`: the logs of all pods of a model or of a gateway, with credentials redacted."""
 
 import asyncio
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from flotilla.cli.common import Context, Json, Kubeconfig, Namespace, command_app, duration_s, exit_on_error, plain
 from flotilla.cli.describe import pods_of, resource_of, selector_of
-from flotilla.cli.terminal import plain
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.errors import FlotillaError, InvalidSpec, NotReady, Transient
-from flotilla.kube.client import KubeClient
 from flotilla.logs import redact
-from flotilla.render.gateway import selector
 
+if TYPE_CHECKING:
+    from flotilla.kube.client import KubeClient
+
+app = command_app()
 Object = Mapping[str, Any]
 _LOOK_S = 2.0
-"""With --follow, how often to look for pods and containers that are new."""
+"""With --follow, seconds between two searches for new pods and containers."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -35,19 +41,19 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.follow and self.previous:
-            raise InvalidSpec("A container that has ended writes no more: leave --follow out.", field="--previous")
+            raise InvalidSpec("A container that has ended writes nothing more. Leave --follow out.", field="--previous")
 
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """Where lines of a pod go, and what there is to say about it."""
+    """Where the lines of a pod go, and remarks about it."""
 
     line: Callable[[str, str], None]
     note: Callable[[str], None]
 
 
 def text_of(line: str) -> str:
-    """For a terminal, which would obey what a program of others writes."""
+    """For a terminal, which would execute the control characters in a program's output."""
     return plain(redact(_COLOUR.sub("", line)).expandtabs())
 
 
@@ -56,8 +62,8 @@ def json_of(pod: str, line: str) -> str:
     return json.dumps({"pod": pod, "line": redact(line)}, ensure_ascii=False)
 
 
-async def show(client: KubeClient, question: Question, out: Out) -> None:
-    """Every pod's log, one after the other, or with `follow` all at one time without an end.
+async def show(client: "KubeClient", question: Question, out: Out) -> None:
+    """Every pod's log, one after the other, or with `follow` all at the same time without an end.
 
     Raises NotReady where there is no such model, no pod, or no log in any.
     """
@@ -87,16 +93,18 @@ def _whose(question: Question) -> str:
     return f"{what} of namespace {question.namespace}"
 
 
-async def _pods(client: KubeClient, question: Question) -> list[Object]:
+async def _pods(client: "KubeClient", question: Question) -> list[Object]:
+    from flotilla.render.gateway import selector
+
     labels = selector() if question.name is None else selector_of(question.name)
     return await pods_of(client, question.namespace, labels)
 
 
-def _read(client: KubeClient, pod: Object, question: Question) -> Any:
+def _read(client: "KubeClient", pod: Object, question: Question) -> Any:
     return client.pod_log(
         question.namespace,
         pod["metadata"]["name"],
-        # Ours comes first; what others inject comes after it.
+        # The engine's container is the first one; injected containers come after it.
         container=pod["spec"]["containers"][0]["name"],
         follow=question.follow,
         previous=question.previous,
@@ -106,13 +114,13 @@ def _read(client: KubeClient, pod: Object, question: Question) -> Any:
 
 
 Start = tuple[str, int]
-"""UID of a pod, and how often its container was started again."""
+"""UID of a pod, and the restart count of its container."""
 
 
 class _Following:
-    """Goes on with what a scaled or restarted model starts; each start of a container is read once."""
+    """Follows the pods of a model, and those that it starts later; each start of a container is read once."""
 
-    def __init__(self, client: KubeClient, question: Question, out: Out) -> None:
+    def __init__(self, client: "KubeClient", question: Question, out: Out) -> None:
         self._client = client
         self._question = question
         self._out = out
@@ -127,7 +135,7 @@ class _Following:
                     start = _running(pod)
                     if start is not None and start not in self._reading:
                         self._reading[start] = asyncio.create_task(self._one(start, pod, question))
-                # Of what starts from now on, every line.
+                # Containers that start from now on are read from their first line.
                 question = Question(question.namespace, question.name, follow=True)
                 await asyncio.sleep(_LOOK_S)
         finally:
@@ -166,3 +174,41 @@ def _running(pod: Object) -> Start | None:
     if "running" not in (status.get("state") or {}):
         return None
     return pod["metadata"]["uid"], int(status.get("restartCount") or 0)
+
+
+@app.command()
+def logs(
+    name: Annotated[str | None, typer.Argument(help="Name of a ModelDeployment.")] = None,
+    gateway: Annotated[bool, typer.Option("--gateway", help="Logs of the namespace's gateway instead.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue until Ctrl-C, with pods that start later too.")
+    ] = False,
+    previous: Annotated[bool, typer.Option("--previous", "-p", help="Logs before the last restart.")] = False,
+    since: Annotated[str | None, typer.Option(help="Only lines of the last 90s, 10m, 2h.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="Number of last lines of each pod. Default: all.")] = None,
+    prefix: Annotated[bool, typer.Option(help="Begin each line with the name of its pod.")] = True,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Print the logs of all pods of a model, with credentials redacted.
+
+    Exit code 1: there is no such model, pod or log; 3: the cluster does not
+    answer.
+    """
+
+    def line(pod: str, text: str) -> None:
+        shown = text_of(text)
+        typer.echo(json_of(pod, text) if as_json else f"{pod} | {shown}" if prefix else shown)
+
+    with exit_on_error():
+        since_s = None if since is None else duration_s(since, field="--since", shortest="1s")
+        if (name is None) != gateway:
+            raise InvalidSpec("Give the NAME of a ModelDeployment, or --gateway.", field="NAME")
+        question = Question("", name, follow=follow, previous=previous, since_s=since_s, tail_lines=tail)
+        cluster = Cluster.find(kubeconfig, context)
+        question = replace(question, namespace=namespace or cluster.namespace())
+        out = Out(line, lambda text: typer.echo(text, err=True))
+        with suppress(KeyboardInterrupt):
+            cluster.ask(lambda client: show(client, question, out))

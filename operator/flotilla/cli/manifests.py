@@ -1,20 +1,22 @@
-"""Reading resources from files as strictly as the apiserver would, without one. (Its CEL rules are its own.)"""
+"""Reads resources from files and checks them as the apiserver does, except for the CEL rules."""
 
-import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from pydantic import ValidationError
 
+from flotilla import validation
 from flotilla.api import crd
 from flotilla.api.types import Model
 from flotilla.constants import API_VERSION, GROUP
 from flotilla.errors import InvalidSpec
 
 Object = dict[str, Any]
+Files = Annotated[list[Path], typer.Argument(help="Files, folders, or - for standard input.")]
 _DEFINITIONS = {definition.kind: definition for definition in crd.DEFINITIONS}
 
 
@@ -44,18 +46,18 @@ def _documents(file: Path) -> Iterator[Object]:
         elif isinstance(document, dict):
             yield document
         elif document is not None:
-            raise InvalidSpec(f"{file} holds a {type(document).__name__} and no resource.", field="FILE")
+            raise InvalidSpec(f"{file} contains a {type(document).__name__}, which is not a resource.", field="FILE")
 
 
 def is_ours(document: Mapping[str, Any]) -> bool:
-    """Whether it is of Flotilla's group, in whatever version."""
+    """Whether it is of Flotilla's API group, in any version."""
     return str(document.get("apiVersion", "")).startswith(f"{GROUP}/")
 
 
 def parse(document: Mapping[str, Any], *, namespace: str) -> Model:
     """A ModelDeployment or RoutingPolicy; raises InvalidSpec with field, value and remedy.
 
-    `namespace` is taken where the document names none.
+    `namespace` is used where the document names none.
     """
     kind, version = document.get("kind"), document.get("apiVersion")
     definition = _DEFINITIONS.get(str(kind))
@@ -68,18 +70,16 @@ def parse(document: Mapping[str, Any], *, namespace: str) -> Model:
     schema = crd.crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec = document.get("spec") or {}
     _refuse_unknown(spec, schema, "spec")
-    _refuse_twins(spec, schema, "spec")
+    _refuse_duplicates(spec, schema, "spec")
     placed = {"namespace": namespace, "uid": "", **meta}
     try:
         return definition.resource.model_validate({**document, "metadata": placed})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidSpec(f"{first['msg']} (value: {first['input']!r})", field=field) from error
+        raise invalid(error) from error
 
 
 def _refuse_unknown(value: Any, schema: Mapping[str, Any], path: str) -> None:
-    """The operator ignores fields that it does not know; whoever writes them wants to be told."""
+    """The operator ignores unknown fields, but here they are errors: they are usually typing mistakes."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             _refuse_unknown(item, schema.get("items", {}), f"{path}[{index}]")
@@ -90,30 +90,39 @@ def _refuse_unknown(value: Any, schema: Mapping[str, Any], path: str) -> None:
         if name in known:
             _refuse_unknown(part, known[name], f"{path}.{name}")
         elif known:
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
-            raise InvalidSpec(f"{name!r} is no field of it. {remedy}", field=f"{path}.{name}")
+            raise InvalidSpec(f"There is no field {name!r}. {validation.nearest(name, known)}", field=f"{path}.{name}")
 
 
-def _refuse_twins(value: Any, schema: Mapping[str, Any], path: str) -> None:
+def _refuse_duplicates(value: Any, schema: Mapping[str, Any], path: str) -> None:
     """A list has each item once: by its keys where it is a map, by itself where it is a set."""
     if isinstance(value, dict):
         for name, part in value.items():
-            _refuse_twins(part, (schema.get("properties") or {}).get(name, {}), f"{path}.{name}")
+            _refuse_duplicates(part, (schema.get("properties") or {}).get(name, {}), f"{path}.{name}")
     if not isinstance(value, list):
         return
     items, keys = schema.get("items") or {}, schema.get("x-kubernetes-list-map-keys")
     seen: dict[str, int] = {}
     for index, item in enumerate(value):
-        _refuse_twins(item, items, f"{path}[{index}]")
+        _refuse_duplicates(item, items, f"{path}[{index}]")
         if keys and isinstance(item, dict):
             known = items.get("properties") or {}
             # The apiserver fills in defaults before it compares.
-            told = ", ".join(f"{key} {item.get(key, known.get(key, {}).get('default'))!r}" for key in keys)
+            identity = ", ".join(f"{key} {item.get(key, known.get(key, {}).get('default'))!r}" for key in keys)
         elif schema.get("x-kubernetes-list-type") == "set":
-            told = repr(item)
+            identity = repr(item)
         else:
             continue
-        if told in seen:
-            raise InvalidSpec(f"{told} is there already, as {path}[{seen[told]}]. Keep one.", field=f"{path}[{index}]")
-        seen[told] = index
+        if identity in seen:
+            raise InvalidSpec(
+                f"{identity} is a duplicate of {path}[{seen[identity]}]. Keep one.", field=f"{path}[{index}]"
+            )
+        seen[identity] = index
+
+
+def invalid(error: ValidationError) -> InvalidSpec:
+    """The first error of a model, with field, value and remedy."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    given = "" if first["type"] in ("missing", "value_error") else f", not {validation.shown(first['input'])}"
+    text = validation.reason(first).rstrip(".")
+    return InvalidSpec(f"{text[:1].upper()}{text[1:]}{given}.", field=field)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from flotilla import settings
-from flotilla.cli.endings import end
+from flotilla.cli.common import command_app, fail
 from flotilla.errors import InvalidSpec
 from flotilla.settings import Setting
 
-app = typer.Typer(rich_markup_mode=None)
+app = command_app()
 EXIT_CONFIG = 2
 
 
@@ -26,7 +26,7 @@ def _run(config: Path | None, **options: Any) -> None:
     try:
         loaded = settings.load(options, environ=os.environ, file=config)
     except InvalidSpec as error:
-        end(error, EXIT_CONFIG)
+        fail(error, EXIT_CONFIG)
     from flotilla import app as operator
 
     raise typer.Exit(operator.main(loaded))

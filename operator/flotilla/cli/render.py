@@ -1,32 +1,36 @@
-"""`flotilla render`: what the operator would make of resources, without a cluster, for the review of a change."""
+"""`flotilla render`: the manifests that the operator would apply, without a cluster, for the review of a change."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from flotilla import __version__
 from flotilla.api.model_deployment import ModelDeployment, ScalingMode
 from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.cli import manifests
+from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
 from flotilla.errors import InvalidSpec
-from flotilla.planning.resolve import Catalog, Resolved, resolve
+from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 from flotilla.render import gateway
 from flotilla.render.workload import children
 from flotilla.routing.budgets import Admission, Candidate, admit
 from flotilla.routing.check import Problem
 from flotilla.routing.document import DOCUMENT_FILE, DeploymentFacts, facts_of
 
+app = command_app()
 Object = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one resource becomes."""
+    """The result for one resource."""
 
     kind: str
     namespace: str
@@ -36,7 +40,7 @@ class Outcome:
     refusals: list[str] = field(default_factory=list)
     """Why the operator would not act on it."""
     notes: list[str] = field(default_factory=list)
-    """What its status would point out."""
+    """Warnings that its status would have."""
 
     @property
     def title(self) -> str:
@@ -44,7 +48,7 @@ class Outcome:
 
 
 def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -> list[Outcome]:
-    """One for each of our resources, and one for the gateway of each namespace; other resources are passed over."""
+    """One for each of our resources, and one for the gateway of each namespace; other resources are ignored."""
     ours = [document for document in documents if manifests.is_ours(document)]
     deployments: dict[str, dict[str, DeploymentFacts]] = defaultdict(dict)
     policies: dict[str, dict[str, RoutingPolicy]] = defaultdict(dict)
@@ -169,7 +173,38 @@ def _spread(obj: Object) -> Object:
     return obj if text is None else {**obj, "data": {DOCUMENT_FILE: json.dumps(json.loads(text), indent=1) + "\n"}}
 
 
-def as_json(found: Sequence[Outcome]) -> str:
+def json_text(found: Sequence[Outcome]) -> str:
     """A list with kind, namespace, name, summary, objects, refusals and notes of each."""
     keys = ("kind", "namespace", "name", "summary", "objects", "refusals", "notes")
     return json.dumps([{key: getattr(outcome, key) for key in keys} for outcome in found], indent=2)
+
+
+@app.command()
+def render(
+    files: manifests.Files,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Namespace of resources whose file names none.")
+    ] = "default",
+    engines: Annotated[Path | None, typer.Option(help="Folder of engine profiles, as the operator's setting.")] = None,
+    accelerators: Annotated[
+        Path | None, typer.Option(help="File of accelerator classes, as the operator's setting.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the manifests that the operator would apply, without a cluster.
+
+    Exit code 1: the operator would refuse a resource.
+    """
+    try:
+        documents = manifests.read(files)
+        catalog = load_catalog(engines=engines, accelerator_table=accelerators)
+        found = outcomes(documents, catalog, namespace=namespace)
+        if not found:
+            raise InvalidSpec("The files contain no ModelDeployment and no RoutingPolicy.", field="FILE")
+    except InvalidSpec as error:
+        fail(error, EXIT_USAGE)
+    typer.echo(json_text(found) if as_json else as_yaml(found), nl=as_json)
+    refused = [outcome for outcome in found if outcome.refusals]
+    for outcome in refused:
+        typer.echo("\n".join(f"{outcome.title}: {text}" for text in outcome.refusals), err=True)
+    raise typer.Exit(EXIT_NO if refused else EXIT_OK)

@@ -1,52 +1,73 @@
-"""Where the cost verbs read from: a Prometheus, the operator's /metrics, or that through the apiserver."""
+"""Where `cost`, `report` and `top` read from: a Prometheus, the operator's /metrics, or that through the apiserver."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from flotilla.addresses import base_url
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.constants import LABEL_NAME
 from flotilla.cost.spending import Samples
-from flotilla.cost.spending_client import fetch, leads, totals
 from flotilla.errors import FlotillaError, InvalidSpec, NotReady
-from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import POD
-from flotilla.prometheus.client import PrometheusClient
+
+if TYPE_CHECKING:
+    from flotilla.prometheus.client import PrometheusClient
+
+Prometheus = Annotated[
+    str | None,
+    typer.Option(envvar="FLOTILLA_PROMETHEUS_URL", help="Address of a Prometheus that scrapes Flotilla."),
+]
+CaFile = Annotated[Path | None, typer.Option(help="Certificate authorities for the Prometheus.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token for the Prometheus.")]
+Metrics = Annotated[
+    str | None,
+    typer.Option(help="Address of the operator's /metrics. Default: it is reached through the apiserver."),
+]
 
 _TIMEOUT_S = 60.0
-"""A month of a large fleet takes a Prometheus some seconds."""
+"""A query over a month of a large fleet takes a Prometheus some seconds."""
 OPERATOR = "flotilla-operator"
 PORT = "metrics"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One of the first two, or else the operator is found through the apiserver."""
+    """A Prometheus, or an address of the operator's metrics; with neither, the apiserver leads to the operator."""
 
     prometheus: str | None = None
     metrics: str | None = None
     kubeconfig: Path | None = None
+    context: str | None = None
     operator_namespace: str = "flotilla-system"
     ca_file: Path | None = None
     token_file: Path | None = None
 
 
-def client_of(place: Place) -> PrometheusClient:
-    """Raises InvalidSpec for an address or file that is none. Nothing is sent yet."""
+def client_of(place: Place) -> "PrometheusClient":
+    """Raises InvalidSpec for an address or a file that is not valid. Nothing is sent yet."""
+    from flotilla.prometheus.client import PrometheusClient
+
     url = base_url(place.prometheus or "", field="--prometheus")
     for file, option in ((place.ca_file, "--prometheus-ca-file"), (place.token_file, "--prometheus-token-file")):
         if file is not None and not file.is_file():
-            raise InvalidSpec(f"{option}: {file} is no file.", field=option)
+            raise InvalidSpec(f"{option}: {file} is not a file.", field=option)
     return PrometheusClient(url, ca_file=place.ca_file, bearer_token_file=place.token_file, timeout_s=_TIMEOUT_S)
 
 
 async def current(place: Place) -> Samples:
-    """The totals of the operator that leads; raises a FlotillaError that says what else to try."""
+    """The totals of the operator that holds the Lease; raises a FlotillaError with what else to try."""
+    from flotilla.cost.spending_client import fetch, leads, totals
+
     if place.metrics is not None:
         samples = totals(await fetch(_metrics_url(place.metrics)))
         if not leads(samples):
-            raise NotReady("That operator stands by and counts nothing; ask the one that leads.")
+            raise NotReady(
+                "That operator does not hold the Lease, so it counts nothing. Use the address of the one that does."
+            )
         return samples
     return await _through_apiserver(place)
 
@@ -57,7 +78,9 @@ def _metrics_url(text: str) -> str:
 
 
 async def _through_apiserver(place: Place) -> Samples:
-    client = await KubeClient.connect(kubeconfig=place.kubeconfig, user_agent="flotilla-cost")
+    from flotilla.cost.spending_client import leads, totals
+
+    client = await Cluster.find(place.kubeconfig, place.context).connect()
     namespace = place.operator_namespace
     try:
         pods = [
@@ -75,18 +98,19 @@ async def _through_apiserver(place: Place) -> Samples:
                 continue
             if leads(samples):
                 return samples
-            causes.append(f"{name}: stands by")
+            causes.append(f"{name}: does not hold the Lease")
     finally:
         await client.close()
     raise NotReady(
-        f"No leading operator answers in the namespace {namespace} ({'; '.join(causes) or 'there is no such pod'}). "
+        f"No operator that holds the Lease answers in the namespace {namespace} "
+        f"({'; '.join(causes) or 'there is no operator pod'}). "
         "Name another namespace with --operator-namespace, an address with --metrics, or a Prometheus with "
         "--prometheus."
     )
 
 
 def _port(pod: Mapping[str, Any]) -> int:
-    """Of the metrics, as a number: the apiserver knows ports of Services by name, and of pods by number only."""
+    """The number of the metrics' port: the apiserver's proxy knows ports of pods by number only."""
     for container in pod["spec"]["containers"]:
         for port in container.get("ports", ()):
             if port.get("name") == PORT:

@@ -1,21 +1,39 @@
-"""`flotilla status`: the fleet at a glance, from what the resources' own statuses say."""
+"""`flotilla status`: the fleet at a glance, from the statuses of its resources."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from flotilla.kube.client import KubeClient
+from flotilla.cli.common import (
+    EXIT_NO,
+    EXIT_OK,
+    AllNamespaces,
+    Context,
+    Json,
+    Kubeconfig,
+    Namespace,
+    command_app,
+    exit_on_error,
+    watch,
+)
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, ROUTING_POLICY
 
+if TYPE_CHECKING:
+    from flotilla.kube.client import KubeClient
+
+app = command_app()
 Object = Mapping[str, Any]
 _CENT = Decimal("0.01")
-_COLOURS = {"Ready": "green", "Working": "yellow", "Stuck": "red"}
+_COLOURS = {"Ready": "green", "Reconciling": "yellow", "Stalled": "red"}
+_WATCH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +49,8 @@ class Fleet:
         return all(state(obj)[0] == "Ready" for obj in (*self.models, *self.policies))
 
 
-async def fleet(client: KubeClient, namespace: str | None) -> Fleet:
-    """Two lists; `namespace` None means every one."""
+async def fleet(client: "KubeClient", namespace: str | None) -> Fleet:
+    """Two lists; `namespace` None means every namespace."""
     models = await client.list(MODEL_DEPLOYMENT, namespace=namespace)
     policies = await client.list(ROUTING_POLICY, namespace=namespace)
     return Fleet(_sorted(models.items), _sorted(policies.items))
@@ -48,16 +66,20 @@ def conditions(obj: Object) -> dict[str, Object]:
 
 
 def state(obj: Object) -> tuple[str, str, str]:
-    """Ready, Working or Stuck; the reason and the message of the condition that says so."""
+    """Ready, Reconciling or Stalled, with the reason and the message of the condition that decides it."""
     found = conditions(obj)
     if (obj.get("status") or {}).get("observedGeneration") != obj["metadata"].get("generation"):
-        return "Working", "NotSeen", "The operator has not seen the latest change yet. Is it running?"
-    for type_, name in (("Stalled", "Stuck"), ("Ready", "Ready")):
-        if found.get(type_, {}).get("status") == "True":
-            return name, found[type_]["reason"], found[type_]["message"]
-    told = found.get("Reconciling", {})
-    told = told if told.get("status") == "True" else found.get("Ready", {})
-    return "Working", told.get("reason", "Unknown"), told.get("message", "")
+        return (
+            "Reconciling",
+            "NotSeen",
+            "The operator has not seen the latest change yet. Check that it runs: flotilla doctor.",
+        )
+    for name in ("Stalled", "Ready"):
+        if found.get(name, {}).get("status") == "True":
+            return name, found[name]["reason"], found[name]["message"]
+    deciding = found.get("Reconciling", {})
+    deciding = deciding if deciding.get("status") == "True" else found.get("Ready", {})
+    return "Reconciling", deciding.get("reason", "Unknown"), deciding.get("message", "")
 
 
 def usd_per_hour(model: Object) -> Decimal | None:
@@ -113,7 +135,7 @@ def _policy_row(policy: Object) -> dict[str, Any]:
     }
 
 
-def as_json(found: Fleet) -> str:
+def json_text(found: Fleet) -> str:
     """Models, policies and totals."""
     rows = [row(model) for model in found.models]
     return json.dumps(
@@ -136,7 +158,7 @@ def _total(found: Fleet) -> dict[str, Any]:
 def view(found: Fleet, *, everywhere: bool) -> Group:
     """Tables for a terminal."""
     if not found.models and not found.policies:
-        return Group(Text("There is no ModelDeployment and no RoutingPolicy here. -A looks in every namespace."))
+        return Group(Text("There is no ModelDeployment and no RoutingPolicy here. Use -A for every namespace."))
     parts: list[Any] = []
     if found.models:
         parts.append(_models(found.models, everywhere))
@@ -146,7 +168,7 @@ def view(found: Fleet, *, everywhere: bool) -> Group:
         parts.append(Text(f"{total['models']} models, {total['gpus']} GPUs{price}{missing}", style="bold"))
     if found.policies:
         parts.append(_policies(found.policies, everywhere))
-    troubles = [(obj, *state(obj)) for obj in (*found.models, *found.policies) if state(obj)[0] == "Stuck"]
+    troubles = [(obj, *state(obj)) for obj in (*found.models, *found.policies) if state(obj)[0] == "Stalled"]
     parts += [Text(f"\n{obj['metadata']['name']}: {message}", style="red") for obj, _, _, message in troubles]
     return Group(*parts)
 
@@ -191,6 +213,33 @@ def _policies(policies: Sequence[Object], everywhere: bool) -> Table:
     return table
 
 
-def show(console: Console, found: Fleet, *, everywhere: bool) -> None:
-    """Print the tables."""
-    console.print(view(found, everywhere=everywhere))
+@app.command()
+def status(
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    all_namespaces: AllNamespaces = False,
+    watching: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the fleet: replicas, state, dollars.
+
+    Exit code 0: everything is ready; 1: something is not; 3: the cluster does
+    not answer.
+    """
+    console = Console()
+    with exit_on_error():
+        cluster = Cluster.find(kubeconfig, context)
+        where = None if all_namespaces else namespace or cluster.namespace()
+
+        def look() -> Fleet:
+            return cluster.ask(lambda client: fleet(client, where))
+
+        found = look()
+        if watching:
+            watch(console, lambda: view(look(), everywhere=all_namespaces), _WATCH_S)
+    if as_json:
+        typer.echo(json_text(found))
+    else:
+        console.print(view(found, everywhere=all_namespaces))
+    raise typer.Exit(EXIT_OK if found.all_ready else EXIT_NO)

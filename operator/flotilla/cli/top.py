@@ -1,4 +1,4 @@
-"""`flotilla top`: what the fleet does now, from the operator's own metrics."""
+"""`flotilla top`: queue, tokens and dollars of each model now, from the operator's own metrics."""
 
 import asyncio
 import json
@@ -6,17 +6,32 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Group, RenderableType
+import typer
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flotilla.cli.sources import Place, current
-from flotilla.cli.terminal import plain
+from flotilla.cli.common import (
+    EXIT_NO,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    AllNamespaces,
+    Context,
+    Json,
+    Kubeconfig,
+    OperatorNamespace,
+    command_app,
+    exit_on_error,
+    plain,
+    watch,
+)
+from flotilla.cli.sources import Metrics, Place, current
 from flotilla.cost.spending import Samples
 from flotilla.errors import FlotillaError
 
+app = command_app()
 Name = tuple[str, str]
 """Namespace and name of a ModelDeployment."""
 
@@ -34,8 +49,11 @@ _NUMBERS = {
 }
 """What a row is called, and the metric that it shows; summed over its other labels."""
 _WINDOW_S = 10.0
-"""The operator counts tokens every few seconds: over less than this a rate would jump."""
+"""Rates are over at least this: the operator counts tokens every few seconds, so a shorter rate would jump."""
 _LEAST_S = 1
+_WATCH_S = 2.0
+_RATE_S = 5.0
+"""Between the two reads of one table: the operator counts tokens every two seconds, so a shorter rate would jump."""
 _TENTH = Decimal("0.1")
 
 
@@ -59,7 +77,7 @@ class Watched:
     """The fleet of one operator, look by look."""
 
     def __init__(self, place: Place, namespace: str | None) -> None:
-        """`namespace` None means every one."""
+        """`namespace` None means every namespace."""
         self._place = place
         self._namespace = namespace
         self._looks: list[Look] = []
@@ -91,7 +109,7 @@ def window(looks: Sequence[Look]) -> list[Look]:
 
 
 def rows(looks: Sequence[Look], namespace: str | None) -> list[Row]:
-    """Of the last look; tokens per second since the first. `namespace` None means every one."""
+    """Of the last look; tokens per second since the first. `namespace` None means every namespace."""
     first, last = looks[0], looks[-1]
     numbers = {key: _by_model(last.samples, metric) for key, metric in _NUMBERS.items()}
     seconds = Decimal(str(last.at - first.at))
@@ -118,7 +136,7 @@ def _by_model(samples: Samples, metric: str, token_types: Sequence[str] = ()) ->
     return found
 
 
-def as_json(found: Sequence[Row]) -> str:
+def json_text(found: Sequence[Row]) -> str:
     """A list of models; money is decimal text, other numbers are numbers, what is unknown is absent."""
     return json.dumps(
         [
@@ -138,7 +156,7 @@ def _plain(key: str, value: Decimal) -> Any:
 
 
 def view(found: Sequence[Row], trouble: str = "") -> RenderableType:
-    """A table for a terminal, and below it what is wrong with it."""
+    """A table for a terminal, and below it why it is not up to date."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("NAMESPACE", no_wrap=True)
     table.add_column("MODEL", no_wrap=True)
@@ -165,3 +183,43 @@ def _cells(numbers: Mapping[str, Decimal]) -> list[Text]:
         *(Text(cell(key)) for key in _RATES),
         Text(cell("usd_per_hour", 2)),
     ]
+
+
+@app.command()
+def top(
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Models of one namespace. Default: of every namespace.")
+    ] = None,
+    all_namespaces: AllNamespaces = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(min=1, max=60, help="Seconds between two reads. Default: 2; with --once or --json 5."),
+    ] = None,
+    metrics: Metrics = None,
+    operator_namespace: OperatorNamespace = "flotilla-system",
+    as_json: Json = False,
+) -> None:
+    """Show what each model does now: queue, KV cache, tokens per second, dollars per hour.
+
+    The table is refreshed until Ctrl-C. With --once or --json it is printed
+    after two reads, which the rates need. Exit code 1: there is no model;
+    3: the operator does not answer.
+    """
+    console = Console()
+    with exit_on_error(not_ready=EXIT_UNREACHABLE):
+        place = Place(metrics=metrics, kubeconfig=kubeconfig, context=context, operator_namespace=operator_namespace)
+        watched = Watched(place, None if all_namespaces else namespace)
+        watched.look()
+        if not (once or as_json):
+            watch(console, watched.view, interval or _WATCH_S)
+        time.sleep(interval or _RATE_S)
+        watched.look()
+    found = watched.rows()
+    if as_json:
+        typer.echo(json_text(found))
+    else:
+        console.print(view(found))
+    raise typer.Exit(EXIT_OK if found else EXIT_NO)

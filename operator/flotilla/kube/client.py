@@ -26,6 +26,7 @@ import aiohttp
 import orjson
 
 from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
+from flotilla.kube import kubeconfig as files
 from flotilla.kube.kinds import POD, Kind
 
 if "kubernetes" not in sys.modules and (_spec := find_spec("kubernetes")) is not None:
@@ -36,7 +37,7 @@ if "kubernetes" not in sys.modules and (_spec := find_spec("kubernetes")) is not
 
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config_from_dict
 
 Object = dict[str, Any]
 WatchEvent = tuple[str, Object]
@@ -99,7 +100,7 @@ class Expired(Transient):
 class Connection:
     """Address, TLS and credentials of one apiserver. Each request asks `authorization` for the token of the moment."""
 
-    def __init__(self, configuration: Configuration, kubeconfig: Path | None) -> None:
+    def __init__(self, configuration: Configuration, kubeconfig: Path | None, context: str | None) -> None:
         # None of the official client's own limits: callers limit their calls, and watches come on top.
         configuration.connection_pool_maxsize = 0
         # trust_env without a proxy in the environment would only make aiohttp read ~/.netrc in a thread for each
@@ -107,15 +108,19 @@ class Connection:
         configuration.client_session_kwargs = {"trust_env": bool(getproxies_environment())}
         self._configuration = configuration
         self._kubeconfig = kubeconfig
+        self._context = context
         self._read_at = time.monotonic()
         self._refused = False
         self._transport = RESTClientObject(configuration)
         self.host: str = configuration.host.rstrip("/")
 
     @classmethod
-    async def load(cls, kubeconfig: Path | None) -> "Connection":
-        """None means the pod's ServiceAccount. Raises InvalidSpec when it cannot be read. Sends nothing."""
-        return cls(await _configuration(kubeconfig), kubeconfig)
+    async def load(cls, kubeconfig: Path | None, context: str | None = None) -> "Connection":
+        """None means the pod's ServiceAccount; `context` None the current one. Sends nothing.
+
+        Raises InvalidSpec when the kubeconfig cannot be read.
+        """
+        return cls(await _configuration(kubeconfig, context), kubeconfig, context)
 
     async def close(self) -> None:
         """Close the connections that `request` opened."""
@@ -159,19 +164,22 @@ class Connection:
 
     async def _reload(self) -> None:
         self._read_at, self._refused = time.monotonic(), False
-        fresh = await _configuration(self._kubeconfig)
+        fresh = await _configuration(self._kubeconfig, self._context)
         self._configuration.api_key = fresh.api_key
         self._configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
 
 
-async def _configuration(kubeconfig: Path | None) -> Configuration:
+async def _configuration(kubeconfig: Path | None, context: str | None) -> Configuration:
     configuration = Configuration()
     try:
         if kubeconfig is None:
             load_incluster_config(client_configuration=configuration)
         else:
-            await load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-    except (ConfigException, OSError) as error:
+            content = files.merged(kubeconfig)
+            name = files.context_of(content, context)["name"]
+            await load_kube_config_from_dict(content, context=name, client_configuration=configuration)
+    # The official loader raises the builtin errors for values of a wrong type.
+    except (ConfigException, OSError, TypeError, ValueError) as error:
         where = "the pod's ServiceAccount" if kubeconfig is None else f"the kubeconfig {kubeconfig}"
         raise InvalidSpec(f"Cannot read {where}: {error}", field="kubeconfig") from error
     return configuration
@@ -196,17 +204,18 @@ class KubeClient:
         cls,
         *,
         kubeconfig: Path | None = None,
+        context: str | None = None,
         user_agent: str,
         timeout_s: float = 10.0,
         pool: int = 32,
         on_call: OnCall | None = None,
     ) -> "KubeClient":
-        """`kubeconfig` None means the pod's ServiceAccount.
+        """`kubeconfig` are one or several files, joined by colons; None means the pod's ServiceAccount.
 
         `pool` bounds the calls at one time, watches aside; the timeout of a call starts when it is sent.
         Raises InvalidSpec when the kubeconfig cannot be read. Nothing is sent yet.
         """
-        connection = await Connection.load(kubeconfig)
+        connection = await Connection.load(kubeconfig, context)
         return cls(connection, user_agent=user_agent, timeout_s=timeout_s, pool=pool, on_call=on_call)
 
     def guarded(self, check_write: Callable[[], None]) -> "KubeClient":

@@ -1,19 +1,27 @@
-"""`flotilla convert`: manifests of KubeAI, KServe and LLMKube become ModelDeployments, and what is lost is named."""
+"""`flotilla convert`: manifests of KubeAI, KServe and LLMKube become ModelDeployments, and what is lost is listed.
+
+One module per source format (`kserve`, `kubeai`, `llmkube`) fills a `draft.Draft`; `draft` also holds what the formats
+have in common: parts of a pod's spec, engine arguments and environment variables.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from flotilla.api.model_deployment import ModelDeployment
+from flotilla.catalog.accelerators import find_loosely
 from flotilla.cli import manifests
+from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.cli.convert import kserve, kubeai, llmkube
 from flotilla.cli.convert.draft import Draft, NoCounterpart
 from flotilla.errors import InvalidSpec
-from flotilla.planning.resolve import Catalog, resolve
+from flotilla.planning.resolve import Catalog, load_catalog, resolve
 
+app = command_app()
 Object = dict[str, Any]
 _NAMELESS = "?"
 _PEERS = ("kubeai.org", "serving.kserve.io", "inference.llmkube.dev")
@@ -26,7 +34,7 @@ _BY_HAND = {
 
 @dataclass(slots=True)
 class Conversion:
-    """What became of one manifest."""
+    """The result for one manifest."""
 
     origin: str
     manifest: Object | None = None
@@ -35,8 +43,8 @@ class Conversion:
     """Why there is no manifest, or why the operator would refuse the one that there is."""
 
 
-def convert(documents: Sequence[Object], catalog: Catalog, *, accelerator: str | None) -> list[Conversion]:
-    """One for each resource of a peer's; other documents are passed over. A LLMKube Model goes into its service."""
+def conversions(documents: Sequence[Object], catalog: Catalog, *, accelerator: str | None) -> list[Conversion]:
+    """One for each resource of another operator; other documents are ignored. A LLMKube Model goes into its service."""
     models = {_key(document): document for document in documents if _is_part(document)}
     used: set[tuple[str, str]] = set()
     found: list[Conversion] = []
@@ -45,12 +53,14 @@ def convert(documents: Sequence[Object], catalog: Catalog, *, accelerator: str |
             found += _one(document, catalog, accelerator, models, used)
     for key, document in models.items():
         if key not in used:
-            found.append(Conversion(_origin(document), refusal="No InferenceService among the files serves it."))
+            found.append(
+                Conversion(_origin(document), refusal="None of the files has an InferenceService that uses it.")
+            )
     return found
 
 
 def _is_part(document: Mapping[str, Any]) -> bool:
-    """A Model of LLMKube's, which is served by what names it."""
+    """A Model of LLMKube, which the InferenceService that names it serves."""
     return _group(document) == "inference.llmkube.dev" and document.get("kind") == "Model"
 
 
@@ -78,7 +88,9 @@ def _one(
 ) -> Iterator[Conversion]:
     kind, group = document.get("kind"), _group(document)
     if _key(document)[1] == _NAMELESS:
-        yield Conversion(_origin(document), refusal="metadata.name: it has none, so it is a part of a manifest.")
+        yield Conversion(
+            _origin(document), refusal="metadata.name: it is missing, so this is only a part of a manifest."
+        )
         return
     try:
         if (kind, group) == ("Model", "kubeai.org"):
@@ -89,19 +101,19 @@ def _one(
             used.add((_key(document)[0], str((document.get("spec") or {}).get("modelRef", ""))))
             drafts = list(llmkube.convert(document, catalog, accelerator, models))
         else:
-            raise NoCounterpart(_BY_HAND.get(str(kind), "Nothing of Flotilla's is like it."))
+            raise NoCounterpart(_BY_HAND.get(str(kind), "Flotilla has no counterpart."))
     except NoCounterpart as error:
         yield Conversion(_origin(document), refusal=str(error))
         return
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        yield Conversion(_origin(document), refusal=f"It is not what its CRD describes: {error!r}.")
+        yield Conversion(_origin(document), refusal=f"It does not match its CRD: {error!r}.")
         return
     for draft in drafts:
         yield _checked(draft, catalog)
 
 
 def _checked(draft: Draft, catalog: Catalog) -> Conversion:
-    """Judged as the operator would judge it."""
+    """Checked as the operator would check it."""
     done = Conversion(draft.origin, draft.manifest(), draft.losses)
     try:
         model = manifests.parse(done.manifest or {}, namespace=draft.namespace or "default")
@@ -113,7 +125,7 @@ def _checked(draft: Draft, catalog: Catalog) -> Conversion:
 
 
 def as_yaml(found: Sequence[Conversion]) -> str:
-    """A stream with a comment per manifest: where it is from, and what it lost."""
+    """A stream with a comment per manifest: its origin, and what was lost."""
     parts = []
     for one in found:
         notes = [f"# from {one.origin}", *(f"# lost: {loss}" for loss in one.losses)]
@@ -125,9 +137,38 @@ def as_yaml(found: Sequence[Conversion]) -> str:
     return "---\n".join(parts)
 
 
-def as_json(found: Sequence[Conversion]) -> str:
+def json_text(found: Sequence[Conversion]) -> str:
     """A list with origin, manifest, losses and refusal of each."""
     return json.dumps(
         [{"origin": o.origin, "manifest": o.manifest, "losses": o.losses, "refusal": o.refusal} for o in found],
         indent=2,
     )
+
+
+@app.command()
+def convert(
+    files: manifests.Files,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", "-a", help="Class for manifests that only ask for nvidia.com/gpu.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert manifests of KubeAI, KServe and LLMKube to ModelDeployments.
+
+    Exit code 1: not all of them could be converted.
+    """
+    try:
+        documents = manifests.read(files)
+        catalog = load_catalog()
+        if accelerator is not None:
+            accelerator = find_loosely(catalog.accelerators, accelerator).class_name
+        found = conversions(documents, catalog, accelerator=accelerator)
+        if not found:
+            raise InvalidSpec("The files contain no resource of KubeAI, KServe or LLMKube.", field="FILE")
+    except InvalidSpec as error:
+        fail(error, EXIT_USAGE)
+    typer.echo(json_text(found) if as_json else as_yaml(found), nl=as_json)
+    open_ends = [one for one in found if one.refusal]
+    for one in open_ends:
+        typer.echo(f"{one.origin}: {one.refusal}", err=True)
+    raise typer.Exit(EXIT_NO if open_ends else EXIT_OK)

@@ -1,17 +1,25 @@
-"""What every converter builds: the spec of a ModelDeployment, and what was lost on the way to it."""
+"""What the converters build, and the parts that several formats share.
+
+A Draft is the spec of a ModelDeployment with a list of what was lost. The `put_` functions write to it: source and
+scaling, then accelerator, resources and placement of a pod, then engine arguments and environment variables.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from flotilla.api import crd
+from flotilla.api.model_deployment import KvCacheType, QuantizationMethod
+from flotilla.catalog.accelerators import Accelerator
+from flotilla.catalog.engines import Profile
 from flotilla.constants import API_VERSION
+from flotilla.errors import InvalidSpec
 
 Object = dict[str, Any]
 NO_LIMIT = 8
-"""maxReplicas for those who had none: a fleet without a limit is a bill without one."""
+"""maxReplicas for manifests without one, because the cost of a fleet without a limit has none either."""
 _CLASSES = (
     (re.compile(r"(^|[-_])gh200"), ""),
     (re.compile(r"rtx-?4070"), ""),
@@ -21,7 +29,27 @@ _CLASSES = (
     (re.compile(r"mi300x"), "amd-mi300x"),
     (re.compile(r"^cpu"), "cpu-amd64"),
 )
-"""Names of others for cards that ours call otherwise; an empty one has no class."""
+"""Names of cards in other operators that differ from Flotilla's class; an empty class means that there is none."""
+_GPUS = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
+_METHODS = frozenset(str(method) for method in QuantizationMethod)
+_CACHES = frozenset(str(kind) for kind in KvCacheType)
+_SPELLINGS = {"--model-name": "--served-model-name", "--model-id": "--model", "-tp": "--tensor-parallel-size"}
+_RENAMED = {"--max-num-batched-token": "--max-num-batched-tokens"}
+_GONE = frozenset(
+    {
+        "--disable-log-requests",
+        "--max-seq-len-to-capture",
+        "--num-scheduler-steps",
+        "--swap-space",
+        "--use-v2-block-manager",
+    }
+)
+"""Of vLLM: removed before 0.33, which would not start with them."""
+_SET_HERE = {
+    "--model-dir": "spec.model.source says where the weights are",
+    "--backend": "the engine is chosen by spec.engine.name",
+    "--gpu-memory-utilization": "the memory fit sets it",
+}
 
 
 class NoCounterpart(Exception):
@@ -90,7 +118,7 @@ class Fields:
         self._read.update(names)
 
     def lose_rest(self, draft: Draft, reasons: Mapping[str, str] | None = None) -> None:
-        """Name every field that nothing has read."""
+        """List every field that was not read."""
         for name, value in self._content.items():
             if name not in self._read and value not in (None, {}, [], "", False):
                 draft.lose(f"{self._path}.{name}", (reasons or {}).get(name, "has no counterpart."))
@@ -126,20 +154,20 @@ def put_fixed(draft: Draft, replicas: int) -> None:
 
 
 def put_source(draft: Draft, url: str, field_: str) -> None:
-    """spec.model.source and revision; raises NoCounterpart for what no engine of ours reads."""
+    """spec.model.source and revision; raises NoCounterpart for a scheme that no engine reads."""
     scheme, _, rest = url.partition("://")
     rest = rest.partition("?")[0].rstrip("/")
     if scheme == "hf":
         owner_and_name, _, revision = rest.partition(":")
         if owner_and_name.count("/") != 1:
-            raise NoCounterpart(f"{field_}: {url!r} names no OWNER/NAME of the Hugging Face hub.")
+            raise NoCounterpart(f"{field_}: {url!r} is not OWNER/NAME on the Hugging Face hub.")
         draft.put("model.source", f"hf://{owner_and_name}")
         draft.put("model.revision", revision or None)
     elif scheme in ("pvc", "s3", "gs", "oci") and rest:
         draft.put("model.source", f"{scheme}://{rest}")
     else:
         raise NoCounterpart(
-            f"{field_}: nothing of Flotilla's reads {scheme}:// sources. Name the same weights as hf://OWNER/NAME, or "
+            f"{field_}: no engine of Flotilla reads {scheme}:// sources. Name the same weights as hf://OWNER/NAME, or "
             "copy them to a claim (pvc://CLAIM/PATH)."
         )
 
@@ -152,3 +180,157 @@ def accelerator_class(name: str, known: Iterable[str]) -> str | None:
             return found or None
     plain = lowered.replace("nvidia-gpu-", "nvidia-").replace("amd-gpu-", "amd-")
     return plain if plain in set(known) else None
+
+
+def put_accelerator(
+    draft: Draft,
+    table: Mapping[str, Accelerator],
+    *,
+    vendor: str,
+    count: int,
+    node_selector: Mapping[str, str],
+    given: str | None,
+    field_: str,
+) -> None:
+    """The class by `given`, by the node's labels, or a CPU; raises NoCounterpart where only a vendor is known."""
+    if not count:
+        draft.put("accelerator.class", given if given and given.startswith("cpu") else "cpu-amd64")
+        return
+    by_label = next(
+        (
+            row.class_name
+            for row in table.values()
+            if row.vendor == vendor and any(node_selector.get(key) in values for key, values in row.node_labels)
+        ),
+        None,
+    )
+    chosen = by_label or (given if given and given in table and table[given].vendor == vendor else None)
+    if chosen is None:
+        example = next((row.class_name for row in table.values() if row.vendor == vendor), "CLASS")
+        raise NoCounterpart(
+            f"{field_}: it says {vendor} and not which card. Name one of {vendor}'s, such as --accelerator {example}."
+        )
+    draft.put("accelerator.class", chosen)
+    draft.put("accelerator.count", count)
+
+
+def gpus(resources: Mapping[str, Any]) -> tuple[str, int]:
+    """Vendor and count of a container's resources; ("", 0) for none."""
+    amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+    for name, vendor in _GPUS.items():
+        if name in amounts:
+            return vendor, int(amounts[name])
+    return "", 0
+
+
+def put_resources(draft: Draft, resources: Mapping[str, Any], field_: str) -> None:
+    """CPU and memory as requested; what is no accelerator of ours is named."""
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    cpu, memory = requests.get("cpu") or limits.get("cpu"), limits.get("memory") or requests.get("memory")
+    draft.put("resources.cpu", None if cpu is None else str(cpu))
+    draft.put("resources.memory", None if memory is None else str(memory))
+    for name in sorted({*limits, *requests} - {"cpu", "memory", *_GPUS}):
+        draft.lose(f"{field_}.{name}", "is no accelerator that a class of Flotilla asks for.")
+
+
+def put_scheduling(draft: Draft, source: Any) -> None:
+    """Placement; `source` gives nodeSelector, tolerations and so on by `take`."""
+    for name in ("nodeSelector", "tolerations", "affinity", "priorityClassName", "runtimeClassName", "schedulerName"):
+        if value := source.take(name):
+            draft.put(f"scheduling.{name}", value)
+
+
+def split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
+    """Flag in its usual spelling, its value, and the words that were given; a value without a flag has an empty one."""
+    index = 0
+    while index < len(arguments):
+        word = str(arguments[index])
+        index += 1
+        if not word.startswith("-"):
+            yield "", word, [word]
+            continue
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-") if flag.startswith("--") else flag
+        flag = _RENAMED.get(_SPELLINGS.get(flag, flag), _SPELLINGS.get(flag, flag))
+        if equals:
+            yield flag, value, [f"{flag}={value}"]
+        elif index < len(arguments) and not str(arguments[index]).startswith("-"):
+            yield flag, str(arguments[index]), [flag, str(arguments[index])]
+            index += 1
+        else:
+            yield flag, None, [flag]
+
+
+def put_arguments(draft: Draft, arguments: Sequence[str], profile: Profile, field_: str) -> None:
+    """Move what the spec has a field for, keep what the engine may be given, name the rest."""
+    kept: list[str] = []
+    for flag, value, words in split(arguments):
+        if _is_field(draft, flag, value):
+            continue
+        if reason := _SET_HERE.get(flag):
+            draft.lose(f"{field_}: {flag}", f"{reason}.")
+        elif profile.name == "vllm" and flag in _GONE:
+            draft.lose(f"{field_}: {flag}", "vLLM has no such flag any more.")
+        elif not flag:
+            draft.lose(f"{field_}: {value}", "a word that is no flag; spec.model.source names the model.")
+        else:
+            try:
+                profile.check_args(words)
+            except InvalidSpec as error:
+                draft.lose(f"{field_}: {flag}", str(error).partition(": remove it")[0] + ".")
+            else:
+                kept += words
+    if kept:
+        draft.put("engine.args", [*(draft.get("engine.args") or ()), *kept])
+
+
+def _is_field(draft: Draft, flag: str, value: str | None) -> bool:
+    if value is None:
+        return False
+    if flag == "--max-model-len" and value.isdigit():
+        draft.put("model.contextLength", int(value))
+    elif flag == "--served-model-name":
+        draft.put("model.servedName", value)
+    elif flag == "--model" and "/" in value and not value.startswith("/"):
+        draft.put("model.source", draft.get("model.source") or f"hf://{value}")
+    elif flag == "--revision":
+        draft.put("model.revision", value)
+    elif flag == "--tensor-parallel-size" and value.isdigit():
+        draft.put("accelerator.count", int(value))
+    elif flag == "--quantization" and value in _METHODS:
+        draft.put("quantization.method", value)
+    elif flag == "--kv-cache-dtype" and value in _CACHES:
+        draft.put("quantization.kvCache", value)
+    else:
+        return False
+    return True
+
+
+def put_environment(draft: Draft, env: Sequence[Mapping[str, Any]], profile: Profile, field_: str) -> None:
+    """Variables in the shape of a pod's; a token of the hub becomes the credentials."""
+    kept = []
+    for variable in env:
+        name, source = str(variable.get("name", "")), variable.get("valueFrom") or {}
+        secret = source.get("secretKeyRef")
+        if name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN") and secret:
+            put_token(draft, secret)
+            continue
+        if source and not secret:
+            draft.lose(f"{field_}: {name}", "only plain values and keys of Secrets are taken.")
+            continue
+        try:
+            profile.check_env([name])
+        except InvalidSpec as error:
+            draft.lose(f"{field_}: {name}", str(error).partition(": remove it")[0] + ".")
+            continue
+        plain: dict[str, Any] = {"value": str(variable.get("value", ""))}
+        if secret:
+            plain = {"valueFrom": {"secretKeyRef": {"name": secret["name"], "key": secret["key"]}}}
+        kept.append({"name": name, **plain})
+    if kept:
+        draft.put("engine.env", kept)
+
+
+def put_token(draft: Draft, secret: Mapping[str, Any]) -> None:
+    """Access to the Hugging Face hub."""
+    draft.put("model.credentialsSecret", {"name": secret["name"], "key": secret.get("key", "token")})

@@ -3,9 +3,21 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flotilla.cli.convert.draft import Draft, Fields, NoCounterpart, put_fixed, put_scaling, put_source
-from flotilla.cli.convert.flags import put_arguments, put_environment, split
-from flotilla.cli.convert.pods import gpus, put_accelerator, put_resources, put_scheduling
+from flotilla.cli.convert.draft import (
+    Draft,
+    Fields,
+    NoCounterpart,
+    gpus,
+    put_accelerator,
+    put_arguments,
+    put_environment,
+    put_fixed,
+    put_resources,
+    put_scaling,
+    put_scheduling,
+    put_source,
+    split,
+)
 from flotilla.planning.resolve import Catalog
 
 _FORMATS = frozenset({"huggingface", "vllm"})

@@ -8,11 +8,12 @@ from flotilla.cli.convert.draft import (
     Fields,
     NoCounterpart,
     accelerator_class,
+    put_arguments,
+    put_environment,
     put_fixed,
     put_scaling,
     put_source,
 )
-from flotilla.cli.convert.flags import put_arguments, put_environment
 from flotilla.planning.resolve import Catalog
 
 _TARGET_REQUESTS, _SCALE_DOWN_DELAY_S = 100, 30

@@ -4,9 +4,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flotilla.cli.convert.draft import Draft, Fields, NoCounterpart, put_fixed, put_scaling, put_source
-from flotilla.cli.convert.flags import put_arguments, put_environment, put_token
-from flotilla.cli.convert.pods import put_accelerator, put_scheduling
+from flotilla.cli.convert.draft import (
+    Draft,
+    Fields,
+    NoCounterpart,
+    put_accelerator,
+    put_arguments,
+    put_environment,
+    put_fixed,
+    put_scaling,
+    put_scheduling,
+    put_source,
+    put_token,
+)
 from flotilla.planning.resolve import Catalog
 
 _RUNTIMES = frozenset({"llamacpp", "vllm", "tgi", "sglang"})
