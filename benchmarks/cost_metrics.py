@@ -22,11 +22,11 @@ from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.console.metrics import Metrics, exposition
 from flotilla.constants import API_VERSION, LABEL_MODEL, LABEL_TEAM
-from flotilla.cost.accounting_loop import Fleet
+from flotilla.cost.accounting_loop import FleetAccounting
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers
 from flotilla.cost.ledger import Ledger, dump_account
-from flotilla.cost.price_loop import PriceBook
+from flotilla.cost.price_loop import PriceCache
 from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
@@ -93,11 +93,11 @@ class Bench:
         self.scaler = Scaler(
             self.store, Scraper(AddressMap()), interval_s=2, clock=lambda: self._now_s, enqueue=lambda _: None
         )
-        book = PriceBook(lambda: None, lambda: self._now_s, 600, catalog_file=prices)
+        book = PriceCache(lambda: None, lambda: self._now_s, 600, catalog_file=prices)
         book.reread()
         free = {"nvidia-l4": D("4.96")}
         bases: dict[Key, CostBasis] = {}
-        self.fleet = Fleet(
+        self.fleet = FleetAccounting(
             self.store, self.scaler, self.ledger, book, bases, clock=lambda: self._now_s, unallocated=lambda: free
         )
         catalog = load_catalog()

@@ -26,10 +26,10 @@ import psutil
 from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import API_VERSION, LABEL_MODEL
-from flotilla.cost.accounting_loop import Fleet
+from flotilla.cost.accounting_loop import FleetAccounting
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
-from flotilla.cost.price_loop import PriceBook
+from flotilla.cost.price_loop import PriceCache
 from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
@@ -131,9 +131,9 @@ class Bench:
         self.scaler = Scaler(
             self.store, self.scraper, interval_s=interval_s, clock=time.monotonic, enqueue=lambda _: self._count()
         )
-        book = PriceBook(lambda: None, time.monotonic, 600)
+        book = PriceCache(lambda: None, time.monotonic, 600)
         bases: dict[Key, CostBasis] = {}
-        self.fleet = Fleet(self.store, self.scaler, Ledger(), book, bases, clock=time.time)
+        self.fleet = FleetAccounting(self.store, self.scaler, Ledger(), book, bases, clock=time.time)
         catalog = load_catalog()
         for number in range(models):
             namespace, name = f"team-{number % 20}", f"model-{number}"

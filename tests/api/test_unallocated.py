@@ -43,7 +43,7 @@ async def _look(spare: Unallocated) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                return await spare.look()
+                return await spare.refresh()
             except Forbidden:
                 await asyncio.sleep(0.1)
 

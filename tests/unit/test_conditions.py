@@ -164,7 +164,7 @@ def test_what_a_crashed_engine_said_last_is_told_without_what_changes_from_run_t
     ended = {"exitCode": 1, "reason": "Error", "message": message}
     status = {"containerStatuses": [{"restartCount": 2, "lastState": {"terminated": ended}}]}
     found = observed.pod({"metadata": {"name": "p", "uid": "u"}, "status": status})
-    assert "ERROR no kernel image at" in found.last_words
-    assert not {"4711", "10:00:01", "deadbeef"} & set(found.last_words.replace("(", " ").split())
-    stuck = pod(ready=False, restarts=2, last_exit="exit code 1", last_words=found.last_words)
+    assert "ERROR no kernel image at" in found.last_log_line
+    assert not {"4711", "10:00:01", "deadbeef"} & set(found.last_log_line.replace("(", " ").split())
+    stuck = pod(ready=False, restarts=2, last_exit="exit code 1", last_log_line=found.last_log_line)
     assert "no kernel image" in judged(load(stuck))["ModelLoaded"].message

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
-from flotilla.cost.accounting_loop import Draining, Fleet
+from flotilla.cost.accounting_loop import Draining, FleetAccounting
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
-from flotilla.cost.price_loop import NodeLister, PriceBook
+from flotilla.cost.price_loop import NodeLister, PriceCache
 from flotilla.kube.client import ObjectList
 from flotilla.kube.keys import Key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
@@ -67,9 +67,9 @@ class Bench:
         self.entry = fake(uid="u", resolved=RESOLVED, answers={}, sample=None)
         self.bases = {KEY: CostBasis(RESOLVED.accelerator)}
         self.scaler = fake(tracked={KEY: self.entry}, workloads=Workloads(self.store))
-        self.book = PriceBook(lambda: None, lambda: 0.0, 600, **more)
+        self.book = PriceCache(lambda: None, lambda: 0.0, 600, **more)
         self.gone: dict[str, EngineSample | ScrapeError] = {}
-        self.fleet = Fleet(
+        self.fleet = FleetAccounting(
             self.store,
             self.scaler,
             self.ledger,
@@ -123,10 +123,10 @@ async def test_pods_that_go_are_asked_at_their_address_and_others_are_not() -> N
 
     bench.store.put(POD, pod("stays", scheduled=0, ready=0))
     draining = Draining(bench.store, bench.scaler, fake(scrape=scrape), interval_s=2)
-    await draining.look()
+    await draining.refresh()
     assert (asked, draining.answers) == ([], {})
     bench.store.put(POD, pod("goes", scheduled=0, deletionTimestamp=at(9)))
-    await draining.look()
+    await draining.refresh()
     assert [(target.uid, target.address, target.port) for target in asked] == [("goes", "10.0.0.1", RESOLVED.port)]
     assert set(draining.answers) == {"goes"}
 
@@ -138,7 +138,7 @@ async def test_a_pods_price_and_capacity_type_are_those_of_its_node() -> None:
     bench.store.put(POD, pod("a", "n", scheduled=0, ready=0))
     bench.tick(10)
     assert list(bench.ledger.accounts["u"].rates) == [("unknown", "built-in")]
-    await bench.book.look()
+    await bench.book.refresh()
     bench.tick(20)
     rates = bench.ledger.accounts["u"].rates
     assert list(rates) == [("spot", "built-in")]

@@ -169,7 +169,7 @@ async def test_a_record_goes_with_its_resource_at_once_or_at_the_next_start() ->
     assert list(client.maps) == [RECORD]
     client.fails = None
     running = asyncio.create_task(kept.run())
-    kept.soon()
+    kept.trigger()
     async with asyncio.timeout(1):
         while client.maps:
             await asyncio.sleep(0)

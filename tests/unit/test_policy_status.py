@@ -63,7 +63,7 @@ def test_replicas_that_get_no_requests_are_not_waited_for() -> None:
 
 
 def test_a_gateway_that_does_not_start_says_why() -> None:
-    stuck = replace(POD, ready=False, waiting_reason="CrashLoopBackOff", last_words="no such option: --state")
+    stuck = replace(POD, ready=False, waiting_reason="CrashLoopBackOff", last_log_line="no such option: --state")
     found = judged(gateway=GatewayView("h", (stuck,), {}))
     assert found["Programmed"].reason == "GatewayNotStarting"
     assert "no such option: --state" in found["Programmed"].message

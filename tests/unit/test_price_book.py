@@ -13,8 +13,8 @@ from tests.support.prometheus import running_prometheus, serving
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.config import HostedModel
 from flotilla.cost.gpu_prices import NodeFacts, load_price_catalog
-from flotilla.cost.hosted_price_client import PriceDesk
-from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
+from flotilla.cost.hosted_price_client import HostedPriceLookup
+from flotilla.cost.price_loop import NodeLister, PriceCache, Pricing, opencost_prices
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.client import ObjectList
 from flotilla.kube.kinds import Kind
@@ -45,7 +45,7 @@ def replaced(file: Path, text: str) -> None:
 def test_a_catalogue_is_read_again_when_it_changes_and_only_then(tmp_path: Path) -> None:
     file, seen = tmp_path / "prices.yaml", Seen()
     file.write_text(GOOD % "0.62")
-    book = PriceBook(seen, lambda: 0.0, 600, catalog_file=file)
+    book = PriceCache(seen, lambda: 0.0, 600, catalog_file=file)
     book.reread()
     book.reread()
     assert (seen.changes, book.sources.catalog.gpus[0].usd) == (1, D("0.62"))
@@ -57,7 +57,7 @@ def test_a_catalogue_is_read_again_when_it_changes_and_only_then(tmp_path: Path)
 def test_a_wrong_catalogue_leaves_the_last_good_one_in_force_and_is_said_until_it_is_right(tmp_path: Path) -> None:
     file, seen = tmp_path / "prices.yaml", Seen()
     file.write_text(GOOD % "0.62")
-    book = PriceBook(seen, lambda: 0.0, 600, catalog_file=file)
+    book = PriceCache(seen, lambda: 0.0, 600, catalog_file=file)
     book.reread()
     replaced(file, GOOD % "-1")
     book.reread()
@@ -102,49 +102,49 @@ def node(name: str, **labels: str) -> dict[str, Any]:
 
 async def test_nodes_are_listed_when_pods_are_on_unknown_ones_and_forgotten_with_them() -> None:
     client, seen = Nodes(node("a"), node("b")), Seen()
-    book = PriceBook(seen, lambda: 0.0, 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
+    book = PriceCache(seen, lambda: 0.0, 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
     assert book.node("a") is None
     assert book.node("") is None
-    await book.look()
+    await book.refresh()
     assert book.node("a") == NodeFacts("a")
     assert (client.lists, seen.changes) == (1, 1)
-    await book.look()
+    await book.refresh()
     assert client.lists == 1
     client.objects = [node("b")]
     assert book.node("b") is None
-    await book.look()
+    await book.refresh()
     assert (book.node("a"), book.node("b"), client.lists) == (None, NodeFacts("b"), 2)
 
 
 async def test_a_failed_list_of_nodes_is_retried_in_half_a_minute_and_not_sooner() -> None:
     now, client, seen = [0.0], Nodes(node("a"), node("b")), Seen()
-    book = PriceBook(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
+    book = PriceCache(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
     book.node("a")
     client.fails = Transient("later")
-    await book.look()
+    await book.refresh()
     book.node("b")
     for at in (2.0, 29.0):
         now[0] = at
-        await book.look()
+        await book.refresh()
     assert (client.lists, book.node("a")) == (1, None)
     now[0], client.fails = 30.0, None
-    await book.look()
+    await book.refresh()
     assert (client.lists, book.node("a"), book.node("b")) == (2, NodeFacts("a"), NodeFacts("b"))
     for at, lists in ((629.0, 2), (630.0, 3), (632.0, 3)):
         now[0] = at
-        await book.look()
+        await book.refresh()
         assert client.lists == lists
 
 
 async def test_an_operator_that_may_not_see_nodes_stops_asking() -> None:
     now, client, seen = [0.0], Nodes(node("a")), Seen()
-    book = PriceBook(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
+    book = PriceCache(seen, lambda: now[0], 600, nodes=NodeLister(client, frozenset()))  # type: ignore[arg-type]
     book.node("a")
     client.fails = Forbidden("no")
-    await book.look()
+    await book.refresh()
     book.node("b")
     now[0] = 3600.0
-    await book.look()
+    await book.refresh()
     assert (client.lists, book.node("a"), seen.changes) == (1, None, 0)
 
 
@@ -180,15 +180,15 @@ async def test_opencost_is_asked_at_its_interval_and_its_last_prices_stay_when_i
             raise Transient("no answer")
         return answer
 
-    book = PriceBook(seen, lambda: now[0], 600, opencost=opencost)
+    book = PriceCache(seen, lambda: now[0], 600, opencost=opencost)
     for at in (0.0, 5.0, 600.0, 1200.0):
         now[0] = at
-        await book.look()
+        await book.refresh()
     assert (answers, book.sources.opencost, seen.changes) == ([], {"a": D(1)}, 1)
     answers.append({"a": D(2)})
     for at, left in ((1229.0, 1), (1230.0, 0)):
         now[0] = at
-        await book.look()
+        await book.refresh()
         assert len(answers) == left
     assert book.sources.opencost == {"a": D(2)}
 
@@ -198,18 +198,18 @@ def spec(**cost: Any) -> ModelDeploymentSpec:
     return ModelDeploymentSpec.model_validate({**wanted, "cost": cost})
 
 
-async def basis(book: PriceBook, default: HostedModel | None = None, **cost: Any) -> Any:
-    desk: Any = PriceDesk()
+async def basis(book: PriceCache, default: HostedModel | None = None, **cost: Any) -> Any:
+    desk: Any = HostedPriceLookup()
     pricing = Pricing(desk, book, default, today=lambda: date(2026, 11, 25), stale_after_days=60)
     wanted = spec(**cost)
     found = await pricing.basis(wanted, resolve("m", wanted, load_catalog()))
     return found, *pricing.verdict(found, [])
 
 
-def book_of(text: str, tmp_path: Path) -> PriceBook:
+def book_of(text: str, tmp_path: Path) -> PriceCache:
     file = tmp_path / "prices.yaml"
     file.write_text(text)
-    book = PriceBook(Seen(), lambda: 0.0, 600, catalog_file=file)
+    book = PriceCache(Seen(), lambda: 0.0, 600, catalog_file=file)
     book.reread()
     return book
 
@@ -225,7 +225,7 @@ async def test_each_field_of_the_spec_reaches_the_basis() -> None:
         "usdPerKwh": "0.12", "puePercent": 140,
     }  # fmt: skip
     found, told, verdict = await basis(
-        PriceBook(Seen(), lambda: 0.0, 600), compareWith=[comparator], owned=owned, outputTokenWeightPercent=250,
+        PriceCache(Seen(), lambda: 0.0, 600), compareWith=[comparator], owned=owned, outputTokenWeightPercent=250,
         cachedTokenWeightPercent=10, maxTokensPerSecond=2400, overheadUsdPerDay="12.50", monthlyBudgetUsd="4000",
     )  # fmt: skip
     mine = found.cost_basis

@@ -11,7 +11,7 @@ import pytest
 from flotilla.catalog.accelerators import load_accelerators, parse
 from flotilla.cost import gpu_prices, hosted_prices
 from flotilla.cost.gpu_prices import CostBasis, NodeFacts, PriceSources, Rate, node_facts, pod_units, rate
-from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.hosted_price_client import HostedPriceLookup
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers, token_factor
 from flotilla.cost.price_loop import price_in_force, verdict
 from flotilla.errors import InvalidSpec
@@ -264,7 +264,7 @@ def test_the_catalogues_prices_are_those_of_the_published_analysis(
 
 
 async def test_hosted_prices_come_from_the_catalogue_and_unknown_names_get_near_ones() -> None:
-    desk = PriceDesk()
+    desk = HostedPriceLookup()
     price = await desk.find("openai", "gpt-5-mini", field="spec.cost.compareWith[0]")
     assert price.comparator == "openai/gpt-5-mini"
     assert price.input.base > 0

@@ -16,7 +16,7 @@ from flotilla.api.model_deployment import ModelDeployment, ModelDeploymentSpec
 from flotilla.config import OperatorConfig
 from flotilla.controller import rollout
 from flotilla.controller.model_status import build
-from flotilla.controller.rollout import Victims
+from flotilla.controller.rollout import PodDeletionCosts
 from flotilla.cost.metrics import FleetFamilies
 from flotilla.errors import NotReady, Transient
 from flotilla.kube import observed
@@ -514,16 +514,16 @@ async def test_pods_are_marked_before_there_are_fewer_and_not_twice() -> None:
     store, client = Store(owner), Patching(frozenset({"c"}))
     for name in "abc":
         store.put(POD, pod_object(name))
-    marker = Victims(client, store)  # type: ignore[arg-type]
+    marker = PodDeletionCosts(client, store)  # type: ignore[arg-type]
     load = {"a": 4.0, "b": 0.0, "c": 0.0}
-    await marker.mark(KEY, 1, load)
+    await marker.annotate(KEY, 1, load)
     assert client.patches == {}
     store.put(DEPLOYMENT, a_child(3, "flotilla-scaler"))
     for same in (3, 4, 0):
-        await marker.mark(KEY, same, load)
+        await marker.annotate(KEY, same, load)
     assert client.patches == {}
-    await marker.mark(KEY, 1, load)
+    await marker.annotate(KEY, 1, load)
     assert client.patches == {"b": {"uid": "b", "annotations": {DELETION_COST: "-1"}}}
     client.patches.clear()
-    await marker.mark(KEY, 1, load)
+    await marker.annotate(KEY, 1, load)
     assert client.patches == {}

@@ -107,12 +107,12 @@ async def test_only_the_pods_of_nodes_with_gpus_are_listed_and_a_failure_keeps_w
     client = Cluster()
     spare = watching(client)
     assert spare.usd_per_hour() == {}, "unknown before the first look"
-    await spare.look()
+    await spare.refresh()
     fields = "spec.nodeName=a,status.phase!=Succeeded,status.phase!=Failed"
     assert client.asked == [("nodes", None), ("pods", fields)]
     client.fails = Transient("later")
     try:
-        await spare.look()
+        await spare.refresh()
     except Transient:
         assert spare.usd_per_hour() == {"nvidia-l4": 3}
 

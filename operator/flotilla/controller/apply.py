@@ -276,7 +276,7 @@ class StatusWriter:
         self._earliest.pop(key, None)
 
 
-def announce(
+def record_transition_events(
     events: EventRecorder, kind: Kind, live: Mapping[str, Any], conditions: Iterable[Mapping[str, Any]]
 ) -> None:
     """An event where the summary of a resource turned; after a restart nothing did, so nothing is said."""

@@ -27,13 +27,13 @@ from flotilla.controller.gateway import GatewayReader, GatewayReconciler
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
 from flotilla.controller.queue import Queue, Workers
 from flotilla.controller.resync import Resync
-from flotilla.controller.rollout import Rollouts, Victims
-from flotilla.cost.accounting_loop import Draining, Fleet
+from flotilla.controller.rollout import PodDeletionCosts, Rollouts
+from flotilla.cost.accounting_loop import Draining, FleetAccounting
 from flotilla.cost.gpu_prices import PriceCatalog, PriceSources
-from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.hosted_price_client import HostedPriceLookup
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.ledger_store import LedgerStore
-from flotilla.cost.price_loop import NodeLister, PriceBook, Pricing, opencost_prices
+from flotilla.cost.price_loop import NodeLister, PriceCache, Pricing, opencost_prices
 from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.kube import observed
 from flotilla.kube.client import KubeClient
@@ -115,8 +115,8 @@ class ControlLoop:
             enqueue=self.queue.add,
         )
         prometheus = PrometheusClient.from_config(config)
-        self._prices = PriceBook(
-            self._everything,
+        self._prices = PriceCache(
+            self._enqueue_all,
             clock=clock,
             interval_s=config.resync_interval_s,
             # The role of an operator of a few namespaces has no right to nodes.
@@ -130,13 +130,17 @@ class ControlLoop:
         executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
         pricing = Pricing(
-            PriceDesk(), self._prices, config.compare_with, today=_today, stale_after_days=config.price_stale_days
+            HostedPriceLookup(),
+            self._prices,
+            config.compare_with,
+            today=_today,
+            stale_after_days=config.price_stale_days,
         )
         models = ModelDeploymentReconciler(
             store=self.store,
             executor=executor,
             rollouts=Rollouts(client),
-            victims=Victims(client, self.store),
+            deletion_costs=PodDeletionCosts(client, self.store),
             status=status,
             scaler=self._scaler,
             events=self._events,
@@ -189,7 +193,7 @@ class ControlLoop:
         self._watch = Watch(
             USER_KINDS,
             self._on_event,
-            on_listed=self._resync.soon,
+            on_listed=self._resync.trigger,
             namespaces=config.namespaces,
             kubeconfig=config.kubeconfig,
         )
@@ -218,7 +222,7 @@ class ControlLoop:
                 interval_s=config.resync_interval_s,
             )
         )
-        self._fleet = Fleet(
+        self._accounting = FleetAccounting(
             self.store,
             self._scaler,
             ledger,
@@ -257,10 +261,10 @@ class ControlLoop:
             # With the prices of before the restart known, no status changes.
             for obj in self.store.all(POD):
                 self._prices.node(observed.pod(obj).node)
-            await self._prices.look()
+            await self._prices.refresh()
             self._watch.start()
             start("workers", self._workers.run)
-            start("scaler", lambda: self._scaler.run(publish=self._fleet.account))
+            start("scaler", lambda: self._scaler.run(publish=self._accounting.account))
             start("resync", self._resync.run)
             start("events", self._events.run)
             start("draining", self._draining.run)
@@ -283,11 +287,11 @@ class ControlLoop:
 
     async def families(self) -> list[Metric]:
         """The metrics of the operator and of the fleet now."""
-        return [*self._metrics.registry.collect(), *await self._fleet.families()]
+        return [*self._metrics.registry.collect(), *await self._accounting.families()]
 
     async def fleet(self) -> view.Json:
         """What the console shows now."""
-        families = await self._fleet.families()
+        families = await self._accounting.families()
         models, policies = list(self.store.all(MODEL_DEPLOYMENT)), list(self.store.all(ROUTING_POLICY))
         # Stored objects are replaced and never changed, so that a thread may read them.
         return await asyncio.to_thread(view.fleet, models, policies, _samples(families), tuple(self._events.recent))
@@ -314,12 +318,12 @@ class ControlLoop:
             if key != writer and (key.kind != GATEWAY_KIND or kind != MODEL_DEPLOYMENT or self._has_policy(key)):
                 self.queue.add(key)
         if kind == MODEL_DEPLOYMENT and after is None:
-            self._ledger_store.soon()
+            self._ledger_store.trigger()
 
     def _has_policy(self, gateway: Key) -> bool:
         return bool(self.store.owned_by(ROUTING_POLICY, gateway))
 
-    def _everything(self) -> None:
+    def _enqueue_all(self) -> None:
         """Look at every ModelDeployment again: what they are priced at changed."""
         for obj in self.store.all(MODEL_DEPLOYMENT):
             self.queue.add(Key(MODEL_DEPLOYMENT, obj["metadata"]["namespace"], obj["metadata"]["name"]))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from flotilla.addresses import AddressMap
 from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.constants import GATEWAY
-from flotilla.controller.apply import Executor, StatusWriter, announce
+from flotilla.controller.apply import Executor, StatusWriter, record_transition_events
 from flotilla.controller.policy_status import GatewayView, Report, build
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube import observed
@@ -121,7 +121,7 @@ class GatewayReconciler:
             except (InvalidSpec, NameTaken, NotReady, Forbidden) as failure:
                 error = failure
         view = await self._view(key, admitted.document, error)
-        again_s = await self._say(key, policies, admitted, view)
+        again_s = await self._update_status(key, policies, admitted, view)
         if isinstance(error, NotReady | Forbidden):
             # Told, for it may last: quotas and admission webhooks answer 403 too. The queue backs off.
             raise error
@@ -178,7 +178,9 @@ class GatewayReconciler:
         self._reports[key] = {marks[uid]: report for uid, report in reports.items()}
         return replace(view, reports=reports)
 
-    async def _say(self, key: Key, policies: Sequence[Object], admitted: Admitted, view: GatewayView) -> float | None:
+    async def _update_status(
+        self, key: Key, policies: Sequence[Object], admitted: Admitted, view: GatewayView
+    ) -> float | None:
         """Write each policy's status; returns when to look again."""
         waits: list[float] = []
         for live in policies:
@@ -187,7 +189,7 @@ class GatewayReconciler:
             wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
             again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted, writer=key)
             if again_s is None:
-                announce(self._events, ROUTING_POLICY, live, wanted["conditions"])
+                record_transition_events(self._events, ROUTING_POLICY, live, wanted["conditions"])
             else:
                 waits.append(again_s)
         return min(waits, default=None)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
-from flotilla.controller.apply import Executor, StatusWriter, announce
-from flotilla.controller.rollout import Rollouts, Victims
+from flotilla.controller.apply import Executor, StatusWriter, record_transition_events
+from flotilla.controller.rollout import PodDeletionCosts, Rollouts
 from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed
@@ -51,7 +51,7 @@ class ModelDeploymentReconciler:
         store: Store,
         executor: Executor,
         rollouts: Rollouts,
-        victims: Victims,
+        deletion_costs: PodDeletionCosts,
         status: StatusWriter,
         scaler: Scaler,
         events: EventRecorder,
@@ -62,7 +62,7 @@ class ModelDeploymentReconciler:
         self._store = store
         self._executor = executor
         self._rollouts = rollouts
-        self._victims = victims
+        self._deletion_costs = deletion_costs
         self._status = status
         self._scaler = scaler
         self._events = events
@@ -89,7 +89,7 @@ class ModelDeploymentReconciler:
             error = failure
             if compiled is None:
                 self._scaler.forget(key)
-        return await self._say(key, live, compiled, error)
+        return await self._update_status(key, live, compiled, error)
 
     async def _converge(self, key: Key, live: Mapping[str, Any], compiled: Compiled, desired: int) -> int:
         meta = live["metadata"]
@@ -101,7 +101,7 @@ class ModelDeploymentReconciler:
             template_hash=compiled.template_hash,
         )
         tracked = self._scaler.tracked.get(key)
-        await self._victims.mark(key, desired, tracked.load if tracked else {})
+        await self._deletion_costs.annotate(key, desired, tracked.load if tracked else {})
         return await self._executor.converge(
             key,
             (meta["uid"],),
@@ -110,7 +110,7 @@ class ModelDeploymentReconciler:
             replicas=desired,
         )
 
-    async def _say(
+    async def _update_status(
         self,
         key: Key,
         live: Mapping[str, Any],
@@ -158,7 +158,7 @@ class ModelDeploymentReconciler:
 
     def _announce(self, key: Key, live: Mapping[str, Any], conditions: list[dict[str, Any]], desired: int) -> None:
         """Events for what this status changed."""
-        announce(self._events, key.kind, live, conditions)
+        record_transition_events(self._events, key.kind, live, conditions)
         before: Mapping[str, Any] = live.get("status") or {}
         replicas = (before.get("scaling") or {}).get("desiredReplicas")
         if replicas is not None and replicas != desired:

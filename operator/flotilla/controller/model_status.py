@@ -119,7 +119,7 @@ def model_loaded(load: Workload) -> Verdict:
         ended = f" after {stuck.last_exit}" if stuck.last_exit else ""
         # The kubelet's own text names the missing image or Secret; that of a back-off only counts seconds.
         named = reason.startswith("CreateContainer") and stuck.waiting_message
-        said = stuck.waiting_message if named else stuck.last_words
+        said = stuck.waiting_message if named else stuck.last_log_line
         detail = f" {said.rstrip('.')}." if said else ""
         return Verdict(
             "ModelLoaded",
@@ -235,7 +235,11 @@ def build(
         "selector": f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={meta['name']}",
     }
     if spec is not None:
-        status["scaling"] = {"mode": str(spec.scaling.mode), "desiredReplicas": desired, **_kept(live, state, now)}
+        status["scaling"] = {
+            "mode": str(spec.scaling.mode),
+            "desiredReplicas": desired,
+            **_persisted_scaling_state(live, state, now),
+        }
     if resolved is not None:
         status |= _resolved(meta, resolved)
     if cost is not None:
@@ -243,7 +247,7 @@ def build(
     return status
 
 
-def _kept(live: Mapping[str, Any], state: State | None, now: str) -> dict[str, Any]:
+def _persisted_scaling_state(live: Mapping[str, Any], state: State | None, now: str) -> dict[str, Any]:
     """What the autoscaler needs after a restart, beside the number: only what moves slowly."""
     if state is None:
         return {}

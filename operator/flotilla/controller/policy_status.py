@@ -102,7 +102,7 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
     if not gateway.ready:
         stuck = next((pod for pod in gateway.pods if pod.waiting_reason in STUCK_REASONS), None)
         if stuck is not None:
-            said = stuck.last_words or stuck.waiting_message or stuck.last_exit
+            said = stuck.last_log_line or stuck.waiting_message or stuck.last_exit
             return no("GatewayNotStarting", f"The gateway does not start ({stuck.waiting_reason}): {said}")
         return no("GatewayStarting", "No replica of the gateway is ready yet.")
     if gateway.behind:

@@ -2,8 +2,8 @@
 
 What the operator made (children and pods) is kept by informers, which list by themselves whenever that is needed. Its
 own kinds are watched by kopf, which does not report what was deleted while it did not watch: so each LIST of kopf's is
-followed by one of ours (`soon`), which drops what is gone. One each `interval_s` bounds the damage should such a moment
-be missed. Then every resource is looked at again too, because some facts (a quota, a stranger's object) send no event.
+followed by one of ours (`trigger`), which drops what is gone. A LIST each `interval_s` bounds the damage if a moment is
+missed. Then every resource is looked at again too, because some facts (a quota, a stranger's object) send no event.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Resync:
         self._enqueue = enqueue
         self._hurry = asyncio.Event()
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Ask for a LIST now: kopf made one."""
         self._hurry.set()
 

@@ -81,7 +81,7 @@ def _units(quantities: Mapping[str, Any] | None, resource: str) -> int:
     return int(value or Decimal(0))
 
 
-VICTIM: Final = "-1"
+DELETED_FIRST: Final = "-1"
 
 
 def choose(pods: Sequence[Pod], load: Mapping[str, float], count: int) -> frozenset[str]:
@@ -91,12 +91,12 @@ def choose(pods: Sequence[Pod], load: Mapping[str, float], count: int) -> frozen
     return frozenset(pod.uid for pod in ready[: max(0, count - (len(alive) - len(ready)))])
 
 
-def deletion_costs(pods: Sequence[Pod], victims: Collection[str]) -> dict[str, str | None]:
+def deletion_costs(pods: Sequence[Pod], chosen: Collection[str]) -> dict[str, str | None]:
     """The annotation by pod name, None to take it away; only for pods whose own differs."""
     return {
-        pod.name: VICTIM if pod.uid in victims else None
+        pod.name: DELETED_FIRST if pod.uid in chosen else None
         for pod in pods
-        if not pod.terminating and (pod.deletion_cost == VICTIM) != (pod.uid in victims)
+        if not pod.terminating and (pod.deletion_cost == DELETED_FIRST) != (pod.uid in chosen)
     }
 
 
@@ -147,14 +147,14 @@ class Rollouts:
         return (await self._client.list(kind)).items
 
 
-class Victims:
+class PodDeletionCosts:
     """Writes annotations of pods, and only where the number of replicas is about to fall."""
 
     def __init__(self, client: KubeClient, store: Store) -> None:
         self._client = client
         self._store = store
 
-    async def mark(self, key: Key, replicas: int, load: Mapping[str, float]) -> None:
+    async def annotate(self, key: Key, replicas: int, load: Mapping[str, float]) -> None:
         """Before the Deployment gets fewer `replicas`; `load` are requests by pod uid."""
         live = self._store.get(DEPLOYMENT, key.namespace, key.name)
         going = 0 if live is None else live["spec"].get("replicas", 1) - replicas
@@ -163,10 +163,10 @@ class Victims:
         pods = [observed.pod(obj) for obj in self._store.owned_by(POD, key)]
         marks = deletion_costs(pods, choose(pods, load, going))
         uids = {pod.name: pod.uid for pod in pods}
-        await asyncio.gather(*(self._annotate(key, name, uids[name], value) for name, value in marks.items()))
+        await asyncio.gather(*(self._patch(key, name, uids[name], value) for name, value in marks.items()))
 
-    async def _annotate(self, key: Key, name: str, uid: str, value: str | None) -> None:
-        # The uid makes the patch fail where a namesake has taken the pod's place.
+    async def _patch(self, key: Key, name: str, uid: str, value: str | None) -> None:
+        # The uid makes the patch fail where another pod of that name has taken the pod's place.
         body = {"metadata": {"uid": uid, "annotations": {observed.DELETION_COST: value}}}
         try:
             patched = await self._client.patch(POD, name, body, namespace=key.namespace)

@@ -14,7 +14,7 @@ from flotilla.constants import LABEL_TEAM
 from flotilla.cost.gpu_prices import CostBasis, Rate, pod_units
 from flotilla.cost.ledger import Counters, Ledger, PodObservation, PodState
 from flotilla.cost.metrics import DeploymentView, FleetFamilies
-from flotilla.cost.price_loop import PriceBook
+from flotilla.cost.price_loop import PriceCache
 from flotilla.kube import observed
 from flotilla.kube.keys import Key
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
@@ -37,10 +37,10 @@ class Draining:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self.look()
+            await self.refresh()
             await asyncio.sleep(self._interval_s)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Ask every pod that is going."""
         targets = list(self._targets())
         self.answers = await self._scraper.scrape(targets) if targets else {}
@@ -64,7 +64,7 @@ _QUIET_CALLS = 15
 """A deployment without pods is looked at once in so many calls of `account`, that is every 30 s by default."""
 
 
-class Fleet:
+class FleetAccounting:
     """Charges pods and describes deployments; both read the scaler's table."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Fleet:
         store: Store,
         scaler: Scaler,
         ledger: Ledger,
-        book: PriceBook,
+        book: PriceCache,
         bases: Mapping[Key, CostBasis],
         *,
         clock: Callable[[], float],

@@ -14,7 +14,7 @@ Answer = HostedPrice | tuple[str, str, str]
 """A price, or message, field and reason of the refusal."""
 
 
-class PriceDesk:
+class HostedPriceLookup:
     """Each model is looked up once per process; those who ask meanwhile wait for the same answer."""
 
     def __init__(self) -> None:

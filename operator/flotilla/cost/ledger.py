@@ -42,7 +42,7 @@ class Totals:
         return tuple(map(float, parts))
 
 
-class Trail:
+class RollingWindow:
     """Steps of `step_s` over the last `span_s`."""
 
     __slots__ = ("_rows", "_span_s", "_step_s")
@@ -92,12 +92,12 @@ class PodRecord:
     usd_per_hour: Decimal | None
     capacity_type: str
     counters: Mapping[str, float]
-    fell: bool
+    counter_reset_seen: bool
     """Its counters fell in this incarnation, so that the restart which will be reported is counted already."""
 
 
-def _trails() -> dict[str, Trail]:
-    return {name: Trail(span_s=span_s, step_s=step_s) for name, (span_s, step_s) in WINDOWS.items()}
+def _trails() -> dict[str, RollingWindow]:
+    return {name: RollingWindow(span_s=span_s, step_s=step_s) for name, (span_s, step_s) in WINDOWS.items()}
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class Account:
     at: float | None = None
     rates: dict[tuple[str, str], Decimal] = field(default_factory=dict)
     """US dollars per hour of the pods that exist, by capacity type and source of the price."""
-    trails: dict[str, Trail] = field(default_factory=_trails)
+    trails: dict[str, RollingWindow] = field(default_factory=_trails)
     closed: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Pods that went: one that shows up again would be charged from its beginning."""
 
@@ -188,7 +188,7 @@ def _pod(pod: PodRecord) -> list[Any]:
         None if pod.usd_per_hour is None else str(pod.usd_per_hour),
         pod.capacity_type,
         dict(pod.counters),
-        pod.fell,
+        pod.counter_reset_seen,
     ]
 
 
@@ -349,7 +349,7 @@ class Ledger:
         account.rates = rates or ({("unknown", price_source): _ZERO} if price_source and not present else {})
         account.priced = account.priced or bool(account.rates)
         _settle_hits(account, before.usage.prompt)
-        _hold_against(account, comparators, before)
+        _accrue_hosted_cost(account, comparators, before)
         _remember(account, now)
         return account
 
@@ -402,8 +402,8 @@ def _count(account: Account, known: PodRecord, pod: PodObservation) -> PodRecord
     now = replace(known, state=pod.state, usd_per_hour=pod.usd_per_hour, capacity_type=pod.capacity_type)
     if pod.incarnation != known.incarnation:
         # What was read in this tick may still be the old container's; the next reading is the new one's, in full.
-        counters = known.counters if known.fell else {}
-        return replace(now, incarnation=pod.incarnation, counters=counters, fell=False)
+        counters = known.counters if known.counter_reset_seen else {}
+        return replace(now, incarnation=pod.incarnation, counters=counters, counter_reset_seen=False)
     if pod.counters is None:
         return now
     values = {name: value for name, value in pod.counters.items() if value is not None}
@@ -424,7 +424,7 @@ def _count(account: Account, known: PodRecord, pod: PodObservation) -> PodRecord
             account.cached_ahead += delta
         else:
             account.tokens[name] += delta
-    return replace(now, counters={**before, **values}, fell=known.fell or fell)
+    return replace(now, counters={**before, **values}, counter_reset_seen=known.counter_reset_seen or fell)
 
 
 def _settle_hits(account: Account, prompt_before: Decimal) -> None:
@@ -434,7 +434,7 @@ def _settle_hits(account: Account, prompt_before: Decimal) -> None:
     account.cached_ahead -= hits
 
 
-def _hold_against(account: Account, comparators: Sequence[Comparator], before: Totals) -> None:
+def _accrue_hosted_cost(account: Account, comparators: Sequence[Comparator], before: Totals) -> None:
     """Bill what was just served at each comparator; one that left the spec takes its sum with it."""
     now = account.totals()
     moved = Usage(

@@ -109,7 +109,7 @@ class LedgerStore:
         self._ledger.restore(uid, account)
         self._written[uid] = _Written(self._clock(), frozenset(account.pods))
 
-    def soon(self) -> None:
+    def trigger(self) -> None:
         """Look now: a resource went."""
         self._hurry.set()
 

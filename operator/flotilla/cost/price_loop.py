@@ -23,7 +23,7 @@ from flotilla.cost.gpu_prices import (
     load_price_catalog,
     node_facts,
 )
-from flotilla.cost.hosted_price_client import PriceDesk
+from flotilla.cost.hosted_price_client import HostedPriceLookup
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, Weights, token_factor
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.client import KubeClient
@@ -134,7 +134,7 @@ OpenCost = Callable[[], Awaitable[Mapping[str, Decimal]]]
 
 
 @dataclass(slots=True)
-class PriceBook:
+class PriceCache:
     """What is known now; `run` keeps it so and calls `changed` when something is new."""
 
     changed: Callable[[], None]
@@ -174,10 +174,10 @@ class PriceBook:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await self.look()
+            await self.refresh()
             await asyncio.sleep(LOOK_S)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Ask each source whose time has come."""
         self.reread()
         now = self.clock()
@@ -271,8 +271,8 @@ class Pricing:
 
     def __init__(
         self,
-        desk: PriceDesk,
-        book: PriceBook,
+        desk: HostedPriceLookup,
+        book: PriceCache,
         default: HostedModel | None,
         *,
         today: Callable[[], date],

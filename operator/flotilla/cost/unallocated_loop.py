@@ -134,7 +134,7 @@ class Unallocated:
         while True:
             wait_s = self._interval_s
             try:
-                await self.look()
+                await self.refresh()
             except Forbidden as refused:
                 log.warning("GPUs that no pod holds are not known", extra={"cause": str(refused)})
                 self._nodes = ()
@@ -144,7 +144,7 @@ class Unallocated:
                 wait_s = min(_RETRY_S, wait_s)
             await asyncio.sleep(wait_s)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Raises as a call does; what was seen before then stays."""
         nodes = [
             node

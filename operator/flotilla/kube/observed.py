@@ -14,8 +14,8 @@ Object = Mapping[str, Any]
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 """Annotation of pods: a ReplicaSet deletes those of the lowest number first; without it a pod has 0."""
 
-_LAST_WORDS = 300
-_FICKLE = re.compile(r"\(?\bpid[= ]\d+\)?|\b\d{2,4}-\d{2}(-\d{2})?[T ]|\b\d{2}:\d{2}:\d{2}([.,]\d+)?Z?|0x[0-9a-f]+")
+_LAST_LOG_LINE_LENGTH = 300
+_VOLATILE = re.compile(r"\(?\bpid[= ]\d+\)?|\b\d{2,4}-\d{2}(-\d{2})?[T ]|\b\d{2}:\d{2}:\d{2}([.,]\d+)?Z?|0x[0-9a-f]+")
 STUCK_REASONS = frozenset(
     {
         "CrashLoopBackOff",
@@ -47,7 +47,7 @@ class Pod:
     waiting_message: str
     last_exit: str
     """`exit code 1` or `OOMKilled` of the container's last end; empty when it never ended."""
-    last_words: str
+    last_log_line: str
     """The last line that the container logged before an end with an error; without what changes from run to run."""
     scheduled_time: str
     """RFC 3339; empty when not scheduled."""
@@ -114,7 +114,7 @@ def pod(obj: Object) -> Pod:
         waiting_reason=waiting.get("reason") or "",
         waiting_message=waiting.get("message") or "",
         last_exit=last_exit,
-        last_words=_last_words(ended.get("message") or "") if ended else "",
+        last_log_line=_last_log_line(ended.get("message") or "") if ended else "",
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
         priority=int((obj.get("spec") or {}).get("priority") or 0),
         deletion_cost=(meta.get("annotations") or {}).get(DELETION_COST, ""),
@@ -122,10 +122,10 @@ def pod(obj: Object) -> Pod:
     )
 
 
-def _last_words(message: str) -> str:
+def _last_log_line(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     # Process numbers and times differ in each crash of the same cause, and each new message is a write.
-    return _FICKLE.sub("", lines[-1])[:_LAST_WORDS].strip() if lines else ""
+    return _VOLATILE.sub("", lines[-1])[:_LAST_LOG_LINE_LENGTH].strip() if lines else ""
 
 
 def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:

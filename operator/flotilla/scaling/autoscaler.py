@@ -31,7 +31,7 @@ STALE: Final = frozenset({METRICS_MISSING, METRICS_PARTIAL})
 """The data that the number would follow is old."""
 NOT_FOLLOWING: Final = STALE | {NO_READY_REPLICAS, NO_WAKE_SIGNAL, UNSCHEDULABLE, QUOTA_EXCEEDED}
 """`ScalingActive` is False."""
-OBSTACLES: Final = NOT_FOLLOWING | {AT_MAXIMUM}
+BLOCKING_REASONS: Final = NOT_FOLLOWING | {AT_MAXIMUM}
 
 PODS: Final = "Pods"
 PROMETHEUS: Final = "Prometheus"
@@ -172,7 +172,7 @@ class State:
         return cls(
             desired=desired,
             reason=reason if lasting else STEADY,
-            carried=reason if reason in OBSTACLES else "",
+            carried=reason if reason in BLOCKING_REASONS else "",
             panicking=panicking,
             source=source,
         )
@@ -355,7 +355,7 @@ def _believable(sample: Sample, spec: ScalingSpec, now: float) -> bool:
 
 def _unseen(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
     """No engine answers: only the gateways can ask for more."""
-    state = _heard(state, sample, spec, now)
+    state = _update_idleness(state, sample, spec, now)
     if kept == 0 and sample.demand is not None and sample.demand.complete:
         state = replace(state, carried="")
     requests = 0.0 if sample.demand is None else sample.demand.requests
@@ -366,7 +366,7 @@ def _unseen(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: flo
 
 
 def _partial(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
-    state = _heard(replace(state, answered_at=now, carried=""), sample, spec, now)
+    state = _update_idleness(replace(state, answered_at=now, carried=""), sample, spec, now)
     load = load_of(sample)
     # Without an overload among those that answer there is no ground for more: a pod that became ready a moment
     # ago, beside the ones it replaces in a rollout, would otherwise look like demand.
@@ -383,14 +383,14 @@ def _complete(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: f
     state = remember_waiting(state, sample, spec, now)
     # One stays for an empty queue: the last one goes by a rule of its own.
     need = max(min(kept, 1), needed(state, sample, spec))
-    state = _heard(replace(state, answered_at=now, complete_at=now, carried=""), sample, spec, now)
+    state = _update_idleness(replace(state, answered_at=now, complete_at=now, carried=""), sample, spec, now)
     if state.idle_since is None and _is_idle(sample):
         state = replace(state, idle_since=now)
     state, desired = _rise(state, kept, need, sample, spec, now)
     return state, _settle(state, kept, sample, spec, now) if spec.clamp(need) <= kept else desired
 
 
-def _heard(state: State, sample: Sample, spec: ScalingSpec, now: float) -> State:
+def _update_idleness(state: State, sample: Sample, spec: ScalingSpec, now: float) -> State:
     """Take in what the sample says of idleness. A lost scrape says nothing; a gap restarts it with the next one."""
     idle_since, demand_at = state.idle_since, state.demand_at
     newly_told = sample.demand is not None and _ago(demand_at, now) > spec.stale_after_s
@@ -475,15 +475,15 @@ def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSp
     levels = recent(state.levels, now)
     if desired != levels[-1].replicas:
         levels = (*levels, Need(now, desired))
-    state = _heard_from("" if sample is None else sample.source, state, spec, now)
+    state = _update_source("" if sample is None else sample.source, state, spec, now)
     # Most decisions change none of these, and a copy costs more than the comparison.
     if (desired, reason, carried, levels) != (state.desired, state.reason, state.carried, state.levels):
         state = replace(state, desired=desired, reason=reason, carried=carried, levels=levels)
-    shown = _obstacle(state, sample, spec, now) or carried or reason
+    shown = _blocking_reason(state, sample, spec, now) or carried or reason
     return Decision(desired, state, shown, message(shown, desired, spec, state.source))
 
 
-def _heard_from(source: str, state: State, spec: ScalingSpec, now: float) -> State:
+def _update_source(source: str, state: State, spec: ScalingSpec, now: float) -> State:
     """Another source counts once it has been the only one for a while, or the status would flap with it."""
     if not source or source == state.source:
         return replace(state, other_since=None) if source and state.other_since is not None else state
@@ -492,7 +492,7 @@ def _heard_from(source: str, state: State, spec: ScalingSpec, now: float) -> Sta
     return replace(state, other_since=now) if state.other_since is None else state
 
 
-def _obstacle(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:
+def _blocking_reason(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:
     """A lasting one; a single lost scrape is none, or the status would flap with it."""
     if state.desired == 0:
         return NO_WAKE_SIGNAL if _ago(state.demand_at, now) > spec.stale_after_s else None

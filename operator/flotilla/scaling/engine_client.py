@@ -67,8 +67,8 @@ class WakeQuery:
         self._client, self._promql, self._clock = client, promql, clock
         self._task: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
-        self._told_at = -math.inf
-        self._told: dict[Model, Demand] = {}
+        self._answered_at = -math.inf
+        self._demand: dict[Model, Demand] = {}
 
     def refresh(self) -> None:
         """Ask again where it is time to, without waiting for the answer."""
@@ -79,13 +79,13 @@ class WakeQuery:
 
     def demand(self, model: Model) -> Demand:
         """Whether requests come; how many is not known, so they ask for one replica."""
-        fresh = self._clock() - self._told_at <= _FRESH_S
-        return self._told.get(model, _UNKNOWN) if fresh else _UNKNOWN
+        fresh = self._clock() - self._answered_at <= _FRESH_S
+        return self._demand.get(model, _UNKNOWN) if fresh else _UNKNOWN
 
     def wanted(self) -> set[Model]:
         """Models that requests come for, by the last answer."""
-        fresh = self._clock() - self._told_at <= _FRESH_S
-        return {model for model, demand in self._told.items() if demand.requests > 0} if fresh else set()
+        fresh = self._clock() - self._answered_at <= _FRESH_S
+        return {model for model, demand in self._demand.items() if demand.requests > 0} if fresh else set()
 
     async def _ask(self) -> None:
         try:
@@ -93,13 +93,13 @@ class WakeQuery:
         except FlotillaError as error:
             log.warning("wake_query got no answer", extra={"cause": str(error)})
             return
-        self._told = {
+        self._demand = {
             (one.labels.get("namespace", ""), one.labels.get("modeldeployment", "")): (
                 _UNKNOWN if one.value is None else Demand(1.0 if one.value > 0 else 0.0)
             )
             for one in series
         }
-        self._told_at = self._clock()
+        self._answered_at = self._clock()
 
 
 _UNKNOWN: Final = Demand(0.0, complete=False)
@@ -241,7 +241,7 @@ class EngineSources:
         self._clock, self._unix_clock = clock, unix_clock
         self._task: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
-        self._told: dict[str, Aged] = {}
+        self._demand: dict[str, Aged] = {}
 
     @property
     def oldest_s(self) -> float:
@@ -261,7 +261,7 @@ class EngineSources:
 
     def _known(self, engines: Sequence[Engine]) -> dict[str, EngineSample]:
         oldest = self._unix_clock() - PROMETHEUS_FRESH_S
-        told = ((engine.target.uid, self._told.get(engine.target.uid)) for engine in engines)
+        told = ((engine.target.uid, self._demand.get(engine.target.uid)) for engine in engines)
         return {uid: aged.sample for uid, aged in told if aged is not None and aged.at >= oldest}
 
     def _refresh(self, engines: Sequence[Engine]) -> None:
@@ -277,4 +277,4 @@ class EngineSources:
         answers = await self._prometheus.read(pods)
         told = {uid: answer for uid, answer in answers.items() if isinstance(answer, Aged)}
         # What did not come again stays until it is too old.
-        self._told = {uid: self._told[uid] for uid in answers if uid in self._told} | told
+        self._demand = {uid: self._demand[uid] for uid in answers if uid in self._demand} | told

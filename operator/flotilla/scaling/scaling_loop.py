@@ -186,7 +186,7 @@ class Scaler:
                     _asked(load),
                     answers,
                     now,
-                    demand=self._told(key, current, demand),
+                    demand=self._demand_for(key, current, demand),
                     blocked=sampling.blocked(load),
                     wanted_elsewhere=sampling.yields(current.resolved.accelerator.class_name, load, pressing),
                 )
@@ -224,7 +224,7 @@ class Scaler:
                     gateways.setdefault(meta["namespace"], []).append(target)
         return await gateway_demand(self._scraper, gateways)
 
-    def _told(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
+    def _demand_for(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
         model = (key.namespace, key.name)
         if model in demand or self._wake is None or not entry.may_sleep:
             return demand.get(model)
