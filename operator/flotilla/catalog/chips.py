@@ -73,7 +73,5 @@ def find_chip(class_name: str, *, field: str = "--accelerator") -> Chip:
     """What is published of a class; raises InvalidSpec where nothing is."""
     chip = load_chips().get(class_name)
     if chip is None:
-        raise InvalidSpec(
-            f"no speed is known for {class_name}: give --tasks-per-second", field=field, reason="SpeedUnknown"
-        )
+        raise InvalidSpec(f"no speed is known for {class_name}: give --tasks-per-second", field=field)
     return chip

@@ -212,7 +212,6 @@ class SpeedModel:
                 "no speed is known for this mixture of experts, as its config.json does not say which layers have "
                 "them: give --tasks-per-second",
                 field="--model",
-                reason="SpeedUnknown",
             )
 
     @cached_property
