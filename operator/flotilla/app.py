@@ -60,7 +60,9 @@ async def _run(config: OperatorConfig, catalog: Catalog, prices: PriceCatalog) -
         timeout_s=config.request_timeout_s,
         on_call=metrics.api_call,
     )
-    control = ControlLoop(config, catalog, prices, client, metrics)
+    lease = _lease(config, client)
+    acting = client if lease is None else client.guarded(lease.check)
+    control = ControlLoop(config, catalog, prices, acting, metrics)
     server = await start_server(
         host=config.listen_host,
         port=config.listen_port,
@@ -71,14 +73,31 @@ async def _run(config: OperatorConfig, catalog: Catalog, prices: PriceCatalog) -
     )
     log.info("listening", extra={"host": config.listen_host, "port": server.port})
     try:
-        return await _lead(config, client, control, stop)
+        return await _lead(config, client, lease, control, stop)
     finally:
         await server.stop()
         await client.close()
         log.info("operator stopped")
 
 
-async def _lead(config: OperatorConfig, client: KubeClient, control: ControlLoop, stop: asyncio.Event) -> int:
+def _lease(config: OperatorConfig, client: KubeClient) -> Lease | None:
+    election = config.leader_election
+    if not election.enabled:
+        return None
+    return Lease(
+        client,
+        namespace=election.namespace,
+        name=election.name,
+        identity=f"{os.uname().nodename}-{os.getpid()}",
+        duration_s=election.duration_s,
+        renew_deadline_s=election.renew_deadline_s,
+        retry_s=election.retry_s,
+    )
+
+
+async def _lead(
+    config: OperatorConfig, client: KubeClient, lease: Lease | None, control: ControlLoop, stop: asyncio.Event
+) -> int:
     election = config.leader_election
     missing = await missing_permissions(
         client,
@@ -92,17 +111,8 @@ async def _lead(config: OperatorConfig, client: KubeClient, control: ControlLoop
             extra={"missing": missing},
         )
         return EXIT_ACCESS
-    if not election.enabled:
+    if lease is None:
         return await _serve(control, stop)
-    lease = Lease(
-        client,
-        namespace=election.namespace,
-        name=election.name,
-        identity=f"{os.uname().nodename}-{os.getpid()}",
-        duration_s=election.duration_s,
-        renew_deadline_s=election.renew_deadline_s,
-        retry_s=election.retry_s,
-    )
     lost = asyncio.Event()
     elector = asyncio.create_task(lease.run(on_lost=lost.set), name="lease")
     try:

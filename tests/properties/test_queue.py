@@ -36,6 +36,14 @@ class QueueMachine(RuleBasedStateMachine):
         if not in_line:
             self.later[key] = min(self.later.get(key, float("inf")), self.now + delay_s)
 
+    @precondition(lambda self: self.working)
+    @rule(data=st.data(), again_s=st.none() | st.integers(0, 5))
+    def succeed(self, data: st.DataObject, again_s: int | None) -> None:
+        key = data.draw(st.sampled_from(sorted(self.working)))
+        self.queue.succeeded(key, again_s=again_s)
+        if again_s is not None:
+            self.later[key] = min(self.later.get(key, float("inf")), self.now + again_s)
+
     @rule(seconds=st.integers(1, 6))
     def wait(self, seconds: int) -> None:
         self.now += seconds
@@ -117,3 +125,52 @@ def test_the_servers_wish_outweighs_a_shorter_backoff() -> None:
     queue = fresh(lambda: 0.0)
     queue.retry("a", after_s=7)
     assert queue._due["a"] == 7
+
+
+async def passes(count: int, *, newcomer_at: int | None = None) -> list[tuple[str, int]]:
+    """The passes in order, of `count` keys at once which need two passes each, a second apart; one pass takes 10 ms."""
+    now = 0.0
+    queue = fresh(lambda: now)
+    seen: dict[str, int] = {}
+    order: list[tuple[str, int]] = []
+    for number in range(count):
+        queue.add(f"old-{number}")
+    while len(order) < 2 * len(seen) or queue.depth:
+        if not queue.depth:
+            now += 1
+        key = await asyncio.wait_for(queue.get(), 5)
+        now += 0.01
+        seen[key] = seen.get(key, 0) + 1
+        order.append((key, seen[key]))
+        queue.succeeded(key, again_s=1.0 if seen[key] == 1 else None)
+        queue.done(key)
+        if len(order) == newcomer_at:
+            queue.add("new")
+    return order
+
+
+async def test_of_many_keys_at_once_half_are_finished_after_about_half_of_the_passes() -> None:
+    order = await passes(1000)
+    first_half = order[: len(order) // 2]
+    assert sum(number == 2 for _, number in first_half) >= 400
+    assert sorted(order) == sorted((f"old-{key}", number) for key in range(1000) for number in (1, 2))
+
+
+async def test_a_new_key_among_many_is_finished_soon() -> None:
+    order = await passes(1000, newcomer_at=400)
+    assert order.index(("new", 1)) < 400 + 10
+    assert order.index(("new", 2)) < 400 + 300  # of 10 ms each: its wait of a second, and its turn
+
+
+async def test_a_stream_of_new_keys_does_not_keep_the_oldest_waiting() -> None:
+    queue = fresh(lambda: 0.0)
+    queue.add("oldest")
+    for number in range(10):
+        for more in range(3):
+            queue.add(f"new-{number}-{more}")
+        key = await queue.get()
+        queue.succeeded(key)
+        queue.done(key)
+        if key == "oldest":
+            return
+    raise AssertionError("the oldest key starved")

@@ -24,7 +24,7 @@ Fault = Callable[[web.Request], web.StreamResponse | None]
 
 
 class FakeApiserver:
-    """`put` and `delete` change objects; `requests` tells what was asked."""
+    """`put` and `delete` change objects; `requests` tells what was asked. Writes of clients are left to `fault`."""
 
     def __init__(self) -> None:
         self.version = 100
@@ -89,6 +89,8 @@ class FakeApiserver:
             return answer
         if (found := _discovery().get(request.path)) is not None:
             return web.json_response(found)
+        if request.method != "GET":
+            return status(405)
         path = request.path if "/namespaces/" in request.path else _in_ns(request.path)
         return await (self._watch if "watch" in request.query else self._list)(path, request)
 
@@ -138,7 +140,7 @@ class FakeApiserver:
     async def start(self) -> None:
         """Serve at a free port."""
         app = web.Application()
-        app.router.add_get("/{path:.*}", self._handle)
+        app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()

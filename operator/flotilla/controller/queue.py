@@ -17,7 +17,11 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Queue(Generic[K]):
-    """The work queue of client-go in asyncio: dedup, in-flight exclusion, delayed adds, backoff per key.
+    """A work queue as in client-go: dedup, a key never at work twice, delayed adds, backoff per key. And it is fair.
+
+    A key is finished before many others are begun: one whose last pass asked to come back (its status is still to be
+    written) waits in a lane of its own, which gets every second turn. The other turns go alternately to the oldest and
+    to the newest of the other keys, so that a change is served soon although thousands wait, and none waits forever.
 
     Confined to one event loop. `clock` gives seconds that only grow.
     """
@@ -34,12 +38,17 @@ class Queue(Generic[K]):
         self._base_s = base_s
         self._cap_s = cap_s
         self._jitter = jitter
-        self._line: deque[K] = deque()
+        self._begun: deque[K] = deque()
+        """Keys in line whose last pass asked to come back."""
+        self._others: deque[K] = deque()
+        self._turn = 0
         self._since: dict[K, float] = {}
-        """When each key of the line joined it."""
+        """When each key in line joined it."""
         self._working: set[K] = set()
         self._again: set[K] = set()
         """Keys that were added while they were at work."""
+        self._unfinished: set[K] = set()
+        """Keys whose last pass asked to come back, in line or not."""
         self._due: dict[K, float] = {}
         self._timers: list[tuple[float, int, K]] = []
         self._sequence = 0
@@ -53,7 +62,7 @@ class Queue(Generic[K]):
             self._again.add(key)
         elif key not in self._since:
             self._since[key] = self._clock()
-            self._line.append(key)
+            (self._begun if key in self._unfinished else self._others).append(key)
             self._wake.set()
 
     def add_after(self, key: K, delay_s: float) -> None:
@@ -67,22 +76,28 @@ class Queue(Generic[K]):
 
     def retry(self, key: K, *, after_s: float | None = None) -> None:
         """The key failed: come back after its backoff, or after the server's own wish if that is longer."""
+        self._unfinished.discard(key)
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         backoff_s = min(self._base_s * 2 ** min(failures, 30), self._cap_s)
         backoff_s *= 0.5 + 0.5 * self._jitter()
         self.add_after(key, max(backoff_s, after_s or 0.0))
 
-    def succeeded(self, key: K) -> None:
-        """The key worked: its next failure waits `base_s` again."""
+    def succeeded(self, key: K, *, again_s: float | None = None) -> None:
+        """The key worked: its next failure waits `base_s` again. With `again_s` it comes back then, to be finished."""
         self._failures.pop(key, None)
+        if again_s is None:
+            self._unfinished.discard(key)
+        else:
+            self._unfinished.add(key)
+            self.add_after(key, again_s)
 
     async def get(self) -> K:
         """The next key; the caller must say `done` in the end."""
         while True:
             wait_s = self._promote()
-            if self._line:
-                key = self._line.popleft()
+            if self._since:
+                key = self._take()
                 del self._since[key]
                 self._working.add(key)
                 return key
@@ -103,7 +118,7 @@ class Queue(Generic[K]):
     @property
     def depth(self) -> int:
         """Keys in line."""
-        return len(self._line)
+        return len(self._since)
 
     @property
     def working(self) -> int:
@@ -112,8 +127,15 @@ class Queue(Generic[K]):
 
     @property
     def oldest_age_s(self) -> float:
-        """How long the first in line waits; 0 when nobody does."""
-        return self._clock() - self._since[self._line[0]] if self._line else 0.0
+        """How long the key that waits longest has waited; 0 when none does."""
+        now = self._clock()
+        return max((now - self._since[lane[0]] for lane in (self._begun, self._others) if lane), default=0.0)
+
+    def _take(self) -> K:
+        self._turn += 1
+        if self._begun and (self._turn % 2 or not self._others):
+            return self._begun.popleft()
+        return self._others.popleft() if self._turn % 4 < 2 else self._others.pop()
 
     def _promote(self) -> float | None:
         """Move what is due into the line; returns the seconds to the next timer."""
@@ -141,7 +163,7 @@ class Reconciler(Protocol):
 
 
 class Workers:
-    """Runs `count` tasks; a failing key backs off by itself and holds up nobody else."""
+    """Runs `count` tasks. A key that fails backs off by itself and does not hold up others."""
 
     def __init__(
         self,
@@ -177,9 +199,7 @@ class Workers:
         outcome = "success"
         try:
             again_s = await self._reconcilers[key.kind].reconcile(key)
-            self._queue.succeeded(key)
-            if again_s is not None:
-                self._queue.add_after(key, again_s)
+            self._queue.succeeded(key, again_s=again_s)
         except Ending as ending:
             outcome = "ending"
             self._queue.succeeded(key)

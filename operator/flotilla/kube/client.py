@@ -195,6 +195,7 @@ class KubeClient:
         self._user_agent = user_agent
         self._timeout_s = timeout_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._pool = pool
         self._slots = asyncio.Semaphore(pool)
         self._on_call = on_call
         self._check_write: Callable[[], None] | None = None
@@ -219,8 +220,12 @@ class KubeClient:
         return cls(connection, user_agent=user_agent, timeout_s=timeout_s, pool=pool, on_call=on_call)
 
     def guarded(self, check_write: Callable[[], None]) -> "KubeClient":
-        """The same client, which calls `check_write` right before each write; the write is not made if it raises."""
+        """The same client, which calls `check_write` right before each write; the write is not made if it raises.
+
+        It has a pool of its own, so that its calls do not hold up those of the original.
+        """
         guarded = copy.copy(self)
+        guarded._slots = asyncio.Semaphore(self._pool)
         guarded._check_write = check_write
         return guarded
 
@@ -260,7 +265,7 @@ class KubeClient:
         return ObjectList(items, version)
 
     async def get(self, kind: Kind, name: str, *, namespace: str | None = None) -> Object | None:
-        """The object, None when there is none."""
+        """The object, or None when it does not exist."""
         try:
             return await self._call("get", "GET", kind, kind.path(namespace, name))
         except NotFound:

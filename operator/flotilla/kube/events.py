@@ -1,4 +1,4 @@
-"""Kubernetes Events: one per transition, never in the way of the work."""
+"""Kubernetes Events, one per transition, sent in the background so that no reconcile waits for them."""
 
 import asyncio
 import logging
@@ -42,15 +42,15 @@ class EventRecorder:
         type_: Literal["Normal", "Warning"] = "Normal",
         action: str = "Reconcile",
     ) -> bool:
-        """Send an event unless the last one on this `topic` of the object said the same; returns whether it will be.
+        """Send an event unless the last one on this `topic` of the object was the same; returns whether it is sent.
 
         `topic` names what changes, a condition type for instance, so that A, B, A are three events and A, A is one.
         """
         meta = obj["metadata"]
-        key, said = (meta["uid"], topic), (reason, note)
-        if self._last.get(key) == said:
+        key, content = (meta["uid"], topic), (reason, note)
+        if self._last.get(key) == content:
             return False
-        self._last[key] = said
+        self._last[key] = content
         self._last.move_to_end(key)
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
@@ -91,7 +91,7 @@ class EventRecorder:
             try:
                 await self._client.create(EVENT, event)
             except Ending:
-                # Nobody will read events of a namespace that goes.
+                # The events of a namespace that is being deleted go with it.
                 continue
             except FlotillaError as error:
                 log.warning("an event could not be sent", extra={"reason": event["reason"], "cause": str(error)})

@@ -2,7 +2,7 @@
 
 `Informer.run` is that loop. A watch that ends, breaks off or falls silent is opened again at the last version that was
 seen, so that nothing is missed; where the apiserver no longer knows that version (410), everything is listed again.
-`Informer.replace` is the LIST alone: it also drops what the LIST lacks, so that deletions are seen which no watch told.
+`Informer.replace` is the LIST alone: it also drops what the LIST lacks, which finds deletions that no watch reported.
 
 Work is done in slices, between which the event loop serves others: a page of a LIST, a chunk of a watch.
 """
@@ -87,7 +87,7 @@ class Informer:
         return self._clock() - self._heard_at
 
     async def run(self) -> None:
-        """Until cancelled. Errors are logged and retried with backoff; none ends it."""
+        """Until cancelled. Errors are logged and retried with backoff, and never end it."""
         failures = 0
         while True:
             began, error = self._clock(), None

@@ -31,8 +31,8 @@ def gateway_key(namespace: str) -> Key:
 def owner(kind: Kind, obj: Mapping[str, Any]) -> Key | None:
     """The resource that must be looked at when `obj` changed; None for strangers.
 
-    Pods hang below a ReplicaSet that nobody watches, so theirs is found by label; a pod that no ReplicaSet of that
-    name made is a stranger, whatever labels somebody gave it.
+    Pods are owned by a ReplicaSet, which is not watched, so their owner is found by label. A pod that was not made by a
+    ReplicaSet of that name is not the operator's, whatever labels it has.
     """
     meta = obj["metadata"]
     if kind == MODEL_DEPLOYMENT:

@@ -3,6 +3,9 @@
 The client library's own elector lets network errors escape without stopping the leader, so this one is ours. Times are
 judged by how long *we* have seen the Lease unchanged on our monotonic clock, as client-go does: clocks of other hosts
 do not matter.
+
+A leader's process may be paused for longer than its Lease lasts (SIGSTOP, a suspended virtual machine), so that another
+one leads when it goes on. `check` refuses writes from then on; `KubeClient.guarded` calls it right before each write.
 """
 
 import asyncio
@@ -12,13 +15,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from flotilla.errors import Conflict, FlotillaError
+from flotilla.errors import Conflict, FlotillaError, Transient
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import LEASE
 
 log = logging.getLogger(__name__)
 
 _RELEASES = 3
+
+
+class LeaseExpired(Transient):
+    """The Lease was not renewed in time: another operator may act now, so this one must not write."""
 
 
 class Lease:
@@ -46,10 +53,21 @@ class Lease:
         self._clock = clock
         self._held: dict[str, Any] | None = None
         self._doubtful = False
-        """A write got no answer, or a conflict: it may have happened all the same, so that the version is another."""
+        """A write got no answer, or a conflict: it may have happened, so the version may have changed."""
         self._seen: tuple[str, float] = ("", clock())
-        """The last resourceVersion of a Lease of somebody else, and when we first saw it."""
+        """The last resourceVersion of a Lease that another operator holds, and when we first saw it."""
+        self._valid_until = float("-inf")
+        """We lead until then: `renew_deadline_s` after the last renewal was sent, by `clock`. Others take the Lease not
+        before `duration_s` after that, so a write that is on its way then has the difference of the two to arrive."""
         self._acquired = asyncio.Event()
+
+    def check(self) -> None:
+        """Raise LeaseExpired unless we lead at this moment."""
+        late_s = self._clock() - self._valid_until
+        if late_s >= 0:
+            raise LeaseExpired(
+                f"The Lease {self._namespace}/{self._name} is not held by this operator any more; nothing is written."
+            )
 
     async def acquired(self) -> None:
         """Wait until we lead."""
@@ -61,28 +79,27 @@ class Lease:
             await asyncio.sleep(self._retry_s)
         self._acquired.set()
         log.info("leading", extra={"lease": f"{self._namespace}/{self._name}", "identity": self._identity})
-        renewed = self._clock()
-        while self._clock() - renewed < self._renew_deadline_s:
+        while self._clock() < self._valid_until:
             await asyncio.sleep(self._retry_s)
-            if await self._attempt(self._renew):
-                renewed = self._clock()
-            elif self._held is None:
+            if not await self._attempt(self._renew) and self._held is None:
                 break
+        self._valid_until = float("-inf")
         log.error("the lease is lost; another operator may act now", extra={"identity": self._identity})
         on_lost()
 
     async def release(self) -> None:
-        """Give the Lease up, so that a standby need not wait for it to expire. Failing to is no harm.
+        """Give the Lease up, so that a standby need not wait until it expires. If this fails, it waits.
 
-        A write that was cut off by our end may still arrive, and make this one a conflict: then it is done once more.
+        A write that was cancelled at our end may still arrive, and make this one a conflict: then it is repeated.
         """
+        self._valid_until = float("-inf")
         for _ in range(_RELEASES):
-            if not await self._attempt(self._let_go):
+            if not await self._attempt(self._give_up):
                 break
         self._held, self._doubtful = None, False
 
-    async def _let_go(self) -> bool:
-        """Whether to try again."""
+    async def _give_up(self) -> bool:
+        """Returns whether to try again."""
         await self._settle()
         if self._held is None:
             return False
@@ -101,6 +118,10 @@ class Lease:
             return False
         except (FlotillaError, TimeoutError) as error:
             log.warning("the lease could not be reached", extra={"cause": str(error) or type(error).__name__})
+            return False
+        except Exception:
+            # Such as a Lease that somebody wrote by hand; the election must go on, and a leader end in time.
+            log.exception("the lease could not be read or written")
             return False
 
     async def _take(self) -> bool:
@@ -128,7 +149,7 @@ class Lease:
         return self._clock() - since > float(lease["spec"].get("leaseDurationSeconds") or self._duration_s)
 
     async def _settle(self) -> None:
-        """Look whether a doubtful write has happened."""
+        """Read the Lease where it is not known whether the last write has happened."""
         if self._doubtful:
             lease = await self._client.get(LEASE, self._name, namespace=self._namespace)
             mine = lease is not None and lease["spec"].get("holderIdentity") == self._identity
@@ -145,8 +166,11 @@ class Lease:
         assert self._held is not None
         self._doubtful = True
         write = self._client.update if "resourceVersion" in self._held["metadata"] else self._client.create
+        sent = self._clock()
         self._held = await write(LEASE, self._held)
         self._doubtful = False
+        if self._held["spec"].get("holderIdentity") == self._identity:
+            self._valid_until = sent + self._renew_deadline_s
         return True
 
     def _stamp(self, lease: dict[str, Any], *, taken: bool) -> None:

@@ -92,7 +92,7 @@ class Store:
         return True
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        """The object, None when there is none."""
+        """The object, or None when it is not known."""
         return self._objects.get(kind, {}).get((namespace, name))
 
     def all(self, kind: Kind) -> Iterator[Object]:
