@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,7 @@ NOT_RUN = {
     "docker build": "it needs a builder and the network: tests/chart/test_image.py reads the Dockerfile",
     "uv export": "tests/chart/test_image.py runs it",
     "uv run python": "benchmarks take minutes, a release changes the tree; that the module is there is checked",
+    "uv run pytest": "they are tests; that the files are there and have such a test is checked",
     "uv lock": "it asks the package index and changes the tree",
     "git tag": "it makes a release",
     "git push": "it makes a release",
@@ -105,6 +108,13 @@ def test_a_pipe_works_as_the_page_shows(line: Line, tmp_path: Path) -> None:
     assert missing(line, done.stdout) == []
 
 
+def assert_selects_tests(line: Line) -> None:
+    """By pytest's own collection, in a process of its own."""
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:randomly", *line.words[3:]]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 @pytest.mark.parametrize("line", [line for line in LINES if line.program in ("make", "uv")], ids=lambda line: line.page)
 def test_targets_and_modules_that_the_documentation_names_are_there(line: Line) -> None:
     if line.program == "make":
@@ -112,5 +122,7 @@ def test_targets_and_modules_that_the_documentation_names_are_there(line: Line) 
     elif line.words[1:3] == ["run", "python"]:
         assert line.words[3] == "-m"
         assert (ROOT / (line.words[4].replace(".", "/") + ".py")).exists()
+    elif line.words[1:3] == ["run", "pytest"]:
+        assert_selects_tests(line)
     elif line.words[1] == "export":
         assert line.command in (ROOT / "docs/guides/install.md").read_text()
