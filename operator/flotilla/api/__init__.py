@@ -1,0 +1,9 @@
+"""The resources of the group flotilla.dev as pydantic models, and the CRDs that are made of them. Pure.
+
+types              strings with bounds, money, quantities, list-maps, references: what all resources share
+conditions         a condition before it is written: type, status, reason, message
+model_deployment   spec and status of a ModelDeployment, but for spec.cost
+cost               spec.cost: own prices and hosted models to compare with
+routing_policy     spec and status of a RoutingPolicy
+crd                the generator: models and their field docstrings become crds/*.yaml
+"""
