@@ -5,6 +5,6 @@ accelerators  GPU classes: memory, node labels, list prices
 chips         published bandwidth and FLOPs of GPUs, for the speed model
 models        architectures and checkpoints, for the memory fit
 
-Administrators add engines and accelerators with files of their own, which win over the packaged ones. Loaders read files
-once at the start; nothing else here does I/O.
+Administrators add engines and accelerators with files of their own, which win over the packaged ones. Loaders read
+files once at the start; nothing else here does I/O.
 """

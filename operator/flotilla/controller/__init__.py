@@ -1,8 +1,8 @@
 """The control plane of the operator: from a changed object to a converged cluster and a written status.
 
-In the order of a change: the store reports it to `control_loop`, which puts the keys of all dependants into the `queue`;
-a worker calls the reconciler of the key: `model_deployment` or `gateway`. A reconciler plans (pure packages), has `apply`
-converge the children, and writes the status that `model_status` or `policy_status` (both pure) made.
-`rollout` chooses surge or replacement and the pods to delete first; `resync` lists everything now and then; `access` checks
-permissions at the start.
+In the order of a change: the store reports it to `control_loop`, which puts the keys of all dependants into the
+`queue`; a worker calls the reconciler of the key: `model_deployment` or `gateway`. A reconciler plans (pure
+packages), has `apply` converge the children, and writes the status that `model_status` or `policy_status` (both pure)
+made. `rollout` chooses surge or replacement and the pods to delete first; `resync` lists everything now and then;
+`access` checks permissions at the start.
 """

@@ -2,6 +2,6 @@
 
 In the order of a request: `request` reduces the body to what rules look at; `classify` reads a classifier's answer;
 `decide` finds the rule and orders its targets inside the sovereignty set; `budgets` reserves dollars and rates;
-`escalation` judges an answer. `document` is what the operator gives to the gateway, made from the policies of a namespace
-by `check`, which also says what is wrong with them.
+`escalation` judges an answer. `document` is what the operator gives to the gateway, made from the policies of a
+namespace by `check`, which also says what is wrong with them.
 """
