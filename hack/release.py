@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -167,6 +168,15 @@ def crd_bundle(root: Path) -> str:
     return "".join(f"---\n{path.read_text().rstrip()}\n" for path in definitions)
 
 
+def package_chart(chart: Path, output: Path, helm: Path, *, made_at_s: int) -> None:
+    """Write the chart's archive. Files carry `made_at_s` (seconds since 1970): helm would keep the checkout's times."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(chart, Path(folder) / chart.name))
+        for path in copy.rglob("*"):
+            os.utime(path, (made_at_s, made_at_s))
+        _run([str(helm), "package", str(copy), "--destination", str(output.resolve())], copy, os.environ)
+
+
 def build(root: Path, output: Path, helm: Path) -> list[Path]:
     """Write a release's files into a new folder: wheels, source archives, chart, CRDs, bill of materials, SHA256SUMS.
 
@@ -177,9 +187,10 @@ def build(root: Path, output: Path, helm: Path) -> list[Path]:
     if output.exists() and any(output.iterdir()):
         raise ReleaseError(f"{output} is not empty: name a new folder")
     output.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": _commit_time(root)}
+    made_at = _run(["git", "log", "-1", "--format=%ct"], root, os.environ).strip()
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": made_at}
     (output / f"flotilla-crds-{version}.yaml").write_text(crd_bundle(root))
-    _run([str(helm), "package", str(CHART), "--destination", str(output.resolve())], root, environment)
+    package_chart(root / CHART, output, helm, made_at_s=int(made_at))
     _run([_uv(), "build", "--all-packages", "--quiet", "--out-dir", str(output.resolve())], root, environment)
     (output / ".gitignore").unlink(missing_ok=True)  # uv writes one
     bill = output / f"flotilla-{version}.cdx.json"
@@ -190,11 +201,6 @@ def build(root: Path, output: Path, helm: Path) -> list[Path]:
         "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
     )
     return files
-
-
-def _commit_time(root: Path) -> str:
-    """Seconds since 1970 of the commit, so that two builds of one commit carry the same times."""
-    return _run(["git", "log", "-1", "--format=%ct"], root, os.environ).strip()
 
 
 def _uv() -> str:

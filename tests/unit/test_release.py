@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -191,6 +192,17 @@ def test_the_files_of_a_release_say_its_version(built: Path) -> None:
 
 def test_the_packaged_chart_installs_what_the_folder_does(built: Path, helm: Helm) -> None:
     assert helm.render(chart=built / f"flotilla-{__version__}.tgz") == helm.render()
+
+
+def test_two_checkouts_of_one_commit_give_the_same_chart(tmp_path: Path, helm: Helm) -> None:
+    packages = []
+    for checkout, checked_out_at_s in (("first", 1_700_000_000), ("second", 1_750_000_000)):
+        chart = Path(shutil.copytree(release.ROOT / release.CHART, tmp_path / checkout / release.CHART.name))
+        for path in chart.rglob("*"):
+            os.utime(path, (checked_out_at_s, checked_out_at_s))
+        release.package_chart(chart, tmp_path / checkout, helm.program, made_at_s=1_790_000_000)
+        packages.append((tmp_path / checkout / f"flotilla-{__version__}.tgz").read_bytes())
+    assert packages[0] == packages[1]
 
 
 def test_a_folder_with_other_files_is_not_used(tmp_path: Path, helm: Helm) -> None:

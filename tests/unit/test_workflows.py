@@ -132,3 +132,23 @@ def test_the_image_that_is_pushed_is_the_one_that_the_chart_names() -> None:
 
 def test_ci_runs_what_everybody_runs() -> None:
     assert list(commands(ROOT / ".github/workflows/ci.yaml")) == [".ci/run"]
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_an_issue_form_asks_for_what_is_needed_and_for_nothing_twice(name: str) -> None:
+    form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text())
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert form["name"]
+    assert form["description"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert all(field["attributes"]["label"] for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_the_links_of_the_issue_chooser_lead_to_pages_of_this_repository() -> None:
+    chooser = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/config.yml").read_text())
+    repository = "https://github.com/flotilla-dev/flotilla/"
+    for link in chooser["contact_links"]:
+        assert link["url"].startswith(repository)
+        if (path := link["url"].removeprefix(repository)).startswith("blob/main/"):
+            assert (ROOT / path.removeprefix("blob/main/")).is_file()
