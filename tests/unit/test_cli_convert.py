@@ -173,7 +173,7 @@ def test_a_model_of_kubeai_keeps_its_weights_card_limits_and_name() -> None:
     ("part", "why"),
     [
         ("--gpu-memory-utilization", "memory fit"),
-        ("--disable-log-requests", "no such flag any more"),
+        ("--disable-log-requests", "no longer has this flag"),
         ("--port", "set by the operator"),
         ("LD_PRELOAD", "can replace the engine's code"),
         ("far", "hf:// or pvc:// only"),
@@ -188,12 +188,12 @@ def test_what_kubeai_says_and_we_do_not_is_named(part: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("spec", "engine"), "OLlama", "spec.engine: Flotilla runs no OLlama"),
-        (("spec", "engine"), None, "spec.engine: it names none"),
+        (("spec", "engine"), "OLlama", "spec.engine: Flotilla has no engine OLlama"),
+        (("spec", "engine"), None, "spec.engine: it is missing"),
         (("metadata", "name"), None, "metadata.name: it is missing"),
         (("spec", "url"), "ollama://gemma2:2b", "no engine of Flotilla reads ollama://"),
         (("spec", "resourceProfile"), "google-tpu-v5e-1x1:1", "is a TPU"),
-        (("spec", "resourceProfile"), "nvidia-gpu-gh200:1", "'nvidia-gpu-gh200' is no class of Flotilla"),
+        (("spec", "resourceProfile"), "nvidia-gpu-gh200:1", "'nvidia-gpu-gh200' is not a class of Flotilla"),
     ],
 )
 def test_what_has_no_counterpart_of_kubeais_is_refused_by_name(
@@ -251,16 +251,16 @@ def test_only_a_vendor_is_not_enough_to_know_the_card() -> None:
 
 def test_other_models_of_kserve_are_refused() -> None:
     found = one(put(KSERVE, ("spec", "predictor", "model", "modelFormat", "name"), "sklearn"))
-    assert "sklearn is no language model" in found.refusal
+    assert "sklearn is not a language model" in found.refusal
 
 
 @pytest.mark.parametrize(
     ("predictor", "named"),
     [
-        ({"sklearn": {"storageUri": "gs://iris"}}, "spec.predictor.sklearn: sklearn is no language model"),
+        ({"sklearn": {"storageUri": "gs://iris"}}, "spec.predictor.sklearn: sklearn is not a language model"),
         ({"containers": [{"image": "mine"}]}, "spec.predictor.containers: "),
         ({"workerSpec": {"size": 2}}, "spec.predictor.workerSpec: "),
-        ({"minReplicas": 1}, "spec.predictor: it names neither"),
+        ({"minReplicas": 1}, "spec.predictor: it has neither"),
     ],
 )
 def test_a_predictor_without_a_format_is_refused_by_what_it_has(predictor: dict[str, Any], named: str) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flotilla.cli import app, top
 from flotilla.cli.sources import Place
-from flotilla.cli.top import Look
+from flotilla.cli.top import Reading
 from flotilla.cost.spending import Samples
 from flotilla.cost.spending_client import totals
 from flotilla.errors import Transient
@@ -43,8 +43,8 @@ def text(value: Any) -> str:
     return console.export_text()
 
 
-def test_a_row_sums_over_labels_and_counts_tokens_since_the_first_look() -> None:
-    (row,) = top.rows([Look(0, samples(100)), Look(4, samples(200))], None)
+def test_a_row_sums_over_labels_and_counts_tokens_since_the_first_reading() -> None:
+    (row,) = top.rows([Reading(0, samples(100)), Reading(4, samples(200))], None)
     assert row.numbers == {
         "ready_replicas": 1,
         "desired_replicas": 2,
@@ -58,7 +58,7 @@ def test_a_row_sums_over_labels_and_counts_tokens_since_the_first_look() -> None
 
 
 def test_what_is_unknown_is_absent_and_never_0() -> None:
-    (row,) = top.rows([Look(0, samples(known=False)), Look(4, samples(known=False))], None)
+    (row,) = top.rows([Reading(0, samples(known=False)), Reading(4, samples(known=False))], None)
     assert set(row.numbers) == {"ready_replicas", "desired_replicas"}
     assert json.loads(top.json_text([row])) == [
         {"namespace": "n", "name": "m", "ready_replicas": 1, "desired_replicas": 2}
@@ -67,33 +67,33 @@ def test_what_is_unknown_is_absent_and_never_0() -> None:
 
 
 @pytest.mark.parametrize(
-    "looks",
+    "readings",
     [
-        [Look(0, samples(100))],
-        [Look(0, samples(100)), Look(0.1, samples(200))],
-        [Look(0, samples(200)), Look(4, samples(100))],
-        [Look(0, samples()), Look(4, samples(100))],
+        [Reading(0, samples(100))],
+        [Reading(0, samples(100)), Reading(0.1, samples(200))],
+        [Reading(0, samples(200)), Reading(4, samples(100))],
+        [Reading(0, samples()), Reading(4, samples(100))],
     ],
     ids=["one look", "too soon", "counted anew", "not counted before"],
 )
-def test_a_rate_needs_two_readings_of_one_counter(looks: list[Look]) -> None:
-    (row,) = top.rows(looks, None)
+def test_a_rate_needs_two_readings_of_one_counter(readings: list[Reading]) -> None:
+    (row,) = top.rows(readings, None)
     assert not {"input_tokens_per_second", "output_tokens_per_second"} & set(row.numbers)
 
 
 def test_one_namespace_can_be_asked_for() -> None:
-    assert top.rows([Look(0, samples())], "other") == []
-    assert [row.name for row in top.rows([Look(0, samples())], "n")] == [("n", "m")]
+    assert top.rows([Reading(0, samples())], "other") == []
+    assert [row.name for row in top.rows([Reading(0, samples())], "n")] == [("n", "m")]
 
 
 def test_rates_are_over_the_last_ten_seconds_or_a_little_more() -> None:
-    looks = [Look(at, {}) for at in range(0, 30, 3)]
-    assert [look.at for look in top.window(looks)] == [15, 18, 21, 24, 27]
-    assert top.window(looks[:2]) == looks[:2]
+    readings = [Reading(at, {}) for at in range(0, 30, 3)]
+    assert [look.at for look in top.window(readings)] == [15, 18, 21, 24, 27]
+    assert top.window(readings[:2]) == readings[:2]
 
 
 def test_the_table_shows_each_number_and_the_total() -> None:
-    shown = text(top.view(top.rows([Look(0, samples(1000)), Look(2, samples(4000))], None), "It is gone."))
+    shown = text(top.view(top.rows([Reading(0, samples(1000)), Reading(2, samples(4000))], None), "It is gone."))
     row = shown.splitlines()[1].split()
     assert row == ["n", "m", "1/2", "3", "8", "-", "93%", "1,500", "3,000", "0.75"]
     assert "1 models, 0.75 $/h" in shown
@@ -112,7 +112,7 @@ def test_a_look_that_fails_leaves_the_last_table(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(top, "current", current)
     watched = top.Watched(Place(), None)
-    watched.look()
+    watched.read()
     shown = text(watched.view())
     assert "no answer" in shown
     assert "1/2" in shown

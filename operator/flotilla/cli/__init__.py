@@ -48,7 +48,7 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=summary))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that the first argument names, imported; from another distribution where it is none of ours."""
+        """The command that the first argument names, imported from this package or from another distribution."""
         name: str | None = args[0]
         if name not in COMMANDS and (plugin := plugins.find(args[0])) is not None:
             return name, plugin, args[1:]

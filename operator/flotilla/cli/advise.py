@@ -231,8 +231,8 @@ def _small_price(work: Workload, advice: Advice) -> str:
 def _table(*headings: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for heading in headings:
-        words = heading in ("Option", "Against", "")
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+        text = heading in ("Option", "Against", "")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
     return table
 
 

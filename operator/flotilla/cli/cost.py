@@ -1,4 +1,7 @@
-"""`flotilla cost`: what models cost and served, against hosted ones, from Prometheus or the operator's own /metrics."""
+"""`flotilla cost`: what models cost and served, compared with hosted ones.
+
+The data is from a Prometheus, or from the operator's own /metrics.
+"""
 
 import asyncio
 import csv
@@ -56,7 +59,7 @@ class Question:
     place: Place
     account: str
     idle: IdleRule | None = None
-    """None: in proportion to the work."""
+    """None means in proportion to the work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`flotilla estimate`: does a model fit, on how many GPUs, with which context, before anything is applied."""
+"""`flotilla estimate`: whether a model fits, on how many GPUs, with which context and at what price."""
 
 import json
 from decimal import Decimal, InvalidOperation
@@ -109,7 +109,7 @@ def estimates(
 
 
 def _rank(answer: dict[str, Any]) -> tuple[int, Decimal]:
-    """What fits first, the cheapest first; what has no price after that."""
+    """Sort key: classes that fit first, the cheapest first; classes without a price last."""
     verdict = _USABLE.index(answer["verdict"]) if answer["verdict"] in _USABLE else len(_USABLE)
     return verdict, Decimal(answer.get("usd_per_hour", "Infinity"))
 
@@ -161,7 +161,7 @@ def _figures(fit: Fit) -> dict[str, Any]:
 
 
 def exit_code(answers: list[dict[str, Any]]) -> int:
-    """0 where a class fits or may fit, 1 where none does."""
+    """EXIT_OK where a class fits or may fit, else EXIT_NO."""
     return EXIT_OK if any(answer["verdict"] in _USABLE for answer in answers) else EXIT_NO
 
 

@@ -49,7 +49,7 @@ def _documents(file: Path) -> Iterator[Object]:
             raise InvalidSpec(f"{file} contains a {type(document).__name__}, which is not a resource.", field="FILE")
 
 
-def is_ours(document: Mapping[str, Any]) -> bool:
+def is_flotilla(document: Mapping[str, Any]) -> bool:
     """Whether it is of Flotilla's API group, in any version."""
     return str(document.get("apiVersion", "")).startswith(f"{GROUP}/")
 

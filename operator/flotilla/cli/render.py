@@ -38,7 +38,7 @@ class Outcome:
     summary: str = ""
     objects: list[Object] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-    """Why the operator would not act on it."""
+    """Why the operator would refuse it."""
     notes: list[str] = field(default_factory=list)
     """Warnings that its status would have."""
 
@@ -48,12 +48,12 @@ class Outcome:
 
 
 def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -> list[Outcome]:
-    """One for each of our resources, and one for the gateway of each namespace; other resources are ignored."""
-    ours = [document for document in documents if manifests.is_ours(document)]
+    """One for each resource of Flotilla, and one for the gateway of each namespace; other resources are ignored."""
+    documents = [document for document in documents if manifests.is_flotilla(document)]
     deployments: dict[str, dict[str, DeploymentFacts]] = defaultdict(dict)
     policies: dict[str, dict[str, RoutingPolicy]] = defaultdict(dict)
     found = []
-    for document in ours:
+    for document in documents:
         outcome, parsed = _outcome(document, catalog, namespace)
         found.append(outcome)
         if outcome.kind == "ModelDeployment" and outcome.name != "?":
@@ -121,13 +121,13 @@ def _gateway(
     deployments: Mapping[str, DeploymentFacts],
     found: Sequence[Outcome],
 ) -> list[Outcome]:
-    """What all policies of a namespace become together, with the operator's default settings; judges each of them."""
+    """The gateway of all policies of a namespace, with default settings; adds the findings to each policy."""
     admitted = admit(
         namespace, [Candidate(name, name, "", policy) for name, policy in policies.items()], deployments, None
     )
     for outcome in found:
         if (outcome.kind, outcome.namespace) == ("RoutingPolicy", namespace) and outcome.name in policies:
-            _judge(outcome, admitted.admissions[outcome.name])
+            _add_findings(outcome, admitted.admissions[outcome.name])
     served = [policy.name for policy in admitted.document.policies]
     if not served:
         return []
@@ -137,15 +137,15 @@ def _gateway(
     return [Outcome("Gateway", namespace, GATEWAY, summary, [_unowned(child) for child in objects])]
 
 
-def _judge(outcome: Outcome, admission: Admission) -> None:
+def _add_findings(outcome: Outcome, admission: Admission) -> None:
     for finding in admission.findings:
-        # What is not among the files may be in the cluster.
+        # A ModelDeployment that is not among the files may be in the cluster.
         missing = finding.problem is Problem.MODEL_DEPLOYMENT_NOT_FOUND
         (outcome.notes if missing else outcome.refusals).append(f"{finding.path}: {finding.message}")
 
 
 class _Readable(yaml.SafeDumper):
-    """Text of several lines is shown line by line, so that a diff shows the one that changed."""
+    """Writes text of several lines as a block, so that a diff shows the line that changed."""
 
 
 _Readable.add_representer(
@@ -155,7 +155,7 @@ _Readable.add_representer(
 
 
 def as_yaml(found: Sequence[Outcome]) -> str:
-    """A stream of manifests with a comment before each resource's."""
+    """A stream of manifests, with a comment before those of each resource."""
     parts = []
     for outcome in found:
         lines = [f"# {outcome.title}: {outcome.summary or 'refused'}"]

@@ -200,7 +200,7 @@ class Simulated:
         }
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and value, for people."""
+        """Name and value of each row of the table."""
         f = self.figures
         lost = f"{f.dropped:,} dropped, {f.rejected:,} refused, {f.in_flight:,} unfinished"
         return [
@@ -289,9 +289,10 @@ def page(simulated: Simulated) -> str:
     table = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in simulated.lines())
     charts = [_arrivals(rows), *(_chart(name, curves, rows) for name, curves in _CHARTS)]
     engine = simulated.deployment.engine
+    kv_tokens = engine.limits.kv_blocks * engine.limits.block_size
     basis = (
-        f"flotilla simulate scaling: a look every {simulated.interval_s:g} s, {engine.startup_s:g} s to start a "
-        f"replica, {engine.limits.max_running} sequences and {engine.limits.kv_blocks * engine.limits.block_size:,} "
+        f"flotilla simulate scaling: the queues are read every {simulated.interval_s:g} s, {engine.startup_s:g} s to "
+        f"start a replica, {engine.limits.max_running} sequences and {kv_tokens:,} "
         f"tokens of KV cache per replica. A model of the engine, not a measurement."
     )
     return (
@@ -303,7 +304,7 @@ def page(simulated: Simulated) -> str:
 
 
 def _arrivals(rows: Sequence[Row]) -> str:
-    """Requests per second, over half a minute each: single intervals would only show their noise."""
+    """Requests per second, each over half a minute, because single intervals are noisy."""
     step = max(1, len(rows) // 240)
     picked = rows[::step]
     rates = [

@@ -37,7 +37,7 @@ Name = tuple[str, str]
 
 _TOKENS = "flotilla_deployment_tokens_total"
 _RATES = {"input_tokens_per_second": ("input", "cached_input"), "output_tokens_per_second": ("output",)}
-"""What a row is called, and the token types of the counter that it comes from."""
+"""Name in a row, and the token types of the counter that it is computed from."""
 _NUMBERS = {
     "ready_replicas": "flotilla_ready_replicas",
     "desired_replicas": "flotilla_desired_replicas",
@@ -47,18 +47,18 @@ _NUMBERS = {
     "kv_cache_ratio": "flotilla_kv_cache_usage_ratio",
     "usd_per_hour": "flotilla_deployment_cost_usd_per_hour",
 }
-"""What a row is called, and the metric that it shows; summed over its other labels."""
+"""Name in a row, and its metric, which is summed over other labels."""
 _WINDOW_S = 10.0
 """Rates are over at least this: the operator counts tokens every few seconds, so a shorter rate would jump."""
 _LEAST_S = 1
 _WATCH_S = 2.0
 _RATE_S = 5.0
-"""Between the two reads of one table: the operator counts tokens every two seconds, so a shorter rate would jump."""
+"""Between the two readings of one table: the operator counts tokens every two seconds, so a shorter rate would jump."""
 _TENTH = Decimal("0.1")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Reading:
     """The operator's metrics at one time, in seconds of any clock that does not go back."""
 
     at: float
@@ -74,48 +74,48 @@ class Row:
 
 
 class Watched:
-    """The fleet of one operator, look by look."""
+    """The fleet of one operator: it keeps the last readings of the metrics, from which rates are computed."""
 
     def __init__(self, place: Place, namespace: str | None) -> None:
         """`namespace` None means every namespace."""
         self._place = place
         self._namespace = namespace
-        self._looks: list[Look] = []
+        self._readings: list[Reading] = []
 
-    def look(self) -> None:
-        """Ask the operator. Raises the errors of `sources.current`."""
+    def read(self) -> None:
+        """Read the metrics. Raises the errors of `sources.current`."""
         samples = asyncio.run(current(self._place))
-        self._looks = window([*self._looks, Look(time.monotonic(), samples)])
+        self._readings = window([*self._readings, Reading(time.monotonic(), samples)])
 
     def rows(self) -> list[Row]:
-        """Of the last look; rates over the looks before it."""
-        return rows(self._looks, self._namespace)
+        """The last read, with rates over the readings before it."""
+        return rows(self._readings, self._namespace)
 
     def view(self) -> RenderableType:
-        """A fresh table, or the last one and why there is no fresh one."""
+        """A new table, or the last one with the reason why it is not new."""
         try:
-            self.look()
+            self.read()
         except FlotillaError as error:
             return view(self.rows(), plain(str(error)))
         return view(self.rows())
 
 
-def window(looks: Sequence[Look]) -> list[Look]:
-    """The last looks, so many that the first of them is old enough for a rate."""
-    kept = list(looks)
+def window(readings: Sequence[Reading]) -> list[Reading]:
+    """The last readings, so many that the first of them is old enough for a rate."""
+    kept = list(readings)
     while len(kept) > 2 and kept[-1].at - kept[1].at >= _WINDOW_S:
         kept.pop(0)
     return kept
 
 
-def rows(looks: Sequence[Look], namespace: str | None) -> list[Row]:
-    """Of the last look; tokens per second since the first. `namespace` None means every namespace."""
-    first, last = looks[0], looks[-1]
+def rows(readings: Sequence[Reading], namespace: str | None) -> list[Row]:
+    """The last read, with tokens per second since the first. `namespace` None means every namespace."""
+    first, last = readings[0], readings[-1]
     numbers = {key: _by_model(last.samples, metric) for key, metric in _NUMBERS.items()}
     seconds = Decimal(str(last.at - first.at))
     for key, types in _RATES.items() if seconds >= _LEAST_S else ():
         before, now = (_by_model(each.samples, _TOKENS, types) for each in (first, last))
-        # A counter that went back is that of another operator, which began to count anew.
+        # A counter that decreased is that of another operator, which started from zero.
         grown = {name: total - before[name] for name, total in now.items() if name in before}
         numbers[key] = {name: tokens / seconds for name, tokens in grown.items() if tokens >= 0}
     names = sorted(numbers["desired_replicas"])
@@ -196,7 +196,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(min=1, max=60, help="Seconds between two reads. Default: 2; with --once or --json 5."),
+        typer.Option(min=1, max=60, help="Seconds between two readings. Default: 2; with --once or --json 5."),
     ] = None,
     metrics: Metrics = None,
     operator_namespace: OperatorNamespace = "flotilla-system",
@@ -205,18 +205,18 @@ def top(
     """Show what each model does now: queue, KV cache, tokens per second, dollars per hour.
 
     The table is refreshed until Ctrl-C. With --once or --json it is printed
-    after two reads, which the rates need. Exit code 1: there is no model;
+    after two readings, which the rates need. Exit code 1: there is no model;
     3: the operator does not answer.
     """
     console = Console()
     with exit_on_error(not_ready=EXIT_UNREACHABLE):
         place = Place(metrics=metrics, kubeconfig=kubeconfig, context=context, operator_namespace=operator_namespace)
         watched = Watched(place, None if all_namespaces else namespace)
-        watched.look()
+        watched.read()
         if not (once or as_json):
             watch(console, watched.view, interval or _WATCH_S)
         time.sleep(interval or _RATE_S)
-        watched.look()
+        watched.read()
     found = watched.rows()
     if as_json:
         typer.echo(json_text(found))

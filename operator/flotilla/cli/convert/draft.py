@@ -29,7 +29,7 @@ _CLASSES = (
     (re.compile(r"mi300x"), "amd-mi300x"),
     (re.compile(r"^cpu"), "cpu-amd64"),
 )
-"""Names of cards in other operators that differ from Flotilla's class; an empty class means that there is none."""
+"""Other operators' names of cards that differ from Flotilla's class; an empty class means that it has none."""
 _GPUS = {"nvidia.com/gpu": "nvidia", "amd.com/gpu": "amd"}
 _METHODS = frozenset(str(method) for method in QuantizationMethod)
 _CACHES = frozenset(str(kind) for kind in KvCacheType)
@@ -46,14 +46,14 @@ _GONE = frozenset(
 )
 """Of vLLM: removed before 0.33, which would not start with them."""
 _SET_HERE = {
-    "--model-dir": "spec.model.source says where the weights are",
+    "--model-dir": "spec.model.source names the weights",
     "--backend": "the engine is chosen by spec.engine.name",
     "--gpu-memory-utilization": "the memory fit sets it",
 }
 
 
 class NoCounterpart(Exception):
-    """The manifest asks for what Flotilla does not have; the message says what, and what to do instead."""
+    """The manifest needs something that Flotilla does not have. The message names it, with what to do instead."""
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ def put_scaling(draft: Draft, least: int, most: int | None, *, queue: int | None
 
 
 def put_fixed(draft: Draft, replicas: int) -> None:
-    """A number of replicas that nobody changes."""
+    """A fixed number of replicas, without an autoscaler."""
     draft.put("replicas", replicas)
     draft.put("scaling.mode", "None")
 
@@ -173,7 +173,7 @@ def put_source(draft: Draft, url: str, field_: str) -> None:
 
 
 def accelerator_class(name: str, known: Iterable[str]) -> str | None:
-    """Our class for another's name of a card, such as nvidia-gpu-l4; None where there is none."""
+    """Flotilla's class for another operator's name of a card, such as nvidia-gpu-l4, or None."""
     lowered = name.lower()
     for pattern, found in _CLASSES:
         if pattern.search(lowered):
@@ -208,7 +208,7 @@ def put_accelerator(
     if chosen is None:
         example = next((row.class_name for row in table.values() if row.vendor == vendor), "CLASS")
         raise NoCounterpart(
-            f"{field_}: it says {vendor} and not which card. Name one of {vendor}'s, such as --accelerator {example}."
+            f"{field_}: it names the vendor {vendor}, but no card. Name one, such as --accelerator {example}."
         )
     draft.put("accelerator.class", chosen)
     draft.put("accelerator.count", count)
@@ -224,13 +224,13 @@ def gpus(resources: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def put_resources(draft: Draft, resources: Mapping[str, Any], field_: str) -> None:
-    """CPU and memory as requested; what is no accelerator of ours is named."""
+    """CPU and memory as requested; other resources are listed as lost."""
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     cpu, memory = requests.get("cpu") or limits.get("cpu"), limits.get("memory") or requests.get("memory")
     draft.put("resources.cpu", None if cpu is None else str(cpu))
     draft.put("resources.memory", None if memory is None else str(memory))
     for name in sorted({*limits, *requests} - {"cpu", "memory", *_GPUS}):
-        draft.lose(f"{field_}.{name}", "is no accelerator that a class of Flotilla asks for.")
+        draft.lose(f"{field_}.{name}", "is not a resource of any accelerator class.")
 
 
 def put_scheduling(draft: Draft, source: Any) -> None:
@@ -241,7 +241,7 @@ def put_scheduling(draft: Draft, source: Any) -> None:
 
 
 def split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
-    """Flag in its usual spelling, its value, and the words that were given; a value without a flag has an empty one."""
+    """Flag in its usual spelling, its value, and the arguments that were given; the flag of a lone value is empty."""
     index = 0
     while index < len(arguments):
         word = str(arguments[index])
@@ -262,24 +262,24 @@ def split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]
 
 
 def put_arguments(draft: Draft, arguments: Sequence[str], profile: Profile, field_: str) -> None:
-    """Move what the spec has a field for, keep what the engine may be given, name the rest."""
+    """Arguments with a field in the spec go there, those that the engine may have are kept, the rest is lost."""
     kept: list[str] = []
-    for flag, value, words in split(arguments):
+    for flag, value, given in split(arguments):
         if _is_field(draft, flag, value):
             continue
         if reason := _SET_HERE.get(flag):
             draft.lose(f"{field_}: {flag}", f"{reason}.")
         elif profile.name == "vllm" and flag in _GONE:
-            draft.lose(f"{field_}: {flag}", "vLLM has no such flag any more.")
+            draft.lose(f"{field_}: {flag}", "vLLM no longer has this flag.")
         elif not flag:
-            draft.lose(f"{field_}: {value}", "a word that is no flag; spec.model.source names the model.")
+            draft.lose(f"{field_}: {value}", "is not a flag. spec.model.source names the model.")
         else:
             try:
-                profile.check_args(words)
+                profile.check_args(given)
             except InvalidSpec as error:
                 draft.lose(f"{field_}: {flag}", str(error).partition(": remove it")[0] + ".")
             else:
-                kept += words
+                kept += given
     if kept:
         draft.put("engine.args", [*(draft.get("engine.args") or ()), *kept])
 
@@ -316,7 +316,7 @@ def put_environment(draft: Draft, env: Sequence[Mapping[str, Any]], profile: Pro
             put_token(draft, secret)
             continue
         if source and not secret:
-            draft.lose(f"{field_}: {name}", "only plain values and keys of Secrets are taken.")
+            draft.lose(f"{field_}: {name}", "only plain values and keys of Secrets can be converted.")
             continue
         try:
             profile.check_env([name])

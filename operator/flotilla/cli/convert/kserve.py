@@ -27,15 +27,15 @@ _DEFAULT_MAX = 1
 _PREDICTOR = {
     "serviceAccountName": "gave access to the weights. Use spec.model.credentialsSecret.",
     "canaryTrafficPercent": "splits traffic. Make a second ModelDeployment and a RoutingPolicy with weights.",
-    "timeout": "is the gateway's business here: see RoutingPolicy.",
+    "timeout": "belongs to the gateway. Use a RoutingPolicy.",
 }
 _LLM = {
-    "router": "is the gateway's business here: see RoutingPolicy.",
+    "router": "belongs to the gateway. Use a RoutingPolicy.",
     "baseRefs": "takes settings from another object. Write them into the resource.",
     "kvCacheOffloading": "has no counterpart.",
 }
 _BESIDE = frozenset({"livenessProbe", "readinessProbe", "startupProbe", "securityContext", "ports", "name"})
-"""Parts of a container that the operator sets by the engine."""
+"""Fields of a container that the operator sets by the engine."""
 
 
 def convert(document: Mapping[str, Any], catalog: Catalog, given: str | None) -> Iterator[Draft]:
@@ -75,7 +75,7 @@ def _predictor(document: Mapping[str, Any], catalog: Catalog, given: str | None)
     least, most = predictor.take("minReplicas"), predictor.take("maxReplicas")
     queue = predictor.take("scaleTarget") if predictor.take("scaleMetric") in (None, "concurrency") else None
     least = 1 if least is None else int(least)
-    # Its default for maxReplicas, 0, means no limit only where an autoscaler of Knative's is at work.
+    # The default of maxReplicas, 0, means no limit only with the autoscaler of Knative.
     put_scaling(draft, least, max(int(most or _DEFAULT_MAX), least), queue=queue, field_="spec.predictor")
     model.ignore("protocolVersion")
     model.lose_rest(draft)
@@ -87,15 +87,15 @@ def _predictor(document: Mapping[str, Any], catalog: Catalog, given: str | None)
 def _no_language_model(predictor: Fields, kind: str | None) -> str:
     """KServe has three ways to say what is served: a format, a field of the format's name, containers of one's own."""
     if kind:
-        return f"spec.predictor.model.modelFormat: {kind} is no language model; Flotilla serves those."
+        return f"spec.predictor.model.modelFormat: {kind} is not a language model, and Flotilla serves only those."
     if predictor.take("containers"):
-        return "spec.predictor.containers: what is in an image of one's own cannot be told. Name its weights by hand."
+        return "spec.predictor.containers: the content of a custom image is unknown. Write the ModelDeployment by hand."
     if predictor.take("workerSpec"):
         return "spec.predictor.workerSpec: Flotilla runs a model in one pod, not over several."
     named = next((name for name in _OLD_FORMATS if predictor.take(name)), None)
     if named:
-        return f"spec.predictor.{named}: {named} is no language model; Flotilla serves those."
-    return "spec.predictor: it names neither a format nor containers."
+        return f"spec.predictor.{named}: {named} is not a language model, and Flotilla serves only those."
+    return "spec.predictor: it has neither a format nor containers."
 
 
 def _language(document: Mapping[str, Any], catalog: Catalog, given: str | None) -> Draft:
@@ -123,7 +123,7 @@ def _language(document: Mapping[str, Any], catalog: Catalog, given: str | None) 
     put_arguments(draft, arguments, profile, "spec.template.containers[main].args")
     if image := main.take("image"):
         draft.lose(
-            "spec.template.containers[main].image", f"{image}: the engine's own image of a tested version is taken."
+            "spec.template.containers[main].image", f"{image}: the engine's own image of a tested version is used."
         )
     main.ignore(*_BESIDE)
     main.lose_rest(draft)

@@ -19,11 +19,11 @@ from flotilla.planning.resolve import Catalog
 _TARGET_REQUESTS, _SCALE_DOWN_DELAY_S = 100, 30
 """Defaults of its CRD."""
 _REASONS = {
-    "cacheProfile": "is configured in KubeAI. Make a claim and name it in spec.model.cache.claimName.",
+    "cacheProfile": "is configured in KubeAI. Create a claim and name it in spec.model.cache.claimName.",
     "envFrom": "takes all keys of an object. Name each variable in spec.engine.env.",
-    "files": "cannot be mounted. Put them beside the weights, or into an image of your own.",
+    "files": "cannot be mounted. Put them next to the weights, or into an image of your own.",
     "jsonPatches": "patches pods freely. Use the fields of spec.scheduling, spec.resources and spec.engine.",
-    "loadBalancing": "is the gateway's business here: see RoutingPolicy.",
+    "loadBalancing": "belongs to the gateway. Use a RoutingPolicy.",
 }
 
 
@@ -38,9 +38,11 @@ def convert(document: Mapping[str, Any], catalog: Catalog, given: str | None) ->
         draft.put("model.servedName", meta["name"])
     engine = spec.take("engine")
     if engine is None:
-        raise NoCounterpart("spec.engine: it names none. KubeAI's VLLM is what can be converted.")
+        raise NoCounterpart("spec.engine: it is missing. Only VLLM can be converted.")
     if engine != "VLLM":
-        raise NoCounterpart(f"spec.engine: Flotilla runs no {engine}. For chat models take vllm, or llamacpp for GGUF.")
+        raise NoCounterpart(
+            f"spec.engine: Flotilla has no engine {engine}. For chat models use vllm, or llamacpp for GGUF."
+        )
     draft.put("engine.name", "vllm")
     put_source(draft, str(spec.take("url", "")), "spec.url")
     _profile(draft, str(spec.take("resourceProfile", "")), catalog, given)
@@ -60,14 +62,14 @@ def convert(document: Mapping[str, Any], catalog: Catalog, given: str | None) ->
 def _profile(draft: Draft, named: str, catalog: Catalog, given: str | None) -> None:
     name, _, count = named.partition(":")
     if "tpu" in name:
-        raise NoCounterpart(f"spec.resourceProfile: {name!r} is a TPU, and no engine of Flotilla's runs there.")
+        raise NoCounterpart(f"spec.resourceProfile: {name!r} is a TPU, which no engine of Flotilla supports.")
     found = accelerator_class(name, catalog.accelerators)
     if found is None and given is not None:
-        draft.lose("spec.resourceProfile", f"{name} has no class; {given} is taken, as --accelerator says.")
+        draft.lose("spec.resourceProfile", f"{name} has no class; {given} is used, as given with --accelerator.")
         found = given
     if found is None:
         raise NoCounterpart(
-            f"spec.resourceProfile: {name!r} is no class of Flotilla. Name one with --accelerator, or describe it "
+            f"spec.resourceProfile: {name!r} is not a class of Flotilla. Name one with --accelerator, or describe it "
             "(docs/guides/accelerators.md)."
         )
     draft.put("accelerator.class", found)

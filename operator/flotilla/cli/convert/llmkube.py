@@ -25,12 +25,12 @@ _GGUF_QUANT = re.compile(r"[-.]((?:UD-)?I?Q\d\w*|BF16|F16|F32)(?:-\d{5}-of-\d{5}
 _VENDORS = {"cuda": "nvidia", "rocm": "amd", "cpu": "", "": ""}
 _CONTEXT = {"vllm": "maxModelLen", "sglang": "contextLength", "tgi": "maxTotalTokens"}
 _REASONS = {
-    "priority": "is LLMKube's own. Use spec.scheduling.priorityClassName.",
-    "disruption": "is kept by a PodDisruptionBudget here.",
-    "rolloutPolicy": "old replicas always finish what they serve.",
-    "slo": "is a matter of alerts on the operator's metrics.",
-    "securityContext": "is set for every engine, as Pod Security's restricted profile asks.",
-    "podSecurityContext": "is set for every engine, as Pod Security's restricted profile asks.",
+    "priority": "exists only in LLMKube. Use spec.scheduling.priorityClassName.",
+    "disruption": "is replaced by a PodDisruptionBudget.",
+    "rolloutPolicy": "is not needed: old replicas always complete their requests.",
+    "slo": "is replaced by alerts on the operator's metrics.",
+    "securityContext": "is set for every engine, as Pod Security's restricted profile requires.",
+    "podSecurityContext": "is set for every engine, as Pod Security's restricted profile requires.",
 }
 
 
@@ -40,12 +40,14 @@ def convert(
     given: str | None,
     models: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> Iterator[Draft]:
-    """One InferenceService with the Model that it names; a Model alone becomes nothing."""
+    """One InferenceService with the Model that it names; a Model alone is not converted."""
     meta, spec = document["metadata"], Fields(document.get("spec"), "spec")
     draft = Draft(f"LLMKube InferenceService {meta['name']}", meta["name"], meta.get("namespace", ""))
     runtime = spec.take("runtime", "llamacpp")
     if runtime not in _RUNTIMES:
-        raise NoCounterpart(f"spec.runtime: Flotilla has no engine {runtime}. An engine of your own is a YAML file.")
+        raise NoCounterpart(
+            f"spec.runtime: Flotilla has no engine {runtime}. Add it as a YAML file (docs/guides/adding-an-engine.md)."
+        )
     reference = spec.take("modelRef")
     if not isinstance(reference, str):
         raise NoCounterpart("spec.modelRef: it must be the name of a Model.")
@@ -67,7 +69,7 @@ def convert(
     put_arguments(draft, arguments, profile, "spec.extraArgs")
     put_environment(draft, spec.take("env") or [], profile, "spec.env")
     if image := spec.take("image"):
-        draft.lose("spec.image", f"{image}: the engine's own image of a tested version is taken.")
+        draft.lose("spec.image", f"{image}: the engine's own image of a tested version is used.")
     draft.put("model.cache.claimName", (spec.take("modelCache") or {}).get("claimName"))
     _scale(draft, spec)
     spec.ignore(
@@ -84,7 +86,7 @@ def _model(draft: Draft, model: Fields, runtime: str) -> None:
         if runtime == "llamacpp":
             quant = _GGUF_QUANT.search(file)
             draft.put("model.source", f"hf://{repository}")
-            # llama.cpp picks the file by the quantization's name.
+            # llama.cpp chooses the file by the name of the quantization.
             draft.put("model.revision", quant[1] if quant else None)
         else:
             put_source(
@@ -130,7 +132,7 @@ def _resources(draft: Draft, resources: Fields, model: Mapping[str, Any], catalo
 
 
 def _settings(draft: Draft, settings: Fields, runtime: str) -> None:
-    """vllmConfig and its like: fields of ours, or the engine's flags of the same names."""
+    """vllmConfig and the like become fields of the spec, or the engine's flags of the same names."""
     if secret := settings.take("hfTokenSecretRef"):
         put_token(draft, secret)
     context = settings.take(_CONTEXT.get(runtime, "contextLength"))
