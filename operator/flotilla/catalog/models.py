@@ -1,20 +1,62 @@
-"""Model architectures and checkpoints that are known without a download, packaged in `data/models.yaml`."""
+"""Models that are known without a download: their architecture, and how each checkpoint stores its weights.
 
+Data flows downwards: a config.json, or a row of data/models.json, becomes an `Architecture` (`from_config`,
+`from_facts`); the catalogue finds the row of a checkpoint by its hub id. The rows are kept by hack/catalogue. Pure.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from flotilla import yaml_text
-from flotilla.errors import InvalidSpec
+from flotilla.catalog import names
+from flotilla.catalog.model_config import (
+    RECURRENT,
+    LayerKind,
+    attention_heads,
+    family,
+    flat,
+    layer_kinds,
+    needed,
+    number,
+)
+from flotilla.catalog.parameters import ENCODERS, Parts, count, experts, mamba2_shape, mamba_inner, understood
 
-_RECURRENT_KEYS = ("linear_attention_layers", "mamba_n_heads", "mamba_num_heads", "conv_L_cache", "ssm_state_size")
-_IRREGULAR_KEYS = ("global_head_dim", "attention_chunk_size", "num_global_key_value_heads")
-_ENCODERS = frozenset({"bert", "xlm-roberta", "roberta", "modernbert", "nomic_bert", "new"})
-"""Model types without a KV cache."""
-_TWO_MATRIX_MLPS = frozenset({"starcoder2", "phi", "nemotron", "gpt_neox", "falcon", "bert", "xlm-roberta"})
-"""Model types whose MLP has an up and a down projection and no gate."""
+_MATCHES_KEPT = 256
+_USED_EXPERTS = ("num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_k")
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentState:
+    """What the recurrent layers keep for each sequence, whatever its length.
+
+    Elements are of one layer and of the whole model. An engine splits them over its GPUs, down to one group or head
+    each. vLLM keeps the convolution's part in the model's dtype, and the other in `state_bytes` each.
+    """
+
+    kind: LayerKind
+    layers: int
+    conv_elements: int
+    state_elements: int
+    state_bytes: int = 4
+    """Bytes of an element that is not the convolution's: 4 where the config asks for float32."""
+    splits: int = 1
+    """The most GPUs over which the state is divided evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """What an engine runs over an image before the language model sees it."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    patch_size: int
+    merge_size: int
+    """Patches that become one token, along each side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +74,37 @@ class Architecture:
     kv_heads: int
     head_dim: int
     full_layers: int
+    """Layers with a KV cache of the whole context, of their own: those that share another's are not counted."""
     sliding_layers: int = 0
     sliding_window: int = 0
     latent_width: int = 0
     """Width of one row of a latent KV cache (MLA: kv_lora_rank + qk_rope_head_dim); 0 without."""
     context_length: int = 0
     """The most tokens that the model was made for; 0 where nobody says."""
+    kv_known: bool = True
+    """False where layers keep a state of another kind or shape, so that no formula tells the size of the cache."""
+    model_type: str = ""
+    """Of the language model, as transformers names it; "" where only counts were given."""
+    multimodal: str = ""
+    """The model type of the whole, for a language model with towers."""
+    dtype: str = ""
+    """The dtype that the checkpoint names; "" where it names none."""
+    parts: Parts | None = None
+    """Parameters by part; None where the shapes of this kind of model are not known."""
+    full_kv_heads: int = 0
+    """KV heads of the layers with full attention where they differ (Gemma 4); 0: kv_heads."""
+    full_head_dim: int = 0
+    """Likewise the width of a head; 0: head_dim."""
+    shared_kv_layers: int = 0
+    """Layers without a cache of their own, which read that of an earlier layer (Gemma 3n)."""
+    recurrent: RecurrentState | None = None
+    tower: VisionTower | None = None
     experts: int = 0
     """Routed experts of a layer; 0 for a model without."""
     experts_per_token: int = 0
     """How many of them one token goes through."""
     expert_parameters: int = 0
     """Of all routed experts of all layers; 0 with experts: how many layers have them is not known."""
-    kv_known: bool = True
-    """False where layers keep a state of another kind or shape, so that no formula tells the size of the cache."""
 
     @property
     def active_parameters(self) -> int:
@@ -62,182 +121,219 @@ class Architecture:
 
 
 def from_config(config: Mapping[str, Any], *, parameters: int | None = None) -> Architecture:
-    """Read a config.json (of transformers). `parameters` is counted by formula where it is not given.
+    """Read a config.json (of transformers). `parameters` is counted from the shapes where it is not given.
 
     Raises InvalidSpec that names the key which is missing or makes no sense.
     """
-    # Multimodal checkpoints keep the language model's facts one level down.
-    text = {**config, **(config.get("text_config") or {})}
-    layers, heads, hidden = (_number(text, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
-    full, sliding, window = _windows(text, layers)
-    latent = 0
-    if text.get("kv_lora_rank"):
-        latent = _number(text, "kv_lora_rank") + _number(text, "qk_rope_head_dim")
-    recurrent = any(text.get(key) for key in _RECURRENT_KEYS)
-    if recurrent and (kept := text.get("full_attention_layers")) is not None:
-        full, sliding = int(kept), 0
-    vocab = _number(text, "vocab_size")
-    experts, used, one_expert = _experts(text, hidden)
-    routed = (layers - _dense_layers(text, layers)) * experts * one_expert
-    total = parameters if parameters is not None else count_parameters(text)
+    return from_facts(flat(config), parameters=parameters)
+
+
+def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Architecture:
+    """Read a flat config (`model_config.flat`), or a row of the catalogue, whose facts are complete."""
+    layers = layer_kinds(text)
+    heads, kv_heads, head_dim = attention_heads(text)
+    hidden, vocabulary = needed(text, "hidden_size"), needed(text, "vocab_size")
+    parts = count(text) if parameters is None or understood(text) else None
+    latent = number(text, "kv_lora_rank") and number(text, "kv_lora_rank") + needed(text, "qk_rope_head_dim")
+    shared = number(text, "num_kv_shared_layers")
+    own = layers[: len(layers) - shared]
+    sliding = own.count(LayerKind.SLIDING)
+    tables = 1 if text.get("tie_word_embeddings", True) else 2
+    routed = experts(text)
+    used = next((number(text, key) for key in _USED_EXPERTS if number(text, key)), routed)
     return Architecture(
-        parameters=total,
-        embedding_parameters=vocab * hidden * (1 if text.get("tie_word_embeddings", True) else 2),
+        parameters=parameters if parameters is not None else parts.total if parts else 0,
+        embedding_parameters=parts.embeddings + parts.head if parts else vocabulary * hidden * tables,
         hidden_size=hidden,
-        intermediate_size=int(text.get("intermediate_size") or text.get("moe_intermediate_size") or 4 * hidden),
-        vocab_size=vocab,
+        intermediate_size=number(text, "intermediate_size") or number(text, "moe_intermediate_size") or 4 * hidden,
+        vocab_size=vocabulary,
         heads=heads,
-        kv_heads=1 if latent else int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or hidden // heads),
-        full_layers=full,
+        kv_heads=1 if latent else kv_heads,
+        head_dim=head_dim,
+        full_layers=own.count(LayerKind.FULL)
+        + own.count(LayerKind.CHUNKED)
+        + own.count(LayerKind.ATTENTION_AND_MAMBA2),
         sliding_layers=sliding,
-        sliding_window=window,
+        sliding_window=number(text, "sliding_window") if sliding else 0,
         latent_width=latent,
-        context_length=int(text.get("max_position_embeddings") or 0),
-        experts=experts,
-        experts_per_token=used,
-        # Where only some layers have experts, by a pattern of the family's own, the product is too large: unknown.
-        expert_parameters=routed if routed < total else 0,
-        kv_known=not recurrent
-        and not any(text.get(key) for key in _IRREGULAR_KEYS)
-        and text.get("model_type") not in _ENCODERS,
+        context_length=number(text, "max_position_embeddings"),
+        kv_known=_kv_known(text, layers),
+        model_type=str(text.get("model_type") or ""),
+        multimodal=str(text.get("multimodal") or ""),
+        dtype=str(text.get("torch_dtype") or text.get("dtype") or ""),
+        parts=parts,
+        full_kv_heads=number(text, "num_global_key_value_heads") if text.get("attention_k_eq_v") else 0,
+        full_head_dim=number(text, "global_head_dim"),
+        shared_kv_layers=shared,
+        recurrent=_recurrent_state(text, layers),
+        tower=_tower(text),
+        experts=routed,
+        experts_per_token=min(used, routed),
+        expert_parameters=parts.experts if parts else 0,
     )
 
 
-def _windows(text: Mapping[str, Any], layers: int) -> tuple[int, int, int]:
-    """Layers with full attention, layers with a window, and the window in tokens."""
-    window = int(text.get("sliding_window") or 0)
-    # Qwen2 and its kin carry a window that is switched off.
-    if not window or text.get("use_sliding_window") is False:
-        return layers, 0, 0
-    kinds = text.get("layer_types")
-    if kinds:
-        sliding = sum(kind == "sliding_attention" for kind in kinds)
-        return layers - sliding, sliding, window if sliding else 0
-    # Every pattern-th layer attends in full; 0 or no pattern: none does.
-    pattern = int(text.get("sliding_window_pattern") or 0)
-    full = layers // pattern if pattern else 0
-    return full, layers - full, window
+def _kv_known(text: Mapping[str, Any], layers: list[LayerKind]) -> bool:
+    if family(text) in ENCODERS or family(text) == "mllama":
+        return False
+    if LayerKind.CHUNKED in layers or number(text, "global_head_dim"):
+        return False
+    return not RECURRENT.intersection(layers)
 
 
-def count_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of a transformer by formula: embeddings, attention (MLA too), MLP or experts, and norms.
+def _recurrent_state(text: Mapping[str, Any], layers: list[LayerKind]) -> RecurrentState | None:
+    """By the shapes of vLLM's MambaStateShapeCalculator (vllm/model_executor/layers/mamba/mamba_utils.py)."""
+    kind = next((layer for layer in layers if layer in RECURRENT), None)
+    if kind is None:
+        return None
+    amount = layers.count(kind)
+    if kind is LayerKind.DELTA:
+        keys = number(text, "linear_num_key_heads") * number(text, "linear_key_head_dim")
+        value_heads = number(text, "linear_num_value_heads")
+        values = value_heads * number(text, "linear_value_head_dim")
+        conv = (2 * keys + values) * (number(text, "linear_conv_kernel_dim") - 1)
+        state = values * number(text, "linear_key_head_dim")
+        return RecurrentState(kind, amount, conv, state, _state_bytes(text), number(text, "linear_num_key_heads"))
+    if kind in (LayerKind.MAMBA2, LayerKind.ATTENTION_AND_MAMBA2):
+        shape = mamba2_shape(text)
+        conv = shape.channels * (shape.kernel - 1)
+        state = shape.heads * shape.head_dim * shape.state
+        return RecurrentState(kind, amount, conv, state, _state_bytes(text), shape.heads)
+    if kind is LayerKind.MAMBA:
+        inner = mamba_inner(text)
+        conv = inner * (number(text, "mamba_d_conv", number(text, "conv_kernel", 4)) - 1)
+        state = inner * number(text, "mamba_d_state", number(text, "state_size", 16))
+        return RecurrentState(kind, amount, conv, state, _state_bytes(text), inner)
+    if kind is LayerKind.KDA:
+        linear = text["linear_attn_config"]
+        width, heads = int(linear["head_dim"]), int(linear["num_heads"])
+        conv = 3 * width * heads * (int(linear["short_conv_kernel_size"]) - 1)
+        return RecurrentState(kind, amount, conv, heads * width * width, _state_bytes(text), heads)
+    if kind is LayerKind.SHORT_CONV:
+        hidden = needed(text, "hidden_size")
+        return RecurrentState(kind, amount, hidden * (number(text, "conv_L_cache") - 1), 0, 0, hidden)
+    return None
 
-    Within 1 % for the text models of the catalogue. Raises InvalidSpec for recurrent layers, whose shapes differ by
-    family, and where a vision tower adds what the formula does not see.
-    """
-    if any(config.get(key) for key in _RECURRENT_KEYS) or config.get("vision_config"):
-        raise InvalidSpec(
-            "The parameters of this kind of model cannot be counted from its config.json. Give their number: the hub's "
-            "page of the model shows it, and model.safetensors.index.json holds the bytes.",
-            field="parameters",
-            reason="ArchitectureUnknown",
-        )
-    hidden, layers = _number(config, "hidden_size"), _number(config, "num_hidden_layers")
-    tables = 1 if config.get("tie_word_embeddings", True) else 2
-    dense, sparse = _feed_forward(config, hidden)
-    dense_layers = _dense_layers(config, layers) if sparse else layers
-    per_layer = _attention(config, hidden) + 2 * hidden
-    return (
-        tables * _number(config, "vocab_size") * hidden
-        + layers * per_layer
-        + dense_layers * dense
-        + (layers - dense_layers) * sparse
-        + hidden
+
+def _state_bytes(text: Mapping[str, Any]) -> int:
+    named = str(text.get("mamba_ssm_cache_dtype") or text.get("mamba_ssm_dtype") or "float32")
+    return 4 if named == "float32" else 2
+
+
+def _tower(text: Mapping[str, Any]) -> VisionTower | None:
+    tower = text.get("vision_config")
+    if not isinstance(tower, Mapping):
+        return None
+    width = number(tower, "embed_dim") or number(tower, "hidden_size")
+    layers = number(tower, "depth") or number(tower, "num_hidden_layers")
+    if not width or not layers:
+        return None
+    return VisionTower(
+        hidden_size=width,
+        intermediate_size=number(tower, "intermediate_size") or 4 * width,
+        layers=layers,
+        patch_size=number(tower, "patch_size", 14),
+        merge_size=number(tower, "spatial_merge_size", number(text, "spatial_merge_size", 1)),
     )
 
 
-def _dense_layers(config: Mapping[str, Any], layers: int) -> int:
-    return min(int(config.get("first_k_dense_replace") or config.get("num_dense_layers") or 0), layers)
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a checkpoint was quantized before it was published."""
 
-
-def _attention(config: Mapping[str, Any], hidden: int) -> int:
-    heads = _number(config, "num_attention_heads")
-    if config.get("kv_lora_rank"):
-        latent, rope = _number(config, "kv_lora_rank"), _number(config, "qk_rope_head_dim")
-        nope, value = _number(config, "qk_nope_head_dim"), _number(config, "v_head_dim")
-        query = int(config.get("q_lora_rank") or 0)
-        q = query * (hidden + heads * (nope + rope)) if query else hidden * heads * (nope + rope)
-        return q + hidden * (latent + rope) + latent * heads * (nope + value) + heads * value * hidden
-    width = int(config.get("head_dim") or hidden // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * hidden * heads * width + 2 * hidden * kv_heads * width
-
-
-def _feed_forward(config: Mapping[str, Any], hidden: int) -> tuple[int, int]:
-    """Parameters of one dense MLP, and of one layer of experts with its router (0 without experts)."""
-    matrices = 2 if config.get("model_type") in _TWO_MATRIX_MLPS else 3
-    inner = int(config.get("intermediate_size") or 0)
-    dense = matrices * hidden * inner
-    experts, _, one_expert = _experts(config, hidden)
-    if not experts:
-        return dense, 0
-    expert = one_expert // (matrices * hidden)
-    shared = expert * int(config.get("n_shared_experts") or 0) + int(
-        config.get("shared_expert_intermediate_size") or config.get("shared_intermediate_size") or 0
-    )
-    return dense, hidden * (matrices * (experts * expert + shared) + experts)
-
-
-def _experts(config: Mapping[str, Any], hidden: int) -> tuple[int, int, int]:
-    """Routed experts of a layer, how many a token goes through, and the parameters of one; zeros without experts."""
-    experts = _first(config, "n_routed_experts", "num_local_experts", "num_experts")
-    if not experts:
-        return 0, 0, 0
-    matrices = 2 if config.get("model_type") in _TWO_MATRIX_MLPS else 3
-    expert = int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 0)
-    used = _first(config, "num_experts_per_tok", "top_k_experts", "num_experts_per_token") or experts
-    return experts, min(used, experts), matrices * hidden * expert
-
-
-def _first(config: Mapping[str, Any], *keys: str) -> int:
-    return next((int(config[key]) for key in keys if config.get(key)), 0)
-
-
-def _number(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InvalidSpec(
-            f"{key} is {value!r}; a whole number above 0 is needed. Use the config.json that lies beside the weights.",
-            field=key,
-            reason="ArchitectureUnknown",
-        )
-    return value
+    name: str
+    method: str
+    """As spec.quantization.method names it."""
+    bits: Decimal
+    """Per parameter of the quantized parts, scales included."""
+    group_size: int = 0
+    """Inputs that share a scale; the width of a layer on one GPU must be a multiple. 0: one scale for each channel."""
+    block_size: int = 0
+    """Side of the square that shares a scale (block FP8); 0: no such squares."""
+    keeps: frozenset[str] = frozenset()
+    """Parts (fields of Parts) that stay in 16 bits beside embeddings, output projection, towers and norms."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """One checkpoint. `method` is how it was quantized before it was published; empty for 16-bit weights."""
+    """One checkpoint of the catalogue."""
 
     id: str
     architecture: Architecture
-    method: str
+    recipe: Recipe | None
+    """None for weights in 16 bits."""
+    task: str
+    """generate, or embed for a model that embeds or ranks."""
+    verified: bool
+    """False where the row was derived from a name and not read; `source` says how."""
+    source: str
+
+    @property
+    def method(self) -> str:
+        """How it was quantized before it was published; empty for 16-bit weights."""
+        return self.recipe.method if self.recipe else ""
 
 
 class ModelCatalogue:
-    """Looked up by hub id, OWNER/NAME, whatever its case."""
+    """Looked up by hub id, OWNER/NAME, whatever its case; `nearest` helps with what is not found."""
 
-    def __init__(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        self._rows = rows
-        self._read: dict[str, Architecture] = {}
-        self._found: dict[str, tuple[str, str, str]] = {}
-        for name, row in rows.items():
-            own = row.get("checkpoint", "")
-            for other, method in ((name, own), *((same, own) for same in row.get("same", ()))):
-                self._found[other.lower()] = (name, other, method)
-            for other, method in row.get("quantized", {}).items():
-                self._found[other.lower()] = (name, other, method)
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._rows: Mapping[str, Mapping[str, Any]] = data["models"]
+        self._sources: Mapping[str, Mapping[str, Any]] = data["sources"]
+        self._recipes = {
+            name: Recipe(
+                name,
+                recipe["method"],
+                Decimal(recipe["bits"]),
+                recipe.get("group_size", 0),
+                recipe.get("block_size", 0),
+                frozenset(recipe.get("keeps", ())),
+            )
+            for name, recipe in data["quantizations"].items()
+        }
+        self._read: dict[tuple[str, int, int], Architecture] = {}
+        self._matched: dict[str, names.Match] = {}
+        self._found = {
+            name.lower(): (row, name) for row, entry in self._rows.items() for name in (row, *entry["checkpoints"])
+        }
 
     def find(self, hub_id: str) -> KnownModel | None:
-        """The model, None when the catalogue does not have it."""
-        hit = self._found.get(hub_id.lower())
+        """The model, None when the catalogue does not have it. Former names of owners are understood."""
+        hit = next((found for name in names.spellings(hub_id) if (found := self._found.get(name))), None)
         if hit is None:
             return None
-        row, name, method = hit
-        if row not in self._read:
-            facts = self._rows[row]
-            self._read[row] = from_config(facts["config"], parameters=facts["parameters"])
-        return KnownModel(name, self._read[row], method)
+        row, name = hit
+        entry = self._rows[row]
+        own = entry if name == row else entry["checkpoints"][name]
+        source = self._sources[own.get("source", entry["source"])]
+        return KnownModel(
+            id=name,
+            architecture=self._architecture(row, own.get("parameters", entry["parameters"]), own.get("context", 0)),
+            recipe=self._recipes.get(own.get("quantization", "")),
+            task=entry.get("task", "generate"),
+            verified=source.get("verified", True),
+            source=f"{source['what']} ({source['date']})",
+        )
+
+    def match(self, typed: str) -> names.Match:
+        """What somebody may have meant: hub links, ids without an owner, Ollama's names and typos are understood.
+
+        Some tens of milliseconds for a name that is not found; asked again, none.
+        """
+        if typed not in self._matched:
+            if len(self._matched) >= _MATCHES_KEPT:
+                self._matched.clear()
+            self._matched[typed] = names.match(typed, self._found)
+        return self._matched[typed]
+
+    def _architecture(self, row: str, parameters: int, context: int) -> Architecture:
+        key = (row, parameters, context)
+        if key not in self._read:
+            facts = self._rows[row]["config"]
+            if context:
+                facts = {**facts, "max_position_embeddings": context}
+            self._read[key] = from_facts(facts, parameters=parameters)
+        return self._read[key]
 
     def __len__(self) -> int:
         return len(self._found)
@@ -247,8 +343,13 @@ class ModelCatalogue:
         """The facts by the id of each row."""
         return self._rows
 
+    @property
+    def ids(self) -> list[str]:
+        """Every checkpoint, in the order of the data."""
+        return [name for _, name in self._found.values()]
+
 
 @cache
 def load_models() -> ModelCatalogue:
     """The packaged catalogue; read once."""
-    return ModelCatalogue(yaml_text.load(files(__package__).joinpath("data/models.yaml").read_text()))
+    return ModelCatalogue(json.loads(files(__package__).joinpath("data/models.json").read_text()))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
-from flotilla.catalog import accelerators
+from flotilla.catalog import accelerators, names
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.models import from_config
 from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
@@ -98,7 +98,7 @@ def estimates(
     """One answer per accelerator class, as plain data; all classes where none is named."""
     known = catalog or load_catalog()
     chosen = [accelerators.find_loosely(known.accelerators, name) for name in class_names]
-    source = f"hf://{model}" if model and "://" not in model else model or "pvc://described/model"
+    source = _source(model, known) if model else "pvc://described/model"
     wishes = {"engine": {"name": engine}, "quantization": {"method": method, "kvCache": kv_cache}}
     model_part = {"source": source, "contextLength": context, "architecture": architecture}
     answers = [
@@ -106,6 +106,12 @@ def estimates(
         for one in chosen or [a for a in known.accelerators.values() if a.vendor != "cpu"]
     ]
     return answers if chosen else sorted(answers, key=_rank)
+
+
+def _source(model: str, catalog: Catalog) -> str:
+    """A source for what was typed: a hub id, a link to the hub, an id without its owner, or a source as it is."""
+    meant = catalog.models.match(model).id or names.hub_id(model)
+    return meant if "://" in meant else f"hf://{meant}"
 
 
 def _rank(answer: dict[str, Any]) -> tuple[int, Decimal]:
@@ -135,7 +141,9 @@ def _resolved(resolved: Resolved) -> dict[str, Any]:
         "gpus": resolved.gpus,
         **(_figures(fit) if fit else {}),
         **({"usd_per_hour": str((price.usd * resolved.gpus).quantize(_CENT))} if price else {}),
-        "message": resolved.quantization.note if fit else "The model is not in the catalogue. Use --config.",
+        "message": resolved.quantization.note
+        if fit
+        else f"The model is not in the catalogue. Use --config. {resolved.near}".strip(),
         "argv": list(resolved.argv),
     }
 

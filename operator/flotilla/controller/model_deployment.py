@@ -124,7 +124,9 @@ class ModelDeploymentReconciler:
         warnings = compiled.resolved.warnings if compiled else ()
         chain = [
             model_status.spec_valid(error, warnings),
-            model_status.fits_memory(error, compiled.resolved.fit if compiled else None),
+            model_status.fits_memory(
+                error, compiled.resolved.fit if compiled else None, compiled.resolved.near if compiled else ""
+            ),
             model_status.scheduled(load),
             model_status.model_loaded(load),
         ]

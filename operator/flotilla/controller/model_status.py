@@ -30,8 +30,11 @@ def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = 
     return Verdict("SpecValid", "True", "Valid", "The spec is accepted.")
 
 
-def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None) -> Verdict:
-    """Whether the weights and at least one request fit into the accelerator's memory, by the estimate."""
+def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None, near: str = "") -> Verdict:
+    """Whether the weights and at least one request fit into the accelerator's memory, by the estimate.
+
+    `near` is a sentence that offers the models of the catalogue with names like the one that it does not know.
+    """
     if isinstance(error, DoesNotFit):
         return Verdict("FitsMemory", "False", memory_fit.DOES_NOT_FIT, f"{error.field}: {error}")
     if isinstance(error, InvalidSpec):
@@ -39,8 +42,9 @@ def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None) -> Verdi
     if fit is None:
         message = (
             "The catalogue does not know this model's architecture. Describe it in spec.model.architecture "
-            "(flotilla estimate --config config.json prints it) to have its GPUs and context chosen and checked."
-        )
+            "(flotilla estimate --config config.json prints it) to have its GPUs and context chosen and checked. "
+            f"{near}"
+        ).rstrip()
         return Verdict("FitsMemory", "Unknown", "ArchitectureUnknown", message)
     if fit.verdict == memory_fit.UNKNOWN:
         message = (

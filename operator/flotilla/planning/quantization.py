@@ -109,11 +109,15 @@ def choose(
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
         note=_note(method, support, accelerator, prequantized=prequantized),
-        weights=Weights(bits=_bits(method, source), kv_element_bytes=2 if kv_cache == "auto" else 1),
+        weights=Weights(bits=_bits(method, source, known), kv_element_bytes=2 if kv_cache == "auto" else 1),
     )
 
 
-def _bits(method: str, source: str) -> Decimal:
+def _bits(method: str, source: str, known: KnownModel | None) -> Decimal:
+    recipe = known.recipe if known is not None else None
+    if recipe is not None and recipe.method == method and method != "gguf":
+        return recipe.bits
+    # A file of GGUF says its width in its name.
     if method in _SEVERAL_WIDTHS:
         return next((bits for pattern, bits in _BITS_BY_NAME if re.search(pattern, source)), _BITS[method])
     return _BITS[method]

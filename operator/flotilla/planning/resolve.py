@@ -109,6 +109,8 @@ class Resolved:
     startup_seconds: int
     served_name: str
     warnings: tuple[str, ...]
+    near: str = ""
+    """Which models of the catalogue may have been meant, as a sentence, where it does not know the source."""
 
 
 def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
@@ -170,6 +172,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         startup_seconds=startup_seconds(memory.fit),
         served_name=served_name,
         warnings=(profile.legacy,) if profile.legacy else (),
+        near=catalog.models.match(source.hub_id).hint if source.hub_id and memory.fit is None else "",
     )
 
 

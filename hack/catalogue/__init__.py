@@ -1,0 +1,1 @@
+"""The tool that keeps operator/flotilla/catalog/data/models.json; see __main__.py."""
