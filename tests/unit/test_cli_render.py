@@ -141,10 +141,12 @@ def test_an_item_that_comes_twice_is_refused_as_the_apiserver_does(
         (("scaling", "maxReplica"), 3, "spec.scaling.maxReplica: There is no field 'maxReplica'. Did you mean max"),
         (("engine", "args"), ["--port=1"], "spec.engine.args[0]"),
         (("model", "contextLength"), 9_000_000, "spec."),
+        (("engine",), "vllm", "spec.engine: It must be a mapping, not 'vllm'."),
+        ((), [1], "spec: It must be a mapping, not [1]."),
     ],
 )
 def test_a_refusal_names_the_field_and_ends_with_1(path: tuple[str, ...], value: Any, named: str) -> None:
-    document = {**MODEL_DEPLOYMENT, "spec": put(MODEL_DEPLOYMENT["spec"], path, value)}
+    document = put(MODEL_DEPLOYMENT, ("spec", *path), value)
     result = invoke("-", stdin=yaml.safe_dump(document))
     assert result.exit_code == 1
     assert result.stderr.startswith(f"ModelDeployment default/whole: {named}")

@@ -82,7 +82,9 @@ def test_a_config_json_gives_the_architecture_to_paste(tmp_path: Path) -> None:
         (["--config", "{broken}"], "--config: "),
         (["--config", "{empty}"], "num_hidden_layers is None"),
         (["--config", "{good}", "--parameters", "many"], "--parameters: 'many' is not a number"),
-        (["x/y", "-q", "fp3"], "quantization.method"),
+        (["x/y", "-q", "fp3"], "--quantization: It must be 'auto', 'none',"),
+        (["x/y", "--context=-5"], "--context: It must be at least 256, not -5."),
+        (["x/y", "--engine", "vlm"], "--engine: There is no engine 'vlm'. Did you mean vllm?"),
     ],
 )
 def test_a_wrong_question_ends_with_two_and_names_what_is_wrong(
@@ -95,3 +97,4 @@ def test_a_wrong_question_ends_with_two_and_names_what_is_wrong(
     code, _, err = run(*given)
     assert code == 2
     assert message in err
+    assert "pydantic" not in err

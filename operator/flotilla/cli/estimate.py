@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from flotilla import validation
 from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
 from flotilla.catalog import accelerators, names
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.models import from_config
+from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
@@ -32,6 +35,13 @@ _COLUMNS = {
     "$/h": "usd_per_hour",
 }
 """Heading and key of an answer."""
+_OPTIONS = {
+    "model.contextLength": "--context",
+    "quantization.method": "--quantization",
+    "quantization.kvCache": "--kv-cache",
+    "accelerator.count": "--count",
+}
+"""Option of a field of the spec."""
 _FOR_WIDE_SCREENS = frozenset({"Engine GiB", "Cache GiB", "Longest"})
 _WIDE, _FEW = 110, 5
 _CENT = Decimal("0.01")
@@ -97,6 +107,9 @@ def estimates(
 ) -> list[dict[str, Any]]:
     """One answer per accelerator class, as plain data; all classes where none is named."""
     known = catalog or load_catalog()
+    if engine not in known.profiles:
+        remedy = validation.nearest(engine, known.profiles)
+        raise InvalidSpec(f"There is no engine {engine!r}. {remedy}", field="--engine")
     chosen = [accelerators.find_loosely(known.accelerators, name) for name in class_names]
     source = _source(model, known) if model else "pvc://described/model"
     wishes = {"engine": {"name": engine}, "quantization": {"method": method, "kvCache": kv_cache}}
@@ -257,7 +270,10 @@ def estimate(
             context=context,
             count=count,
         )
-    except (InvalidSpec, ValueError) as error:
+    except ValidationError as error:
+        wrong = manifests.invalid(error)
+        fail(InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)), EXIT_USAGE)
+    except InvalidSpec as error:
         fail(error, EXIT_USAGE)
     if as_json:
         typer.echo(json.dumps(answers, indent=2))

@@ -56,7 +56,7 @@ def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -
     for document in documents:
         outcome, parsed = _outcome(document, catalog, namespace)
         found.append(outcome)
-        if outcome.kind == "ModelDeployment" and outcome.name != "?":
+        if isinstance(parsed, ModelDeployment):
             deployments[outcome.namespace][outcome.name] = facts_of(document)
         if isinstance(parsed, RoutingPolicy):
             policies[outcome.namespace][outcome.name] = parsed
