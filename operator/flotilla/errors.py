@@ -40,11 +40,11 @@ class Transient(FlotillaError):
 
 
 class Forbidden(Transient):
-    """HTTP 401 or 403: heals when the permission is granted, so it is retried and said."""
+    """HTTP 401 or 403: may end when the permission is granted, so it is retried and reported."""
 
 
 class Incomplete(Transient):
-    """The server answered and says itself that a part of the data is missing: unknown, and not little."""
+    """The server reports that a part of its data is missing, so that sums over it are unknown."""
 
 
 class Conflict(FlotillaError):
@@ -56,7 +56,7 @@ class NameTaken(Conflict):
 
 
 class Ending(FlotillaError):
-    """The namespace is being terminated: what is in it goes without us, and retrying is useless."""
+    """The namespace is being terminated: its objects are deleted by Kubernetes, and retrying is useless."""
 
 
 class NotReady(FlotillaError):

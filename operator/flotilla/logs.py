@@ -45,7 +45,7 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(level: str, form: str) -> None:
-    """Log to standard error. kopf tells of every object at INFO, so it speaks only when something is wrong."""
+    """Log to standard error. kopf logs each object at INFO, so it is limited to warnings."""
     # No line names its source, thread or process, and to find them takes as long as all the rest (logging's own
     # "Optimization" page names these switches).
     logging._srcfile = None

@@ -8,5 +8,5 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(text: str) -> Any:
-    """The one document of `text`; yaml.YAMLError where it is none."""
+    """The one document of `text`; raises yaml.YAMLError for text that is not YAML."""
     return yaml.load(text, _LOADER)  # noqa: S506 - safe

@@ -61,7 +61,7 @@ async def start_server(
     ready: Checks,
     more: Iterable[web.RouteDef] = (),
 ) -> HealthServer:
-    """Serve until `stop`; each check is a function that says whether a part is well. `more` are other GETs."""
+    """Serve until `stop`; each check returns whether a part is healthy. `more` are other GETs."""
     lag = _Lag()
 
     def respond(checks: Checks) -> web.Response:
@@ -91,7 +91,7 @@ async def start_server(
 
 
 _HEADERS = {
-    # Nothing from elsewhere, nothing inline, in nobody's frame.
+    # Nothing from other hosts, nothing inline, no framing.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

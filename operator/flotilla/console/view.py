@@ -1,6 +1,6 @@
 """What the page shows, as JSON: from the objects' own status and from the numbers that Prometheus would read.
 
-The metrics' names are the interface, so that the page and a dashboard can never tell different stories.
+The metrics' names are the interface, so that the page and a dashboard always agree.
 """
 
 from collections import defaultdict
@@ -94,7 +94,7 @@ def _model(live: Mapping[str, Any], numbers: Json) -> Json:
 
 
 def _state(status: Mapping[str, Any]) -> str:
-    """One word for a glance: Stalled, Reconciling, Ready, or Pending where nothing was said yet."""
+    """One word for a glance: Stalled, Reconciling, Ready, or Pending before the first status."""
     true = {c["type"] for c in status.get("conditions") or () if c["status"] == "True"}
     return next((state for state in ("Stalled", "Reconciling", "Ready") if state in true), "Pending")
 

@@ -137,7 +137,7 @@ def break_even_utilization(full_load_usd: Decimal, hosted_usd: Decimal) -> Decim
 
 
 class IdleRule(StrEnum):
-    """Who of those that share a deployment carries the time in which it served nobody."""
+    """How the cost of idle time is split over the teams that share a deployment."""
 
     PROPORTIONAL = "proportional"
     """Who works it most keeps it most."""

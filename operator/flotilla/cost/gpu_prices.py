@@ -26,7 +26,7 @@ CapacityType = Literal["on-demand", "spot", "reserved", "unknown"]
 
 SPOT_FACTOR = Decimal("0.42")
 """Spot over on-demand price where only the latter is known: Nebius sells H100 and H200 at 0.41 and 0.42, AWS
-g6.12xlarge goes for 0.38 to 0.46 in us-east-1 and 0.64 in eu-north-1. Always an estimate."""
+g6.12xlarge costs 0.38 to 0.46 in us-east-1 and 0.64 in eu-north-1. Always an estimate."""
 
 _CAPACITY_LABELS: tuple[tuple[str, Mapping[str, CapacityType]], ...] = (
     ("karpenter.sh/capacity-type", {"spot": "spot", "on-demand": "on-demand", "reserved": "reserved"}),
@@ -120,7 +120,7 @@ class GpuRow(_Row):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not self.class_name and not self.instance_type:
-            raise ValueError("neither class nor instanceType says which GPUs cost this")
+            raise ValueError("neither class nor instanceType is set, so it is unknown which GPUs cost this")
         if sum(given is not None for given in (self.usd, self.node_usd, self.owned)) != 1:
             raise ValueError("exactly one of usd (of a GPU), nodeUsd (of a node, with gpus) and owned is needed")
         if (self.node_usd is None) != (self.gpus is None):
@@ -177,7 +177,7 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class PriceCatalog:
-    """Rows with source and date filled in; `version` tells one content from another."""
+    """Rows with source and date filled in; `version` changes with the content."""
 
     version: str = ""
     source: str = ""
@@ -224,8 +224,8 @@ def parse(name: str, text: str) -> PriceCatalog:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        told = f"{first['msg']}" + ("" if isinstance(first["input"], dict) else f" (value: {first['input']!r})")
-        raise InvalidSpec(f"{name}: {where}: {told}", field=where, reason=REASON) from error
+        problem_text = f"{first['msg']}" + ("" if isinstance(first["input"], dict) else f" (value: {first['input']!r})")
+        raise InvalidSpec(f"{name}: {where}: {problem_text}", field=where, reason=REASON) from error
     return PriceCatalog(
         version=hashlib.sha256(text.encode()).hexdigest()[:8],
         source=document.source,
@@ -263,7 +263,7 @@ class Rate:
     source: RateSource
     detail: str
     as_of: date | None = None
-    """None: whoever gave the price keeps it up to date."""
+    """None: the price has no date, because its owner keeps it up to date."""
     estimated: bool = False
     """A list price, or one that was derived from another: what is really paid may differ much."""
 
@@ -273,7 +273,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What a node tells about prices."""
+    """The labels and annotations of a node that its price depends on."""
 
     name: str
     capacity_type: CapacityType = "unknown"
@@ -352,7 +352,7 @@ def rate(
     node: NodeFacts | None = None,
     sources: PriceSources = NO_SOURCES,
 ) -> Rate | None:
-    """The first source that knows: resource, node, catalogue, OpenCost, built-in table. None where none does."""
+    """The price from the first source that has one: resource, node, catalogue, OpenCost, built-in table; else None."""
     if override is not None:
         return override
     if node is not None and node.gpu_usd_per_hour is not None:
@@ -388,7 +388,7 @@ def pod_units(accelerator: Accelerator, count: int, node: NodeFacts | None) -> D
 
 @dataclass(frozen=True, slots=True)
 class CostBasis:
-    """What a spec says about its dollars; rates also depend on the nodes."""
+    """The parts of a spec that prices are computed from; rates also depend on the nodes."""
 
     accelerator: Accelerator
     override: Rate | None = None

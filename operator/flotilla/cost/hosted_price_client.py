@@ -15,7 +15,7 @@ Answer = HostedPrice | tuple[str, str, str]
 
 
 class HostedPriceLookup:
-    """Each model is looked up once per process; those who ask meanwhile wait for the same answer."""
+    """Each model is looked up once per process; concurrent lookups of one model share the answer."""
 
     def __init__(self) -> None:
         self._answers: dict[tuple[str, str, bool], asyncio.Task[Answer]] = {}

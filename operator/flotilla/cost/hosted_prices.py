@@ -186,7 +186,7 @@ class HostedPrice:
     output: Tiers
     cached: Tiers | None
     note: str = ""
-    """What else is to be said of it, as a sentence: the price differs by the hour."""
+    """A note for the reader, as a sentence: for example that the price differs by the hour."""
 
     @property
     def comparator(self) -> str:
@@ -229,8 +229,8 @@ def token_factor(model: str) -> Decimal:
     """Hosted tokens for one of a Llama 3 tokenizer's, of English text, code and JSON.
 
     OpenAI's o200k counts 0.997 to 1.026 of it and Google's is near; Claude's was measured at 1.2 to 1.3, and the
-    tokenizer that came with Opus 4.7 was announced as up to 1.35 times that of before. The same open model elsewhere
-    counts the same.
+    tokenizer of Opus 4.7 was announced as up to 1.35 times the previous count. The same open model elsewhere counts
+    the same.
     """
     if "claude" not in model:
         return Decimal(1)

@@ -88,7 +88,7 @@ class PodRecord:
     incarnation: int
     state: PodState
     gpus: Decimal
-    """As first seen: a pod keeps what it was scheduled with, whatever the spec says by now."""
+    """As first seen: a pod keeps what it was scheduled with, whatever the spec is now."""
     usd_per_hour: Decimal | None
     capacity_type: str
     counters: Mapping[str, float]
@@ -106,7 +106,7 @@ class Account:
 
     usd: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, _ZERO))
     estimated_usd: Decimal = _ZERO
-    """Of `usd`, what accrued while nobody looked."""
+    """The part of `usd` that accrued while no operator observed the pods."""
     gpu_hours: dict[str, Decimal] = field(default_factory=dict)
     """By capacity type."""
     pod_seconds: dict[str, Decimal] = field(default_factory=lambda: dict.fromkeys(STATES, _ZERO))
@@ -246,7 +246,7 @@ def _decimal(text: Any) -> Decimal:
 
 
 _PEAK_READY_S = Decimal(30)
-"""A minute with less of ready pods tells nothing of what a replica can do."""
+"""A minute with less ready time is too short to measure the throughput of a replica."""
 _CLOSED = 64
 
 
@@ -354,7 +354,7 @@ class Ledger:
         return account
 
     def forget(self, key: Hashable) -> None:
-        """The deployment is gone, and its series with it."""
+        """Drop the account of a deployment that was deleted, and its series with it."""
         self.accounts.pop(key, None)
 
     def _close(self, account: Account, present: Mapping[str, PodRecord], elapsed_s: float) -> None:
@@ -372,7 +372,7 @@ class Ledger:
 def _charge(
     account: Account, known: PodRecord, pod: PodObservation, start: float, now: float, *, estimated: bool
 ) -> None:
-    """Until it was ready a pod started; the rest goes to what it does now."""
+    """Time before a pod was ready counts as startup; the rest counts as its present state."""
     rate = pod.usd_per_hour if known.usd_per_hour is None else known.usd_per_hour
     turned = start
     if pod.state in ("serving", "idle") and pod.ready_at is not None:

@@ -84,7 +84,7 @@ class LedgerStore:
                     for record in page.items:
                         self._take_up(record)
             except Forbidden as refused:
-                log.warning("accounts of before are not readable", extra={"cause": str(refused)})
+                log.warning("previous cost records are not readable", extra={"cause": str(refused)})
             except Transient as failure:
                 await asyncio.sleep(failure.retry_after_s or _RETRY_S)
                 continue
@@ -137,7 +137,7 @@ class LedgerStore:
             if found is not None and (found["metadata"].get("labels") or {}).get(LABEL_LEDGER) == uid:
                 await self._client.delete(CONFIG_MAP, name, namespace=self._namespace, uid=found["metadata"]["uid"])
         except Conflict:
-            log.info("a namesake took the place of an account", extra={"record": name})
+            log.info("a ConfigMap was recreated by another owner and is not deleted", extra={"record": name})
         except FlotillaError as error:
             self._failed(uid, "an account is deleted later", name, error)
             return
@@ -146,7 +146,7 @@ class LedgerStore:
         self._failing.discard(uid)
 
     async def write_due(self) -> None:
-        """What changed its pods, or is older than the interval; one after the other, for nobody waits."""
+        """Write each account whose pods changed or whose record is older than the interval, one after the other."""
         for obj, account in list(self._due(self._interval_s)):
             await self._write(obj, account)
 
@@ -197,7 +197,7 @@ class LedgerStore:
         self._failing.add(uid)
 
     async def _is_taken(self, name: str) -> bool:
-        """A stranger's ConfigMap is never adopted; asked once per resource."""
+        """A ConfigMap that another owner created is never adopted; this is read once per resource."""
         found = await self._client.get(CONFIG_MAP, name, namespace=self._namespace)
         if found is None or LABEL_LEDGER in (found["metadata"].get("labels") or {}):
             return False

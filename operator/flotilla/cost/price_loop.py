@@ -1,4 +1,4 @@
-"""Keep prices current: nodes, the catalogue file, OpenCost; and say what a deployment is priced at."""
+"""Keep prices current: nodes, the catalogue file, OpenCost; and the pricing plan of each deployment."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ def price_in_force(basis: CostBasis, nodes: Iterable[NodeFacts], sources: PriceS
 def verdict(
     of: Priced, problems: Sequence[InvalidSpec], *, notes: Sequence[str], today: date, stale_after_days: int
 ) -> Verdict:
-    """`problems` are comparators that cannot be used; `notes` are added to whatever is said."""
+    """`problems` are comparators that cannot be used; `notes` are appended to the message."""
     tail = "".join(f" {note}" for note in notes)
     if not of.rates:
         message = (
@@ -65,21 +65,23 @@ def verdict(
     if problems:
         return Verdict(TYPE, "False", problems[0].reason, f"{problems[0].field}: {problems[0]}{tail}")
     highest = of.rates[0]
-    told = f"One GPU costs {_money(highest)} USD/h ({highest})"
+    message_text = f"One GPU costs {_money(highest)} USD/h ({highest})"
     if len(of.rates) > 1:
-        told = f"GPUs cost {_money(of.rates[-1])} ({of.rates[-1]}) to {_money(highest)} USD/h ({highest})"
+        message_text = f"GPUs cost {_money(of.rates[-1])} ({of.rates[-1]}) to {_money(highest)} USD/h ({highest})"
     if any(rate.estimated for rate in of.rates):
-        told += ", a list price: set your own where you pay another"
+        message_text += ", a list price: set your own where you pay another"
     names = ", ".join(comparator.name for comparator in of.basis.comparators)
-    told += f"; compared with {names}." if names else "; without a hosted model to compare with there are no savings."
+    message_text += (
+        f"; compared with {names}." if names else "; without a hosted model to compare with there are no savings."
+    )
     stale = [rate for rate in of.rates if _stale(rate, today, stale_after_days)]
     if stale:
-        told += (
+        message_text += (
             f" The price is of {stale[0].as_of} and older than {stale_after_days} days: check it, and give a newer one "
             "by the operator's catalogue or spec.cost.gpuHourlyPrice."
         )
     reason = "PriceStale" if stale else "Priced" if names else "NoComparator"
-    return Verdict(TYPE, "True", reason, told + tail)
+    return Verdict(TYPE, "True", reason, message_text + tail)
 
 
 def _money(rate: Rate) -> str:
@@ -106,7 +108,7 @@ async def opencost_prices(prometheus: PrometheusClient) -> dict[str, Decimal]:
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-"""Between two looks at the catalogue's file, and the least time between two lists of nodes."""
+"""Seconds between two checks of the catalogue's file, and the least time between two lists of nodes."""
 _RETRY_S = 30.0
 """Until a failed list of nodes or a failed question to OpenCost is repeated."""
 
@@ -178,7 +180,7 @@ class PriceCache:
             await asyncio.sleep(LOOK_S)
 
     async def refresh(self) -> None:
-        """Ask each source whose time has come."""
+        """Read each source that is due."""
         self.reread()
         now = self.clock()
         if now >= self._no_list_before and (self._missing or (self._wanted and now >= self._list_due)):
@@ -187,7 +189,7 @@ class PriceCache:
             await self._ask(self.opencost, now)
 
     def reread(self) -> None:
-        """Take the catalogue's content if it changed; keep the last good one if it is wrong, and say so."""
+        """Take the catalogue's content if it changed; keep the last good one if it is wrong, and set `problem`."""
         if self.catalog_file is None:
             return
         stamp = self._stamp(self.catalog_file)
@@ -211,7 +213,7 @@ class PriceCache:
 
     @staticmethod
     def _stamp(file: Path) -> tuple[int, int, int] | None:
-        # A mounted ConfigMap is a link that the kubelet turns to another folder: the inode tells.
+        # A mounted ConfigMap is a link that the kubelet points to another folder, which changes the inode.
         try:
             stat = file.stat()
         except OSError:

@@ -1,4 +1,4 @@
-"""What models cost and served in a period, from the samples of Flotilla's metrics; grouped as people ask for it."""
+"""What models cost and served in a period, from Flotilla's metrics, by model, team or namespace."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -74,12 +74,12 @@ def _last(name: str, labels: tuple[str, ...], seconds: float, end: float) -> str
 
 
 def _samples(series: tuple[Series, ...]) -> tuple[tuple[Mapping[str, str], Decimal], ...]:
-    # Infinity is an answer of one metric only ("never breaks even"), and the client tells it from no answer by None.
+    # Infinity is an answer of one metric only ("never breaks even"), and the client returns None for no answer.
     return tuple((one.labels, Decimal(str(one.value))) for one in series if one.value is not None)
 
 
 def totals(text: str) -> Samples:
-    """Of a /metrics text; raises Transient when it is none, or is not the leading operator's."""
+    """From the text of /metrics. Raises Transient when it is not readable, or not the leading operator's."""
     found: dict[str, list[tuple[Mapping[str, str], Decimal]]] = {}
     try:
         for family in text_string_to_metric_families(text):
@@ -94,7 +94,7 @@ def totals(text: str) -> Samples:
 
 
 def leads(samples: Samples) -> bool:
-    """Whether the operator that wrote them acts; a stand-by knows no deployment."""
+    """Whether the operator that wrote them leads; one on stand-by has no deployments."""
     return any(value == 1 for _, value in samples.get("flotilla_leader", ()))
 
 

@@ -110,7 +110,7 @@ _OF_OTHERS = f"{LABEL_MANAGED_BY}!={MANAGER}"
 
 
 class Unallocated:
-    """`run` looks; `usd_per_hour` tells."""
+    """`run` refreshes it; `usd_per_hour` is the newest result."""
 
     def __init__(
         self,

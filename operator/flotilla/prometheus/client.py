@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
-"""What RE2 gives a meaning to. `re.escape` knows more, and RE2 refuses escapes that it does not know."""
+"""Characters with a meaning in RE2. `re.escape` escapes more, and RE2 refuses escapes that it does not know."""
 
 
 def quoted(value: str) -> str:
@@ -39,7 +39,7 @@ def one_of(values: Iterable[str]) -> str:
 def selector(names: Iterable[str], labels: Mapping[str, Iterable[str]]) -> str:
     """The series that have one of the names and, for each label, one of its values.
 
-    Raises ValueError where a name is none, or where nothing is left to choose from: the empty expression would match
+    Raises ValueError for what is not a metric name, and for a label without values: the empty expression would match
     series without the label.
     """
     chosen = list(dict.fromkeys(names))
@@ -141,7 +141,7 @@ class PrometheusClient:
     async def query_range(self, promql: str, *, start: float, end: float, step_s: float) -> tuple[RangeSeries, ...]:
         """The query at each step from `start` to `end`, Unix seconds; a step without data has no point."""
         if not (0 < step_s < math.inf and start <= end):
-            raise InvalidSpec(f"A range from {start:g} to {end:g} in steps of {step_s:g} s is none.", field="query")
+            raise InvalidSpec(f"A range from {start:g} to {end:g} in steps of {step_s:g} s is empty.", field="query")
         return await self._matrix(
             promql, lambda connection, deadline: connection.query_range(promql, start, end, step_s, deadline)
         )

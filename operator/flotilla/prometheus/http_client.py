@@ -127,7 +127,7 @@ class _Session(requests.Session):
 
     def _read(self, response: requests.Response) -> bytes:
         body = bytearray()
-        # read1 returns with whatever came: a server that drips would hold the thread for ever in a whole read.
+        # read1 returns with whatever came: a server that drips would hold the thread without end in a whole read.
         while chunk := response.raw.read1(65536):
             body += chunk
             if len(body) > _LIMIT_BYTES:

@@ -54,7 +54,7 @@ class ScalingSpec:
     down_percent_per_minute: int = 25
     """At most this share fewer, but one, than the most of the last minute."""
     zero_after_s: float = 900.0
-    """Idle time before the last replica goes, where `min_replicas` is 0."""
+    """Idle time before the last replica is removed, where `min_replicas` is 0."""
 
     @classmethod
     def of(cls, wanted: api.ScalingSpec, *, stale_after_s: float) -> Self:
@@ -85,7 +85,7 @@ class Demand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the ready replicas that answered say together, at the second `at` of the same clock as `now`."""
+    """The sum over the ready replicas that answered, at the second `at` of the same clock as `now`."""
 
     at: float
     ready: int
@@ -100,7 +100,7 @@ class Sample:
     served: float = 0.0
     """Requests that ended since the sample before: one that came and went between two samples is no idleness."""
     demand: Demand | None = None
-    """None where nothing would tell of requests for a model without replicas."""
+    """None where no source reports requests for a model without replicas."""
     blocked: str = ""
     """Reason why replicas that were asked for cannot be placed; more of them would not serve either."""
     wanted_elsewhere: bool = False
@@ -136,20 +136,20 @@ class State:
     answered_at: float | None = None
     """The last sample with any answer; at first the first decision."""
     idle_since: float | None = None
-    """Start of the time in which nothing was asked of the model and everybody said so."""
+    """Since when complete data have shown no request."""
     demand_at: float | None = None
-    """The last time at which every gateway told of its requests; at first the first decision."""
+    """The last time at which every gateway reported its requests; at first the first decision."""
     over_at: float | None = None
     """The last time at which more than `max_replicas` were needed."""
     blocked_at: float | None = None
     """The last time at which more were needed, and those that exist could not be placed."""
     blocked: str = ""
     panicking: bool = False
-    """Since a burst: no replica goes until there was none for a whole delay."""
+    """A burst is on: no replica is removed until none was seen for a whole delay."""
     panic_at: float | None = None
     """The last time at which the burst was seen; at first, after a restart in panic, the first decision."""
     queue: Queue | None = None
-    """The wait that goes on now."""
+    """The present wait."""
     crowded: Queue | None = None
     """The last wait that went on for too long: at its load, its number of replicas is too small."""
     carried: str = ""
@@ -231,7 +231,7 @@ def by_load(load: float, spec: ScalingSpec) -> int:
 
 
 def needed(state: State, sample: Sample, spec: ScalingSpec) -> int:
-    """What the replicas that answered ask for together."""
+    """The replicas that the load of those that answered needs."""
     load = load_of(sample)
     need = max(by_load(load, spec), math.ceil(sample.kv_full / KV_CACHE_SHARE))
     if sample.rejected > 0:
@@ -304,7 +304,7 @@ def message(reason: str, desired: int, spec: ScalingSpec, source: str) -> str:
             f"operator reaches the metrics port of each pod, and the engine's log."
         ),
         NO_WAKE_SIGNAL: (
-            f"{count}: nothing says whether requests come for a model without replicas. Name it as a target of a "
+            f"{count}: it is unknown whether requests come for a model without replicas. Name it as a target of a "
             f"RoutingPolicy, whose gateway holds them, or give the operator a wake_query."
         ),
     }[reason]
@@ -381,7 +381,7 @@ def _complete(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: f
     if state.known_since is None or now - state.complete_at > spec.stale_after_s:
         state = replace(state, known_since=now, idle_since=None, queue=None)
     state = remember_waiting(state, sample, spec, now)
-    # One stays for an empty queue: the last one goes by a rule of its own.
+    # One stays for an empty queue: the last one is removed by the rule for zero.
     need = max(min(kept, 1), needed(state, sample, spec))
     state = _update_idleness(replace(state, answered_at=now, complete_at=now, carried=""), sample, spec, now)
     if state.idle_since is None and _is_idle(sample):
@@ -391,7 +391,7 @@ def _complete(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: f
 
 
 def _update_idleness(state: State, sample: Sample, spec: ScalingSpec, now: float) -> State:
-    """Take in what the sample says of idleness. A lost scrape says nothing; a gap restarts it with the next one."""
+    """Update since when the model is idle. A lost scrape changes nothing; after a gap idleness starts anew."""
     idle_since, demand_at = state.idle_since, state.demand_at
     newly_told = sample.demand is not None and _ago(demand_at, now) > spec.stale_after_s
     if not _is_idle(sample) or newly_told:
@@ -440,7 +440,7 @@ def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingSpec,
 
 
 def _settle(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> int:
-    """The number once the load has asked for no more; `kept` until it has for long enough."""
+    """The number when the load needs no more; `kept` until it has been so for the whole delay."""
     if state.panicking or state.known_since is None:
         return kept
     delay_s, zero_after_s = spec.scale_down_delay_s, max(spec.scale_down_delay_s, spec.zero_after_s)
@@ -493,12 +493,12 @@ def _update_source(source: str, state: State, spec: ScalingSpec, now: float) -> 
 
 
 def _blocking_reason(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:
-    """A lasting one; a single lost scrape is none, or the status would flap with it."""
+    """A lasting reason why the number cannot follow the load; one lost scrape would make the status flap."""
     if state.desired == 0:
         return NO_WAKE_SIGNAL if _ago(state.demand_at, now) > spec.stale_after_s else None
     never = state.known_since is None and not state.needs
     if never and not state.carried and sample is not None and sample.ready == 0:
-        # Loading a model takes minutes: to say so at once saves the status a change after the first few seconds.
+        # Loading a model takes minutes: to report it at once saves a change of the status after a few seconds.
         return NO_READY_REPLICAS
     if _ago(state.answered_at, now) > spec.stale_after_s:
         return NO_READY_REPLICAS if sample is not None and sample.ready == 0 else METRICS_MISSING

@@ -35,12 +35,12 @@ async def gateway_demand(scraper: Scraper, pods: Mapping[str, Sequence[Target]])
     answers = await scraper.read(everyone, lambda body, _: parse(body)) if everyone else {}
     found: dict[Model, Demand] = {}
     for namespace, targets in pods.items():
-        told = [answers[pod.uid] for pod in targets]
+        reported = [answers[pod.uid] for pod in targets]
         sums: dict[str, float] = defaultdict(float)
-        for one in told:
+        for one in reported:
             for name, requests in ({} if isinstance(one, ScrapeError) else one).items():
                 sums[name] += requests
-        complete = not any(isinstance(one, ScrapeError) for one in told)
+        complete = not any(isinstance(one, ScrapeError) for one in reported)
         found |= {(namespace, name): Demand(requests, complete) for name, requests in sums.items()}
     return found
 
@@ -78,7 +78,7 @@ class WakeQuery:
             self._task = asyncio.create_task(self._ask())
 
     def demand(self, model: Model) -> Demand:
-        """Whether requests come; how many is not known, so they ask for one replica."""
+        """Whether requests come. Their number is unknown, so the demand is for one replica."""
         fresh = self._clock() - self._answered_at <= _FRESH_S
         return self._demand.get(model, _UNKNOWN) if fresh else _UNKNOWN
 
@@ -130,7 +130,7 @@ def engine_query(pods: Iterable[PodSeries], *, fresh_s: float) -> str:
     """The samples of the last seconds of all metrics that the pods' engines are asked for.
 
     Raw samples, because only they carry the times of their scrapes: an instant vector repeats the last value for five
-    minutes after the target is gone. Counters come as the engine has them, for whoever knows about its restarts.
+    minutes after the target is gone. Counters are raw: the caller handles restarts of the engine.
     """
     pods = list(pods)
     names = (metric_name(name).family for one in pods for candidates in one.names.values() for name in candidates)
@@ -147,7 +147,7 @@ class PrometheusEngines:
         self._client, self._fresh_s, self._unix_clock = client, fresh_s, unix_clock
 
     async def read(self, pods: Sequence[PodSeries]) -> dict[str, Aged | ScrapeError]:
-        """All pods by uid; never raises. What Prometheus cannot tell is unknown for all pods of that query."""
+        """All pods by uid; never raises. When a query fails, its pods are unknown."""
         groups: dict[tuple[str, int], list[PodSeries]] = defaultdict(list)
         for pod in pods:
             # Pods of one engine ask for the same names.
@@ -205,7 +205,7 @@ PROMETHEUS_FRESH_S: Final = 45.0
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One pod, as it is reached itself and as Prometheus knows it."""
+    """One pod, by its own address and by its labels in Prometheus."""
 
     target: Target
     namespace: str
@@ -214,16 +214,16 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """By pod uid; those in `indirect` are Prometheus' words."""
+    """By pod uid; those in `indirect` come from Prometheus."""
 
     by_uid: Mapping[str, EngineSample | ScrapeError] = field(default_factory=dict)
     indirect: frozenset[str] = frozenset()
 
 
 class EngineSources:
-    """Auto and Pods ask the pods first, Prometheus asks Prometheus first; all but Pods ask the other one then.
+    """Auto and Pods ask the pods first, Prometheus asks Prometheus first; all but Pods then ask the other one.
 
-    Prometheus is asked in the background, as it may take seconds, and what it said is used by the next reads.
+    Prometheus is asked in the background, as it may take seconds, and its answer is used by the next reads.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class EngineSources:
         self._clock, self._unix_clock = clock, unix_clock
         self._task: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
-        self._demand: dict[str, Aged] = {}
+        self._from_prometheus: dict[str, Aged] = {}
 
     @property
     def oldest_s(self) -> float:
@@ -261,8 +261,8 @@ class EngineSources:
 
     def _known(self, engines: Sequence[Engine]) -> dict[str, EngineSample]:
         oldest = self._unix_clock() - PROMETHEUS_FRESH_S
-        told = ((engine.target.uid, self._demand.get(engine.target.uid)) for engine in engines)
-        return {uid: aged.sample for uid, aged in told if aged is not None and aged.at >= oldest}
+        reported = ((engine.target.uid, self._from_prometheus.get(engine.target.uid)) for engine in engines)
+        return {uid: aged.sample for uid, aged in reported if aged is not None and aged.at >= oldest}
 
     def _refresh(self, engines: Sequence[Engine]) -> None:
         now = self._clock()
@@ -275,6 +275,8 @@ class EngineSources:
         assert self._prometheus is not None
         pods = [PodSeries(e.target.uid, e.namespace, e.pod, e.target.names) for e in engines]
         answers = await self._prometheus.read(pods)
-        told = {uid: answer for uid, answer in answers.items() if isinstance(answer, Aged)}
+        reported = {uid: answer for uid, answer in answers.items() if isinstance(answer, Aged)}
         # What did not come again stays until it is too old.
-        self._demand = {uid: self._demand[uid] for uid in answers if uid in self._demand} | told
+        self._from_prometheus = {
+            uid: self._from_prometheus[uid] for uid in answers if uid in self._from_prometheus
+        } | reported

@@ -92,14 +92,14 @@ class Sampler:
         )
 
     def retain(self, answers: Mapping[str, EngineSample | ScrapeError]) -> None:
-        """Forget pods that were not even asked."""
+        """Forget pods that were not scraped."""
         self._before = {uid: counters for uid, counters in self._before.items() if uid in answers}
 
     def _since(self, uid: str, answer: EngineSample, indirect: bool) -> tuple[float, float]:
         counters = _Counters(indirect, answer.rejected or 0.0, answer.requests_success or 0.0)
         before = self._before.get(uid)
         self._before[uid] = counters
-        # What Prometheus says is older: against what the pod said itself, it looks like a restart.
+        # Samples of Prometheus are older: compared with the pod's own they would look like a restart.
         if before is None or before.indirect is not indirect:
             return 0.0, 0.0
         return _grown(before.rejected, counters.rejected), _grown(before.served, counters.served)

@@ -42,7 +42,7 @@ _QUIET_INTERVAL_S = 10.0
 
 @dataclass(slots=True)
 class Tracked:
-    """One ModelDeployment as the loop knows it; replaced with each generation, but for the scaling state."""
+    """One ModelDeployment as the loop has it; replaced with each generation, except for the scaling state."""
 
     uid: str
     mode: str
@@ -138,7 +138,7 @@ class Scaler:
         """The replicas to keep when nothing better is known: what we wrote last, else what somebody else wrote.
 
         The child is written before the status, and an operator may end between the two. But a number that is not ours
-        is none to keep: somebody scaled the child by hand while nobody looked.
+        is not kept: somebody scaled the child by hand while no operator ran.
         """
         child = self._store.get(DEPLOYMENT, key.namespace, key.name)
         recorded = (live.get("status") or {}).get("scaling", {}).get("desiredReplicas")
@@ -147,7 +147,7 @@ class Scaler:
         return 1 if recorded is None else int(recorded)
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Drop a ModelDeployment that was deleted."""
         self.tracked.pop(key, None)
         self._reconciled.discard(key)
         self.workloads.forget(key)

@@ -110,7 +110,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class EngineSample:
-    """What an engine says; counters are since its start, None is what it does not have."""
+    """One reading of an engine. Counters are since its start; None is a metric that the engine does not have."""
 
     running: float
     waiting: float
