@@ -1,16 +1,23 @@
-"""Keep the loops of a process running: a failure is logged and the loop begins again, so that it ends nothing else."""
+"""Contain failures: one in a background loop restarts that loop, one of an object passes the others by."""
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
 _BASE_S, _CAP_S = 1.0, 60.0
 _HEALTHY_AFTER_S = 60.0
 """A loop that ran for so long starts with the shortest pause again."""
+_LOG_AGAIN_S = 60.0
+_REMEMBERED = 1000
+
+_logged: OrderedDict[tuple[str, object], float] = OrderedDict()
+"""When a failure of an object was last logged."""
 
 
 async def keep_running(
@@ -43,3 +50,22 @@ async def keep_running(
             await asyncio.sleep(wait_s)
         else:
             return
+
+
+@contextmanager
+def isolated(what: str, key: object, *, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Around the part of a loop that concerns one object: an exception is logged, and the loop goes on with the next.
+
+    A loop comes by every few seconds, so the failure of one object is logged once a minute at most.
+    """
+    try:
+        yield
+    except Exception:
+        now = clock()
+        if now - _logged.get((what, key), float("-inf")) < _LOG_AGAIN_S:
+            return
+        _logged[what, key] = now
+        _logged.move_to_end((what, key))
+        if len(_logged) > _REMEMBERED:
+            _logged.popitem(last=False)
+        log.exception("one object failed and is passed over; please report this", extra={"what": what, "key": str(key)})

@@ -158,3 +158,17 @@ def test_watches_that_are_cut_again_and_again_lose_nothing(chaos: Chaos, models:
     for name in names:
         models.wait_ready(name)
     chaos.check_same_process()
+
+
+def test_watches_that_fall_silent_lose_nothing(chaos: Chaos, models: Models, spec: dict[str, Any]) -> None:
+    for name in ("robbed", "dropped"):
+        models.apply(name, spec)
+        models.wait_ready(name)
+    chaos.proxy.mute_watches()
+    models.delete("Deployment", "robbed")
+    models.delete("ModelDeployment", "dropped")
+    models.apply("born", spec)
+    models.wait(lambda: models.get("Deployment", "robbed"), "the Deployment to come back")
+    models.wait(lambda: 'name="dropped"' not in chaos.stack.operator.metrics(), "its metrics to vanish")
+    models.wait_ready("born")
+    chaos.check_same_process()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -181,3 +182,50 @@ def _served(models: Models) -> list[str]:
 def _owners(models: Models) -> set[str]:
     deployment = models.get("Deployment", GATEWAY) or {}
     return {reference["name"] for reference in deployment.get("metadata", {}).get("ownerReferences", ())}
+
+
+def test_a_gateways_objects_that_are_edited_or_deleted_by_hand_are_restored(
+    models: Models, spec: dict[str, Any]
+) -> None:
+    models.apply("tiny", spec)
+    models.apply("support", policy("support"), kind="RoutingPolicy")
+    document = models.wait(lambda: document_of(models), "the document")
+    models.patch("ConfigMap", GATEWAY, {"data": {"document.json": "{}"}})
+    models.wait(lambda: document_of(models) == document, "the document to be restored")
+    models.delete("Role", GATEWAY)
+    models.wait(lambda: models.get("Role", GATEWAY), "the Role to come back")
+
+
+def test_the_document_follows_the_context_length_that_the_operator_finds(models: Models, spec: dict[str, Any]) -> None:
+    """The operator's own status write is all that tells of it."""
+    model = {**spec, "model": {"source": "hf://Qwen/Qwen3-14B"}, "scaling": {"minReplicas": 0, "maxReplicas": 1}}
+    models.apply("support", policy("support"), kind="RoutingPolicy")
+    lengths = [
+        followed(models, {**model, "accelerator": {"class": accelerator}})
+        for accelerator in ("nvidia-l4", "nvidia-h100-80gb", "nvidia-l4")
+    ]
+    assert lengths[0] == lengths[2] != lengths[1]
+
+
+def followed(models: Models, spec: dict[str, Any]) -> int:
+    """Apply the spec, and wait until the document has the context length that the status says; returns that."""
+    models.apply("tiny", spec)
+    length: int = models.wait(lambda: context_length(models, spec["accelerator"]["class"]), "the context length")
+    models.wait(lambda: re.search(rf'"context_?length": ?{length}\b', document_of(models), re.I), "the document")
+    return length
+
+
+def document_of(models: Models) -> str:
+    text: str = (models.get("ConfigMap", GATEWAY) or {}).get("data", {}).get("document.json", "")
+    return text
+
+
+def context_length(models: Models, accelerator: str) -> int:
+    """What the status of the newest generation says; 0 where there is none yet."""
+    live = models.get("ModelDeployment", "tiny") or {}
+    status = live.get("status", {})
+    if status.get("observedGeneration") != live["metadata"]["generation"]:
+        return 0
+    if status.get("accelerator", {}).get("class") != accelerator:
+        return 0
+    return int(status.get("fit", {}).get("contextLength", 0))

@@ -25,6 +25,7 @@ class FlakyProxy:
         self._fault: Fault | None = None
         self._down = False
         self._streams: set[asyncio.Task[Any]] = set()
+        self._mute: set[asyncio.Task[Any]] = set()
         self.faults = 0
         """Requests that were answered with a fault."""
         self.url = ""
@@ -62,6 +63,10 @@ class FlakyProxy:
     def close_watches(self) -> None:
         """Cut every running stream."""
         self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._streams])
+
+    def mute_watches(self) -> None:
+        """From now on nothing comes through the streams that run, not even their end. New ones are not affected."""
+        self._loop.call_soon_threadsafe(lambda: self._mute.update(self._streams))
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -120,7 +125,10 @@ class FlakyProxy:
     async def _relay(self, upstream: Any, answer: web.StreamResponse, request: web.BaseRequest) -> None:
         async def copy() -> None:
             async for chunk in upstream.content.iter_any():
-                await answer.write(chunk)
+                if asyncio.current_task() not in self._mute:
+                    await answer.write(chunk)
+            if asyncio.current_task() in self._mute:
+                await asyncio.Event().wait()
             await answer.write_eof()
 
         task = asyncio.ensure_future(copy())
@@ -132,6 +140,7 @@ class FlakyProxy:
                 request.transport.abort()
         finally:
             self._streams.discard(task)
+            self._mute.discard(task)
 
 
 def answer_status(code: int, *, reason: str = "", retry_after_s: int | None = None) -> web.Response:

@@ -5,7 +5,7 @@ from decimal import Decimal, InvalidOperation
 
 import pytest
 
-from flotilla.background import keep_running
+from flotilla.background import isolated, keep_running
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,23 @@ async def test_cancellation_ends_it() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_an_object_that_fails_does_not_stop_the_others_and_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now, good = [0.0], list[str]()
+    for _ in range(3):
+        for key in ("a", "infinite", "b"):
+            with isolated("test of one object", key, clock=lambda: now[0]):
+                if key == "infinite":
+                    int(float("inf"))
+                good.append(key)
+        now[0] += 30
+    assert good == ["a", "b"] * 3
+    assert [record.__dict__["key"] for record in caplog.records] == ["infinite"] * 2
+
+
+def test_an_isolated_part_can_be_cancelled() -> None:
+    with pytest.raises(asyncio.CancelledError), isolated("test of cancellation", "a"):
+        raise asyncio.CancelledError

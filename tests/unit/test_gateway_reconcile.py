@@ -41,11 +41,13 @@ class Api:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
         self.writes: list[str] = []
+        self.reads: list[str] = []
         self.version = 100
         self.unseen: set[str] = set()
         """Kinds whose next write is answered 404, as by an apiserver that does not see yet what it was just told."""
 
     async def get(self, kind: Kind, name: str, *, namespace: str) -> Object | None:
+        self.reads.append(kind.kind)
         return self.objects.get((kind.kind, name))
 
     async def apply(self, kind: Kind, obj: Mapping[str, Any], **_: object) -> Object:
@@ -248,6 +250,9 @@ async def test_a_role_that_went_unseen_is_made_again_when_its_binding_is_answere
     assert await world.reconciler.reconcile(KEY) is None
     assert world.api.writes == ["Role", "RoleBinding"]
     assert world.condition("a", "Programmed") == ("True", "Programmed")
+    world.api.reads.clear()
+    await world.reconciler.reconcile(KEY)
+    assert world.api.reads == [], "what was read once more is known again"
 
 
 async def test_a_404_that_stays_is_waited_out_by_the_queue_and_told() -> None:

@@ -72,8 +72,8 @@ class Executor:
         try:
             writes, seen = await self._write(key, uids, children, replicas)
         except NotFound:
-            # Such as a binding whose Role was deleted: of what nobody watches, the store knows what was.
-            if not self._drop_unwatched(key):
+            # Such as a binding whose Role was deleted a moment ago, which the store does not know yet: look again.
+            if not self._forget_named(key):
                 raise
             writes, seen = await self._write(key, uids, children, replicas)
         self._settled[key] = (goal, seen)
@@ -105,15 +105,15 @@ class Executor:
         return writes, seen
 
     def forget(self, key: Key) -> None:
-        """The resource is gone. Of the children that nobody watches no event will tell."""
+        """The resource is gone, and with it its children, some of which the watches may not have reported yet."""
         self._settled.pop(key, None)
-        self._drop_unwatched(key)
+        self._forget_named(key)
 
-    def _drop_unwatched(self, key: Key) -> bool:
-        """Whether there was anything to drop."""
+    def _forget_named(self, key: Key) -> bool:
+        """Have each object of a gateway read again before it is used; returns whether there were any."""
         known = [(kind, live) for kind in LISTED_KINDS for live in self._store.owned_by(kind, key)]
         for kind, live in known:
-            self._store.drop(kind, live, writer=key)
+            self._store.forget(kind, live)
         return bool(known)
 
     def _parts(self, key: Key) -> dict[tuple[Kind, str], Part | None]:
@@ -137,8 +137,8 @@ class Executor:
         # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
         # conflict, and strangers' objects are not in the store. A Deployment's selector is immutable and atomic: there
         # the apply itself says no.
-        blind = live is None and kind != DEPLOYMENT
-        if blind or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
+        fetched = live is None and kind != DEPLOYMENT
+        if fetched or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
             known, live = live, await self._client.get(kind, meta["name"], namespace=meta["namespace"])
             if live is None and known is not None:
                 self._store.drop(kind, known, writer=key)
@@ -151,6 +151,8 @@ class Executor:
             if meta["ownerReferences"][0]["kind"] in owners:
                 raise NotReady(f"{kind.kind} {meta['name']} of a deleted namesake is still being collected.")
             raise _taken(kind, meta["name"])
+        if fetched and self._store.put(kind, live, writer=key):
+            return self._store.get(kind, meta["namespace"], meta["name"])
         return live
 
     async def _apply(

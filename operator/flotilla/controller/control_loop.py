@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from flotilla.addresses import AddressMap
-from flotilla.background import keep_running
+from flotilla.background import isolated, keep_running
 from flotilla.catalog.accelerators import WHOLE_GPUS
 from flotilla.config import OperatorConfig
 from flotilla.console import view
@@ -38,7 +38,7 @@ from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.kube import observed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.informer import Informer
+from flotilla.kube.informer import Informer, in_slices
 from flotilla.kube.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
 from flotilla.kube.store import Object, Store
@@ -259,9 +259,12 @@ class ControlLoop:
             await self._resync.first()
             await self._ledger_store.load()
             # With the prices of before the restart known, no status changes.
-            for obj in self.store.all(POD):
-                self._prices.node(observed.pod(obj).node)
-            await self._prices.refresh()
+            async for pods in in_slices(self.store.objects(POD)):
+                for obj in pods:
+                    with isolated("price of a node", obj["metadata"]["name"]):
+                        self._prices.node(observed.pod(obj).node)
+            with isolated("prices", "at the start"):
+                await self._prices.refresh()
             self._watch.start()
             start("workers", self._workers.run)
             start("scaler", lambda: self._scaler.run(publish=self._accounting.account))

@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
+from flotilla.background import isolated
 from flotilla.constants import LABEL_TEAM
 from flotilla.cost.gpu_prices import CostBasis, Rate, pod_units
 from flotilla.cost.ledger import Counters, Ledger, PodObservation, PodState
@@ -103,7 +104,8 @@ class FleetAccounting:
         for key in self._due():
             entry, basis = self._scaler.tracked.get(key), self._bases.get(key)
             if entry is not None and basis is not None:
-                self._observe(key, entry, basis, now)
+                with isolated("accounting", key):
+                    self._observe(key, entry, basis, now)
         # An account outlives a spec that is wrong for a while, and ends with its resource.
         alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
         for uid in [uid for uid in self._ledger.accounts if uid not in alive]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flotilla.background import isolated
 from flotilla.constants import GROUP, LABEL_MODEL, LABEL_PART_OF, MANAGER
 from flotilla.cost.ledger import Account, Ledger, dump_account, load_account
 from flotilla.errors import Conflict, FlotillaError, Forbidden, Transient
@@ -82,7 +83,8 @@ class LedgerStore:
                 pages = self._client.pages(CONFIG_MAP, namespace=self._namespace, label_selector=LABEL_LEDGER)
                 async for page in pages:
                     for record in page.items:
-                        self._take_up(record)
+                        with isolated("cost record", record["metadata"]["name"]):
+                            self._take_up(record)
             except Forbidden as refused:
                 log.warning("previous cost records are not readable", extra={"cause": str(refused)})
             except Transient as failure:

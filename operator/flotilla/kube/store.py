@@ -91,6 +91,12 @@ class Store:
             self._on_change(kind, known, None, writer)
         return True
 
+    def forget(self, kind: Kind, obj: Mapping[str, Any]) -> None:
+        """Remove what may be out of date. Any version of it is taken up again, unlike after `drop`; reports nothing."""
+        known = self._objects.get(kind, {}).pop(_name(obj["metadata"]), None)
+        if known is not None:
+            self._unindex(kind, known)
+
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object, or None when it is not known."""
         return self._objects.get(kind, {}).get((namespace, name))

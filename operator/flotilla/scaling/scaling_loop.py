@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeployment
+from flotilla.background import isolated
 from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
 from flotilla.kube import observed
 from flotilla.kube.keys import Key
@@ -180,7 +181,9 @@ class Scaler:
         now = self._clock()
         for key, load in loads.items():
             current = self.tracked.get(key)
-            if current is not None:
+            if current is None:
+                continue
+            with isolated("scaling", key):
                 current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
                 current.sample = self._sampler.sample(
                     _asked(load),
