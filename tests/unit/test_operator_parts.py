@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -105,6 +106,26 @@ def test_own_metrics_count_passes_calls_and_the_queue() -> None:
     assert value(found, "flotilla_watch_silent_seconds") == 7
     assert value(found, "flotilla_objects", resource="services") == 0
     assert value(found, "flotilla_leader") == 1
+
+
+def test_every_metric_of_the_operator_is_documented() -> None:
+    metrics = Metrics(version="1")
+    metrics.observe(
+        depth=lambda: 0,
+        oldest_age_s=lambda: 0.0,
+        watch_restarts=lambda: 0,
+        watch_silent_s=lambda: 0.0,
+        objects=dict,
+        kinds=("pods",),
+    )
+    page = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
+    section = page[page.index("## The operator itself") :]
+    names = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in metrics.registry.collect()
+        if family.name.startswith("flotilla_")
+    }
+    assert set(re.findall(r"^\| `(\w+)`", section, re.M)) == names
 
 
 @pytest.mark.parametrize(
