@@ -58,8 +58,8 @@ docs: sync ## The documentation as a site, in site/.
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 .PHONY: bench
-bench: sync ## Benchmarks: the operator on the real control plane, the gateway beside others; prints tables.
-	$(RUN) python benchmarks/reconcile.py
+bench: sync ## Benchmarks: operator and gateway beside others, on the real control plane; prints tables.
+	$(RUN) python -m benchmarks.reconcile
 	$(RUN) python benchmarks/scrape.py
 	$(RUN) python -m benchmarks.scaling
 	$(RUN) python benchmarks/reaction.py

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import uvloop
+from benchmarks.gateway_peers import HEADERS, MODEL, PEERS, Peer, Running, flotilla, free_port, installed
 from benchmarks.http_load import Load, message, request_body
-from benchmarks.peers import HEADERS, MODEL, PEERS, Peer, Running, flotilla, free_port, installed
 from tests.support.gateway import endpoint_slice
 from tests.support.slices_api import slices_api
 

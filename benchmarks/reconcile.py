@@ -1,194 +1,180 @@
-"""What one ModelDeployment costs the operator and the apiserver, on a real apiserver and etcd.
+"""What a ModelDeployment costs Flotilla's operator, beside an operator on controller-runtime that does the same calls.
 
-    uv run python benchmarks/reconcile.py [--counts 200 1000] [--json FILE]
+    uv run python -m benchmarks.reconcile [--counts 1000 5000] [--rounds 1] [--operators flotilla peer] [--json FILE]
 
-For each count, in a control plane of its own: create all objects at once, wait until every status is written; then
-idle; then restart the operator over them. Calls are counted in the apiserver's audit log by user, CPU and memory come
-from the operator's process. The controllers do not run: they would add their own load and no call of the operator's
-but one status write per object when its pods become ready.
+On a real apiserver and etcd. For each count and round, each operator gets a control plane of its own, one operator
+after the other, in the reverse order in every second round: create all objects at once, wait until every status is
+written; then idle; then restart the operator over them. Calls are counted in the apiserver's audit log by user, CPU and
+memory are those of the operator's process and its children. The controllers do not run: they would add their own load
+and no call of the operator's but one status write per object when its pods become ready. The peer is in
+benchmarks/peers/controller-runtime; the first run builds it, which takes minutes.
 """
 
 import argparse
 import asyncio
 import json
+import os
+import platform
 import shutil
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import psutil
+from benchmarks.healthz import HealthProbe
+from benchmarks.reconcile_load import Load
+from benchmarks.reconcile_operators import OPERATORS, Operator, peer_program
+from benchmarks.reconcile_table import Row, answered_at_half_percent, newcomer_s, tables, waits_s
 
-from flotilla.constants import API_VERSION
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import MODEL_DEPLOYMENT
 from flotilla_devcluster.apiserver import WRITE_VERBS, AuditLog, select
 from flotilla_devcluster.controlplane import ControlPlane
-from flotilla_devcluster.stack import USER, OperatorProcess, install_operator
+from flotilla_devcluster.stack import USER, install_operator
 
 ROOT = Path(__file__).parent.parent
-SUBMITTERS = 16
 IDLE_S = 20.0
 _OWN_AFFAIRS = ("coordination.k8s.io", "authorization.k8s.io")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; times in seconds, CPU in milliseconds, memory in MiB."""
-
-    count: int
-    start_to_ready_s: float
-    converge_s: float
-    calls_per_object: float
-    writes_per_object: float
-    cpu_ms_per_object: float
-    rss_mib: float
-    idle_cpu_percent: float
-    idle_calls: int
-    restart_ready_s: float
-    restart_cpu_s: float
-    restart_writes: int
-    restart_rss_mib: float
-
-
-def model(name: str) -> dict[str, Any]:
-    """A typical ModelDeployment."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelDeployment",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "model": {"source": "hf://Qwen/Qwen2.5-7B-Instruct"},
-            "engine": {"name": "vllm"},
-            "accelerator": {"class": "nvidia-l4"},
-            "scaling": {"maxReplicas": 4},
-            "cost": {"compareWith": [{"provider": "openai", "model": "gpt-5-mini"}]},
-        },
-    }
-
-
 def verbs(audit: AuditLog, since: int) -> Counter[str]:
-    """Calls of the operator by verb from byte `since` of the audit log on, without its Lease and its access check."""
-    return Counter(event.verb for event in select(audit.since(since), user=USER) if event.group not in _OWN_AFFAIRS)
+    """Calls of the operator by verb from byte `since` of the audit log on.
+
+    Without its Lease, its access check at the start, and the event by which client-go announces a new leader (in the
+    core group, where Flotilla's role allows none).
+    """
+    return Counter(
+        event.verb
+        for event in select(audit.since(since), user=USER)
+        if event.group not in _OWN_AFFAIRS and (event.group, event.resource) != ("", "events")
+    )
 
 
-class Measured:
-    """CPU and memory of an operator's process."""
-
-    def __init__(self, operator: OperatorProcess) -> None:
-        self._ps = psutil.Process(operator.process.pid)
-
-    def cpu_s(self) -> float:
-        """User and system time since its start."""
-        times = self._ps.cpu_times()
-        return float(times.user + times.system)
-
-    def rss_mib(self) -> float:
-        """Resident memory."""
-        return float(self._ps.memory_info().rss) / 2**20
+def writes(calls: Counter[str]) -> int:
+    """Those that change something."""
+    return sum(number for verb, number in calls.items() if verb in WRITE_VERBS)
 
 
-async def create_all(client: KubeClient, count: int) -> None:
-    """Create `count` objects with 16 submitters."""
-    names: Iterator[str] = iter([f"model-{number:04d}" for number in range(count)])
-
-    async def submit() -> None:
-        for name in names:
-            await client.create(MODEL_DEPLOYMENT, model(name))
-
-    await asyncio.gather(*(submit() for _ in range(SUBMITTERS)))
+async def stall_ms(operator: Operator) -> float:
+    """The longest answer of /healthz, in ms, while /metrics is read five times."""
+    probe = HealthProbe(operator.health_url, interval_s=0.01)
+    for _ in range(5):
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(read, operator.metrics_url)
+    return probe.stop().longest_ms
 
 
-async def answered(client: KubeClient) -> int:
-    """How many objects have a status of their generation."""
-    items = (await client.list(MODEL_DEPLOYMENT, namespace="default")).items
-    return sum(item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"] for item in items)
+def read(url: str) -> bytes:
+    """The body that the URL answers with."""
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        body: bytes = answer.read()
+        return body
 
 
-async def measure(plane: ControlPlane, directory: Path, count: int) -> Row:
+async def measure(plane: ControlPlane, name: str, count: int, directory: Path) -> Row:
     """Create, idle, restart."""
     audit = AuditLog(plane.audit_log)
     client = await KubeClient.connect(kubeconfig=plane.kubeconfig, user_agent="benchmark")
+    start_operator = OPERATORS[name]
+    operators = list[Operator]()
     try:
-        operator = OperatorProcess.start(plane, log=directory / "operator-1.log")
-        measured = Measured(operator)
-        mark = audit.mark()
-        cpu, started = measured.cpu_s(), time.monotonic()
-        await create_all(client, count)
-        while await answered(client) < count:
-            await asyncio.sleep(0.5)
-        converge_s = time.monotonic() - started
+        operators.append(operator := start_operator(plane, directory / "operator-1.log"))
+        probe = HealthProbe(operator.health_url, interval_s=0.2)
+        load = Load(client, count)
+        mark, cpu_s, start = audit.mark(), operator.cpu_s(), time.monotonic()
+        await load.run(timeout_s=60 + count * 0.2)
         await asyncio.sleep(5)
+        health = probe.stop()
         calls, mark = verbs(audit, mark), audit.mark()
-        cpu_ms = 1000 * (measured.cpu_s() - cpu) / count
-        rss = measured.rss_mib()
-        cpu, started = measured.cpu_s(), time.monotonic()
+        cpu_s = operator.cpu_s() - cpu_s
+        rss_mib = operator.rss_mib()
+        idle_cpu_s, idle_start = operator.cpu_s(), time.monotonic()
         await asyncio.sleep(IDLE_S)
-        idle = 100 * (measured.cpu_s() - cpu) / (time.monotonic() - started)
+        idle_percent = 100 * (operator.cpu_s() - idle_cpu_s) / (time.monotonic() - idle_start)
         idle_calls = verbs(audit, mark)
+        metrics_stall_ms = await stall_ms(operator)
         operator.stop()
         mark = audit.mark()
-        again = OperatorProcess.start(plane, log=directory / "operator-2.log")
-        await asyncio.sleep(5)
+        operators.append(again := start_operator(plane, directory / "operator-2.log"))
+        await asyncio.sleep(5 + count / 500)
         restart_calls = verbs(audit, mark)
-        row = Row(
+        waits = waits_s(load.created, load.answered)
+        return Row(
+            operator=name,
             count=count,
-            start_to_ready_s=operator.ready_s,
-            converge_s=converge_s,
-            calls_per_object=sum(calls.values()) / count,
-            writes_per_object=sum(n for verb, n in calls.items() if verb in WRITE_VERBS) / count,
-            cpu_ms_per_object=cpu_ms,
-            rss_mib=rss,
-            idle_cpu_percent=idle,
-            idle_calls=sum(idle_calls.values()),
+            cpu_ms_per_object=1000 * cpu_s / count,
+            calls_per_object=calls.total() / count,
+            writes_per_object=writes(calls) / count,
+            created_s=max(load.created.values()) - start,
+            converged_s=max(load.answered.values()) - start,
+            answered_at_half_percent=answered_at_half_percent(start, load.answered.values()),
+            newcomer_s=newcomer_s(waits),
+            longest_wait_s=max(waits),
+            healthz_longest_ms=health.longest_ms,
+            metrics_stall_ms=metrics_stall_ms,
+            rss_mib=rss_mib,
+            idle_cpu_percent=idle_percent,
+            idle_calls=idle_calls.total(),
+            start_ready_s=operator.ready_s,
             restart_ready_s=again.ready_s,
-            restart_cpu_s=Measured(again).cpu_s(),
-            restart_writes=sum(n for verb, n in restart_calls.items() if verb in WRITE_VERBS),
-            restart_rss_mib=Measured(again).rss_mib(),
+            restart_cpu_s=again.cpu_s(),
+            restart_writes=writes(restart_calls),
+            restart_rss_mib=again.rss_mib(),
         )
-        again.stop()
-        return row
     finally:
+        for started in operators:
+            started.stop()
         await client.close()
 
 
-def run(count: int) -> Row:
-    """Measure one count in a fresh control plane."""
+def run(name: str, count: int) -> Row:
+    """Measure one operator with one count in a fresh control plane."""
     directory = Path(tempfile.mkdtemp(prefix="flotilla-bench-"))
     try:
         with ControlPlane.start(directory=directory / "plane", crds=ROOT / "crds", controllers=False) as plane:
             install_operator(plane, controllers=False)
-            return asyncio.run(measure(plane, directory, count))
+            return asyncio.run(measure(plane, name, count, directory))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as Markdown, one column per count."""
-    lines = [
-        "| | " + " | ".join(f"{row.count} objects" for row in rows) + " |",
-        "|---" * (len(rows) + 1) + "|",
-    ]
-    for name in list(asdict(rows[0]))[1:]:
-        cells = [f"{getattr(row, name):.4g}" for row in rows]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def order(counts: Sequence[int], operators: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """What is measured one after the other; every second round in the other order, so that a drift cancels out."""
+    for count in counts:
+        for number in range(rounds):
+            for name in operators if number % 2 == 0 else reversed(operators):
+                yield count, name
+
+
+def machine() -> str:
+    """Where and when this was measured; the load is what the machine did before."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        f"{now}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start"
+    )
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[200, 1000])
-    parser.add_argument("--json", type=Path)
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 5000])
+    parser.add_argument("--rounds", type=int, default=1, help="of each count; the tables show medians")
+    parser.add_argument("--operators", nargs="+", choices=list(OPERATORS), default=list(OPERATORS))
+    parser.add_argument("--json", type=Path, help="write the row of every run to this file")
     options = parser.parse_args()
-    rows = [run(count) for count in options.counts]
-    sys.stdout.write(table(rows) + "\n")
+    if "peer" in options.operators:
+        peer_program()
+    where, rows = machine(), list[Row]()
+    for count, name in order(options.counts, options.operators, options.rounds):
+        sys.stderr.write(f"{name}, {count} objects\n")
+        rows.append(run(name, count))
+    sys.stdout.write(f"{where}\n\n{tables(rows)}\n")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        options.json.write_text(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=2))
 
 
 if __name__ == "__main__":
