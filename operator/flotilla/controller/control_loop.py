@@ -116,7 +116,7 @@ class ControlLoop:
         )
         prometheus = PrometheusClient.from_config(config)
         self._prices = PriceCache(
-            self._enqueue_all,
+            lambda: self._resync.trigger_all(),
             clock=clock,
             interval_s=config.resync_interval_s,
             # The role of an operator of a few namespaces has no right to nodes.
@@ -325,11 +325,6 @@ class ControlLoop:
 
     def _has_policy(self, gateway: Key) -> bool:
         return bool(self.store.owned_by(ROUTING_POLICY, gateway))
-
-    def _enqueue_all(self) -> None:
-        """Look at every ModelDeployment again: what they are priced at changed."""
-        for obj in self.store.all(MODEL_DEPLOYMENT):
-            self.queue.add(Key(MODEL_DEPLOYMENT, obj["metadata"]["namespace"], obj["metadata"]["name"]))
 
 
 def dependants(kind: Kind, before: Object | None, after: Object | None) -> Iterator[Key]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from flotilla.errors import Transient
+from flotilla.errors import FlotillaError, Transient
 from flotilla.kube.informer import Informer, in_slices
 from flotilla.kube.keys import USER_KINDS, Key, owner
 from flotilla.kube.store import Store
@@ -40,10 +40,18 @@ class Resync:
         self._store = store
         self._interval_s = interval_s
         self._enqueue = enqueue
+        self._list_wanted = False
+        self._look_wanted = False
         self._hurry = asyncio.Event()
 
     def trigger(self) -> None:
         """Ask for a LIST now: kopf made one."""
+        self._list_wanted = True
+        self._hurry.set()
+
+    def trigger_all(self) -> None:
+        """Ask for a look at every resource: something that all of them depend on has changed, such as prices."""
+        self._look_wanted = True
         self._hurry.set()
 
     async def first(self) -> None:
@@ -69,22 +77,32 @@ class Resync:
                     await asyncio.sleep(_DEBOUNCE_S)
             except TimeoutError:
                 due = loop.time() + self._interval_s
-                await self.enqueue_all()
+                self._list_wanted = self._look_wanted = True
             self._hurry.clear()
-            try:
-                await self.list_own()
-            except Transient as failure:
-                log.warning("list is retried", extra={"cause": str(failure)})
-                await asyncio.sleep(failure.retry_after_s or _RETRY_S)
-                self._hurry.set()
+            if self._look_wanted:
+                self._look_wanted = False
+                await self.enqueue_all()
+            if self._list_wanted:
+                self._list_wanted = not await self._listed()
+
+    async def _listed(self) -> bool:
+        try:
+            await self.list_own()
+        except FlotillaError as failure:
+            log.warning("list is retried", extra={"cause": str(failure)})
+            wish_s = failure.retry_after_s if isinstance(failure, Transient) else None
+            await asyncio.sleep(wish_s or _RETRY_S)
+            self._hurry.set()
+            return False
+        return True
 
     async def list_own(self) -> None:
-        """LIST Flotilla's own kinds; the store tells whoever depends on what changed."""
+        """LIST Flotilla's own kinds into the store, which reports what changed."""
         for informer in self._own:
             await informer.replace()
 
     async def enqueue_all(self) -> None:
-        """Look at every resource again."""
+        """Queue every resource, in slices between which others run."""
         for kind in USER_KINDS:
             async for objects in in_slices(self._store.objects(kind)):
                 for obj in objects:
