@@ -16,7 +16,7 @@ from flotilla.cli import app
 from flotilla.cli.convert import Conversion, conversions, draft
 from flotilla.cli.convert.draft import split
 from flotilla.planning.resolve import load_catalog
-from flotilla_devcluster.engine.flag_tables import rows
+from flotilla_devcluster.engine.arguments import load_flags
 
 CATALOG = load_catalog()
 KUBEAI: dict[str, Any] = {
@@ -327,7 +327,7 @@ def test_arguments_are_read_as_argparse_reads_them() -> None:
 
 
 def test_flags_said_to_be_gone_are_not_among_vllms() -> None:
-    known = {name for name, *_ in rows("vllm-0.33.flags")}
+    known = {flag.name for flag in load_flags("vllm-0.33.flags")}
     assert not draft._GONE & known
     assert set(draft._RENAMED.values()) <= known
 

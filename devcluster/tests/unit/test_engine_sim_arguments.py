@@ -6,27 +6,22 @@ from typing import Any
 
 import pytest
 
-from flotilla_devcluster.engine import tgi_arguments, vllm_arguments
-from flotilla_devcluster.engine.settings import DATA, Refused, SimSettings
+from flotilla_devcluster.engine import tgi_config, vllm_config
+from flotilla_devcluster.engine.settings import Refused, SimSettings
 from flotilla_devcluster.engine.tgi_config import configure as configure_tgi
 from flotilla_devcluster.engine.vllm_config import configure as configure_vllm
 
 
 def vllm_refusal(*argv: str) -> Refused:
     with pytest.raises(Refused) as caught:
-        vllm_arguments.parse(argv)
+        vllm_config.parse(argv)
     return caught.value
 
 
 def tgi_refusal(*argv: str, **env: str) -> Refused:
     with pytest.raises(Refused) as caught:
-        tgi_arguments.parse(argv, env)
+        tgi_config.parse(argv, env)
     return caught.value
-
-
-def flag_rows(name: str) -> list[list[str]]:
-    lines = (DATA / name).read_text().splitlines()
-    return [line.split() for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +56,7 @@ def test_vllm_takes_what_the_real_parser_takes(argv: list[str], expected: dict[s
     if expected is None:
         assert "unrecognized arguments: --no-enable-lora" in vllm_refusal(*argv).text
     else:
-        assert vllm_arguments.parse(argv) == expected
+        assert vllm_config.parse(argv) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,37 +83,6 @@ def test_vllm_refuses_with_argparse_s_words_and_exit_code_2(argv: list[str], mes
     assert refused.exit_code == 2
     assert refused.text.startswith("usage: vllm")
     assert message in refused.text
-
-
-def test_the_vllm_table_holds_every_option_of_the_real_parser_but_help() -> None:
-    assert len(flag_rows("vllm-0.33.flags")) == 320
-
-
-@pytest.mark.parametrize("row", flag_rows("vllm-0.33.flags"), ids=lambda row: row[0])
-def test_every_vllm_option_of_the_table_parses(row: list[str]) -> None:
-    name, kind, *rest = row
-    options = dict(part.partition("=")[::2] for part in rest)
-    values = {
-        "str": "x",
-        "int": "1",
-        "float": "0.5",
-        "json": "{}",
-        "str_or_json": "{}",
-        "human_int": "1k",
-        "human_int_or_auto": "1k",
-        "opt_int": "1",
-        "opt_float": "0.5",
-        "opt_json": "{}",
-        "opt_human_int": "1G",
-    }
-    if name == "--config":
-        assert "does not read --config" in vllm_refusal("m", "--config", "f.yaml").text
-        return
-    arguments = [] if kind in ("bool", "flag") else [options.get("choices", values.get(kind, "")).split("|")[0]]
-    parsed = vllm_arguments.parse([name, *arguments] if name == "--model" else ["m", name, *arguments])
-    assert name[2:] in parsed
-    for negative in filter(None, options.get("no", "").split(",")):
-        assert vllm_arguments.parse(["m", negative])[name[2:]] is False
 
 
 @pytest.mark.parametrize(
@@ -200,7 +164,7 @@ def test_vllm_takes_limits_and_names_from_its_arguments() -> None:
 def test_tgi_reads_its_arguments_before_its_environment(
     argv: list[str], env: dict[str, str], key: str, value: Any
 ) -> None:
-    assert tgi_arguments.parse(argv, env)[key] == value
+    assert tgi_config.parse(argv, env)[key] == value
 
 
 @pytest.mark.parametrize(

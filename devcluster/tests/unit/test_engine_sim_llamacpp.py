@@ -19,19 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support import engine_sim
 from tests.support.engine_sim import FAST, Running, eventually
 
-from flotilla_devcluster.engine import llamacpp, llamacpp_arguments, llamacpp_config
-from flotilla_devcluster.engine.flag_tables import listed, rows
+from flotilla_devcluster.engine import llamacpp, llamacpp_config
 from flotilla_devcluster.engine.settings import Refused
 
 CHAT = {"messages": [{"role": "user", "content": "What is a lighthouse for?"}]}
 SLOW = {"FLOTILLA_SIM_STEP_SECONDS": "0.02", "FLOTILLA_SIM_TOKENS_PER_SECOND": "100000"}
-FLAGS = "llamacpp-0.5.0.flags"
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 
 
 def refusal(*argv: str, **env: str) -> Refused:
     with pytest.raises(Refused) as caught:
-        llamacpp_arguments.parse(argv, env)
+        llamacpp_config.parse(argv, env)
     return caught.value
 
 
@@ -56,29 +54,6 @@ async def get(sim: Running, path: str) -> tuple[int, Any]:
 async def busy(sim: Running, count: int) -> bool:
     _, slots = await get(sim, "/slots")
     return [slot["is_processing"] for slot in slots].count(True) == count
-
-
-def test_the_table_holds_every_name_of_the_real_parser() -> None:
-    names = [name for name, _, options, _ in rows(FLAGS) for name in (name, *listed(options.get("alias")))]
-    negatives = [name for _, _, options, _ in rows(FLAGS) for name in listed(options.get("no"))]
-    assert (len(rows(FLAGS)), len({*names, *negatives})) == (255, 412)
-
-
-@pytest.mark.parametrize("row", rows(FLAGS), ids=lambda row: row[0])
-def test_every_option_of_the_table_parses(row: tuple[str, str, dict[str, str], str]) -> None:
-    name, kind, options, remark = row
-    values = {"int": ["1"], "float": ["0.5"], "layers": ["all"], "pair": ["1", "2"], "flag": [], "bool": []}
-    choice = options.get("choices", "x").split("|")[0]
-    for spelling in (name, *listed(options.get("alias"))):
-        if kind == "removed":
-            assert f"the argument has been removed. {remark}" in refusal(spelling, "1").text
-        elif kind == "exit":
-            assert refusal(spelling).exit_code == 0
-        else:
-            [value] = llamacpp_arguments.parse([spelling, *values.get(kind, [choice])], {}).values()
-            assert value not in (None, False)
-    for negative in listed(options.get("no")):
-        assert list(llamacpp_arguments.parse([negative], {}).values()) == [False]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +99,7 @@ def test_it_refuses_in_its_own_words_with_exit_code_1(argv: list[str], message: 
 def test_it_reads_its_arguments_before_its_environment(
     argv: list[str], env: dict[str, str], key: str, value: Any
 ) -> None:
-    assert llamacpp_arguments.parse(argv, env)[key] == value
+    assert llamacpp_config.parse(argv, env)[key] == value
 
 
 def test_a_bad_variable_is_refused_by_its_name() -> None:
@@ -132,7 +107,7 @@ def test_a_bad_variable_is_refused_by_its_name() -> None:
 
 
 def test_without_a_model_it_would_be_a_router() -> None:
-    with pytest.raises(Refused, match="plays no router"):
+    with pytest.raises(Refused, match="is no router"):
         llamacpp_config.configure([], {})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,17 +14,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
 from flotilla.simulation.engine import Batcher
-from flotilla_devcluster.engine.exposition import python_number, python_text, rust_number, rust_text
-from flotilla_devcluster.engine.metrics import Distribution, Family, Metrics
+from flotilla_devcluster.engine.metrics import (
+    Distribution,
+    EngineMetrics,
+    Family,
+    Metrics,
+    python_number,
+    python_text,
+    rust_number,
+    rust_text,
+)
+from flotilla_devcluster.engine.vllm import count_exchange, one_two_five, vllm_metrics
 from flotilla_devcluster.engine.vllm_config import configure
-from flotilla_devcluster.engine.vllm_metrics import VllmMetrics, one_two_five
 
 GOLDEN = Path(__file__).parents[3] / "tests/golden/vllm-0.33-metric-families.txt"
 
 
-def fresh_vllm() -> VllmMetrics:
+def fresh_vllm() -> EngineMetrics:
     config = configure(["m", "--max-model-len", "1024", "--served-model-name", "tiny"], {})
-    return VllmMetrics(config, Batcher(config.limits, config.speed))
+    return vllm_metrics(config, Batcher(config.limits, config.speed))
 
 
 def shape(text: str) -> list[str]:
@@ -45,7 +55,8 @@ def shape(text: str) -> list[str]:
 
 def test_a_vllm_shows_the_families_types_labels_and_buckets_of_a_real_one() -> None:
     metrics = fresh_vllm()
-    metrics.answered("/v1/models", "GET", 200, seconds=0.1, request_bytes=0, response_bytes=10)
+    request = make_mocked_request("GET", "/v1/models")
+    count_exchange(metrics, request, web.Response(body=b"0123456789"), "/v1/models", seconds=0.1)
     golden = [line for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
     assert shape(metrics.text()) == golden
 
@@ -64,7 +75,7 @@ def test_label_values_that_a_real_vllm_has_from_the_start_are_there_at_zero() ->
 
 def test_a_vllm_without_log_stats_has_no_numbers_of_the_engine() -> None:
     config = configure(["m", "--disable-log-stats"], {})
-    text = VllmMetrics(config, Batcher(config.limits, config.speed)).text()
+    text = vllm_metrics(config, Batcher(config.limits, config.speed)).text()
     assert "vllm:" not in text
     assert "# TYPE http_requests_total counter" in text
 

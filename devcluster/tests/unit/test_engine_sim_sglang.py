@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support import engine_sim
 from tests.support.engine_sim import FAST, Running, eventually
 
-from flotilla_devcluster.engine import sglang, sglang_arguments, sglang_config
-from flotilla_devcluster.engine.flag_tables import listed, rows
+from flotilla_devcluster.engine import sglang, sglang_config
 from flotilla_devcluster.engine.settings import Refused
 from flotilla_devcluster.nodeagent.container import simulated_engine
 
@@ -27,22 +26,11 @@ COMMAND = ["python3", "-m", "sglang.launch_server"]
 CHAT = {"messages": [{"role": "user", "content": "What is a lighthouse for?"}]}
 SLOW = {"FLOTILLA_SIM_STEP_SECONDS": "0.02", "FLOTILLA_SIM_TOKENS_PER_SECOND": "100000"}
 RANKS = "engine_type=unified,moe_ep_rank=0,pp_rank=0,tp_rank=0"
-FLAGS = "sglang-0.5.23.flags"
-VALUES = {
-    "str": "x",
-    "int": "1",
-    "float": "0.5",
-    "json": "{}",
-    "json_list": "[]",
-    "human_int": "4Ki",
-    "nullable_str": "None",
-    "graph_config": "{}",
-}
 
 
 def refusal(*argv: str) -> Refused:
     with pytest.raises(Refused) as caught:
-        sglang_arguments.parse(argv)
+        sglang_config.parse(argv)
     return caught.value
 
 
@@ -64,23 +52,6 @@ async def status_is(sim: Running, path: str, status: int) -> bool:
 
 async def running_requests(sim: Running, count: int) -> bool:
     return (await sim.metrics())[f"sglang:num_running_reqs{{{RANKS}}}"] == count
-
-
-def test_the_table_holds_every_option_of_the_real_parser_but_help() -> None:
-    assert len(rows(FLAGS)) == 531
-
-
-@pytest.mark.parametrize("row", rows(FLAGS), ids=lambda row: row[0])
-def test_every_option_of_the_table_parses(row: tuple[str, str, dict[str, str], str]) -> None:
-    name, kind, options, _ = row
-    if name == "--config":
-        assert "does not read --config" in refusal(*COMMAND, "--model-path", "m", name, "f.yaml").text
-        return
-    value = [] if kind in ("bool", "flag") else [options.get("choices", VALUES.get(kind, "")).split("|")[0]]
-    for spelling in (name, *listed(options.get("alias"))):
-        assert name[2:] in sglang_arguments.parse([*COMMAND, "--model-path", "m", spelling, *value])
-    for negative in listed(options.get("no")):
-        assert sglang_arguments.parse([*COMMAND, "--model-path", "m", negative])[name[2:]] is False
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla_devcluster.engine.generation import answers, chat_prompt, text_prompt, token_prompt
-from flotilla_devcluster.engine.text import count_tokens, natural_length, seed, words
+from flotilla_devcluster.engine.requests import (
+    answers,
+    chat_prompt,
+    count_tokens,
+    natural_length,
+    seed,
+    text_prompt,
+    token_prompt,
+    words,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -37,7 +45,7 @@ def test_natural_lengths_stay_around_the_mean(prompt_seed: int, mean: int) -> No
 
 
 def test_the_seed_of_a_prompt_is_the_same_in_another_process() -> None:
-    code = "from flotilla_devcluster.engine.text import seed; print(seed('hello'))"
+    code = "from flotilla_devcluster.engine.requests import seed; print(seed('hello'))"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(other.stdout) == seed("hello")
 

@@ -4,6 +4,18 @@
 takes the arguments and the environment of the real container, refuses what the real parser refuses, loads for a while,
 then speaks the engine's HTTP API and metrics with answer times from a queueing model.
 
+Shared by all engines, and driven by the tables in `data/`:
+
+- `settings`: the `FLOTILLA_SIM_*` variables that stand for hardware, and what every configuration has
+- `arguments`: command lines from `data/*.flags`
+- `metrics`: metric families from `data/*.metrics`, with the events that fill them, in the dialects of the engines
+- `requests`: prompts and answers, and refusals
+- `loop`: the batcher in real time, streams and documents
+- `serving`: the server, and the life of its process
+- `__main__`, `forkserver`: the process; many of them, forked
+
+Of one engine: `NAME_config` has its command line and configuration, `NAME` its endpoints, checks, answers and end.
+
 Modelled: continuous batching with slots, chunked prefill, decode speed that falls per sequence and saturates
 in total, KV-cache blocks with preemption (vLLM, SGLang, llama.cpp) or reservation (TGI), the waiting queue, admission
 limits, error bodies, metric text, and the end after SIGTERM: drains of vLLM (two), TGI and SGLang, llama.cpp's silence.
@@ -15,6 +27,4 @@ size, CPU cost of the API process, TLS, `--config` files. Streams carry what was
 chunk, where a real engine mostly sends one per token. Of SGLang: its native and Anthropic APIs, adapters loaded at run
 time, gauges that are as old as the last 40 steps. Of llama.cpp: its native API, the router of several models, the error
 that ends requests when a shared KV cache is full (they are preempted), the head of a stream that comes with its slot.
-
-Settings that stand for hardware come from `FLOTILLA_SIM_*`, see `settings.SimSettings`.
 """

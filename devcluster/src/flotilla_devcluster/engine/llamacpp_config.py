@@ -1,4 +1,8 @@
-"""From the arguments and environment of a llama.cpp server's container to a configuration, or to the real error."""
+"""The command line and environment of llama-server and what they configure, or the real error.
+
+The table of flags is common/arg.cpp of ggml-org/llama.cpp@0c1e57098 (0.5.0), which the source distribution of
+llama-cpp-python 0.3.36 carries; its names are those of the generated table in tools/server/README.md there.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from flotilla.simulation.engine import Limits, Speed
-from flotilla_devcluster.engine.llamacpp_arguments import parse
-from flotilla_devcluster.engine.settings import Refused, SimSettings
+from flotilla.simulation.engine import Limits
+from flotilla_devcluster.engine.arguments import parse_llama
+from flotilla_devcluster.engine.settings import EngineConfig, Refused, SimSettings
 
+FLAGS: Final = "llamacpp-0.5.0.flags"
 BUILD: Final = "b0-0c1e57098"
 """Has the form of the real one, whose number the source does not hold."""
 IMAGE_ENV: Final = {"LLAMA_ARG_HOST": "0.0.0.0"}
@@ -23,29 +28,28 @@ _SMALLEST_FIT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlamacppConfig:
-    """`load_failure`: the process ends with exit code 1 and this text instead of serving."""
-
-    model: str
+class LlamacppConfig(EngineConfig):
     alias: str
     aliases: tuple[str, ...]
-    host: str
-    port: int
     prefix: str
     api_keys: tuple[str, ...]
     slots: int
     slot_context: int
     predict: int
-    limits: Limits
-    speed: Speed
     ping_interval_s: int
     metrics: bool
     shows_slots: bool
     jinja: bool
     web_ui: bool
     loras: tuple[str, ...]
-    settings: SimSettings
-    load_failure: str | None
+
+
+def parse(argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Values by an option's first long name without dashes (`ctx-size`); variables come second.
+
+    Raises Refused with the text that the real parser prints.
+    """
+    return parse_llama(("llama-server", "/app/llama-server"), FLAGS, argv, env)
 
 
 def configure(argv: Sequence[str], env: Mapping[str, str]) -> LlamacppConfig:
@@ -95,7 +99,7 @@ def _model(values: Mapping[str, Any]) -> str:
     name = values.get("hf-repo") or values.get("docker-repo") or values.get("model")
     name = name or (PurePosixPath(url).name if url else None)
     if name is None:
-        raise Refused(1, "The simulated llama-server plays no router: name a model with --model or --hf-repo.")
+        raise Refused(1, "The simulated llama-server is no router: name a model with --model or --hf-repo.")
     return str(name)
 
 

@@ -1,4 +1,4 @@
-"""The life of a simulated engine's process: bind, load, listen, SIGTERM, exit code."""
+"""What all engines share: the server, and the life of its process: bind, load, listen, SIGTERM, exit code."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from flotilla_devcluster.engine.settings import Refused, SimSettings
+from flotilla.simulation.engine import Batcher
+from flotilla_devcluster.engine.loop import EngineLoop, Ticket, Writer, collect, json_response, relay
+from flotilla_devcluster.engine.metrics import EngineMetrics
+from flotilla_devcluster.engine.requests import ApiError
+from flotilla_devcluster.engine.settings import EngineConfig, Refused
 
 _BACKLOG = 2048
 _FAILURE_SHARE = 0.2
@@ -20,26 +24,12 @@ _FAILURE_SHARE = 0.2
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
-class Config(Protocol):
-    """What every engine's configuration has."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def port(self) -> int: ...
-    @property
-    def settings(self) -> SimSettings: ...
-    @property
-    def load_failure(self) -> str | None: ...
+C = TypeVar("C", bound=EngineConfig)
 
 
-class Engine(Protocol):
-    def app(self) -> web.Application: ...
-    def loaded(self) -> None:
-        """Called once, when the weights are read and connections are accepted."""
-
-    async def terminate(self, server: RunningServer) -> None:
-        """Called at SIGTERM; the process ends when it returns."""
+class DocumentWriter(Writer, Protocol):
+    def document(self) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
 
 
 class RunningServer:
@@ -83,11 +73,74 @@ class RunningServer:
             self._changed.set()
 
 
-def bind(config: Config, address: str) -> socket.socket:
+class SimulatedEngine(Generic[C]):
+    """A server with its batcher, its loop and its metrics. Must be made inside the event loop that serves it.
+
+    An engine gives `routes`, the headers of its streams, and how it refuses.
+    """
+
+    stream_headers: ClassVar[Mapping[str, str]]
+    metrics_type: ClassVar[str]
+
+    def __init__(self, config: C, metrics: Callable[[Batcher], EngineMetrics]) -> None:
+        self.config = config
+        self.batcher = Batcher(config.limits, config.speed)
+        self.metrics = metrics(self.batcher)
+        self.loop = EngineLoop(self.batcher, on_event=self.metrics.on_event, tick_s=config.settings.tick_seconds)
+
+    def app(self) -> web.Application:
+        raise NotImplementedError
+
+    def loaded(self) -> None:
+        """Called once, when the weights are read and connections are accepted."""
+
+    async def terminate(self, server: RunningServer) -> None:
+        """Called at SIGTERM; the process ends when it returns."""
+        raise NotImplementedError
+
+    async def answer_ok(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def answer_metrics(self, _: web.Request) -> web.Response:
+        self.loop.refresh()
+        return web.Response(body=self.metrics.text().encode(), headers={"Content-Type": self.metrics_type})
+
+    async def answer(
+        self,
+        request: web.Request,
+        ticket: Ticket,
+        writer: DocumentWriter,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> web.StreamResponse:
+        """Stream the ticket's tokens, or wait for all of them; `headers` are those of a document."""
+        if ticket.streaming:
+            return await relay(request, loop=self.loop, ticket=ticket, writer=writer, headers=self.stream_headers)
+        await collect(loop=self.loop, ticket=ticket)
+        return json_response(writer.document(), headers=headers)
+
+    def http_error(self, error: web.HTTPException) -> web.Response:
+        """The answer to a path or method that does not exist."""
+        raise NotImplementedError
+
+    @web.middleware
+    async def errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refusals become answers."""
+        try:
+            return await handler(request)
+        except ApiError as error:
+            if isinstance(error.body, str):
+                return web.Response(text=error.body, status=error.status)
+            return json_response(error.body, status=error.status.value)
+        except web.HTTPException as error:
+            return self.http_error(error)
+
+
+def bind(config: EngineConfig, address: str) -> socket.socket:
     """A bound socket that does not listen yet: a probe is refused, and a taken port is an error at once.
 
-    `address` stands for the pod's own. An engine that was told to use loopback gets a port nobody knows: no
-    other pod could reach it either. Raises Refused where the port cannot be had.
+    `address` stands for the pod's own. An engine that is configured for loopback gets a random port: no other
+    pod could reach it either. Raises Refused where the port cannot be had.
     """
     hidden = config.host in _LOOPBACK_NAMES
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -101,8 +154,8 @@ def bind(config: Config, address: str) -> socket.socket:
 
 
 async def serve(
-    config: Config,
-    make: Callable[[], Engine],
+    config: EngineConfig,
+    make: Callable[[], SimulatedEngine[Any]],
     *,
     listener: socket.socket,
     started_s: float,
@@ -138,7 +191,7 @@ async def serve(
     return 0
 
 
-async def _listening(engine: Engine, listener: socket.socket) -> RunningServer:
+async def _listening(engine: SimulatedEngine[Any], listener: socket.socket) -> RunningServer:
     server = RunningServer(engine.app())
     await server.listen(listener)
     return server

@@ -1,4 +1,6 @@
-"""What stands for hardware and model: `FLOTILLA_SIM_*` variables of the simulated container."""
+"""What stands for hardware and model: `FLOTILLA_SIM_*` variables of the simulated container; and any engine's
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from flotilla.simulation.engine import Speed
+from flotilla.simulation.engine import Limits, Speed
 
 DATA: Final = Path(__file__).with_name("data")
 """Flag and metric tables, one file per engine and version."""
@@ -86,3 +88,17 @@ def _number(name: str, text: str, *, whole: bool) -> float:
     if value < 0:
         raise Refused(2, f"{name}={text!r} must not be negative; correct it in the container's env.")
     return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What every engine's configuration has; an engine makes its own from arguments and environment."""
+
+    model: str
+    host: str
+    port: int
+    limits: Limits
+    speed: Speed
+    settings: SimSettings
+    load_failure: str | None
+    """The process ends with exit code 1 and this text instead of serving."""

@@ -1,62 +1,70 @@
-"""An SGLang server: routes, warm-up, the limit of its queue, streams and a drain without end.
+"""An SGLang server: its endpoints with their checks and answers, warm-up, the limit of its queue, and a drain without
+end.
 
-What it does was read in the wheel of sglang 0.5.23: entrypoints/http_server.py (routes, health), managers/scheduler.py
-(the queue's limit), managers/tokenizer_manager.py (`sigterm_watchdog`), utils/auth.py (what a key guards).
+What it does was read in the wheel of sglang 0.5.23: entrypoints/http_server.py (routes, health),
+managers/scheduler.py (the queue's limit), managers/tokenizer_manager.py (`sigterm_watchdog`), utils/auth.py (what a
+key guards).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from flotilla.simulation.engine import Batcher, SimulatedSequence
-from flotilla_devcluster.engine.engine_loop import EngineLoop
-from flotilla_devcluster.engine.generation import text_prompt
-from flotilla_devcluster.engine.keys import opens
-from flotilla_devcluster.engine.serving import RunningServer
-from flotilla_devcluster.engine.sglang_config import SglangConfig
-from flotilla_devcluster.engine.sglang_metrics import SglangMetrics
-from flotilla_devcluster.engine.sglang_requests import (
-    Request,
-    SglangError,
-    queue_full,
-    read_chat,
-    read_completion,
+from flotilla_devcluster.engine.loop import DONE, OpenAiWriter, collect, compact, failed_stream, json_response
+from flotilla_devcluster.engine.metrics import EngineMetrics, multiprocess_text
+from flotilla_devcluster.engine.requests import (
+    ApiError,
+    Asked,
+    Prompt,
+    bearer_is_known,
+    chat_prompt,
+    is_json,
+    messages_of,
+    plan,
+    prompts_of,
     read_json,
+    text_prompt,
+    whole,
 )
-from flotilla_devcluster.engine.sglang_responses import Writer, card, model_info, models, server_info, unknown_model
-from flotilla_devcluster.engine.streaming import DONE, collect, failed_stream, json_response, relay
+from flotilla_devcluster.engine.serving import RunningServer, SimulatedEngine
+from flotilla_devcluster.engine.sglang_config import VERSION, SglangConfig
 
 _OPEN: Final = ("/health", "/ready", "/metrics")
 """Paths that begin so need no key."""
-_STREAM_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8"}
-_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _HEALTH_CHECK_S: Final = 1.0
 """A health check generates a token and looks for it after so long, never sooner."""
 _WARM_UP_PROMPT: Final = "The capital city of France is"
 _WARM_UP_TOKENS: Final = 8
 _CLOSE_S: Final = 1.0
-"""What answers that were made still have to reach their clients."""
+"""Time for answers that are complete to reach their clients."""
+_DEFAULT_MODEL: Final = "default"
+_RESERVED_INPUT_TOKENS: Final = 5
+"""A prompt must be so much shorter than the longest request."""
 
 
-class SglangEngine:
-    """Must be made inside the event loop that serves it."""
+class SglangEngine(SimulatedEngine[SglangConfig]):
+    stream_headers: ClassVar[Mapping[str, str]] = {"Content-Type": "text/event-stream; charset=utf-8"}
+    metrics_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, config: SglangConfig) -> None:
-        self.config = config
-        self.batcher = Batcher(config.limits, config.speed)
-        self.metrics = SglangMetrics(config, self.batcher)
-        self.loop = EngineLoop(self.batcher, on_event=self.metrics.on_event, tick_s=config.settings.tick_seconds)
+        super().__init__(config, lambda batcher: sglang_metrics(config, batcher))
         self.up = False
         self.draining = False
         self._watched_since_s = 0.0
         self._warm_up_task: asyncio.Task[None] | None = None
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._account, self._errors, self._authenticate])
+        app = web.Application(middlewares=[self._account, self.errors, self._authenticate])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -74,7 +82,7 @@ class SglangEngine:
             ]
         )
         if self.config.metrics:
-            app.add_routes([web.get("/metrics", self._metrics)])
+            app.add_routes([web.get("/metrics", self.answer_metrics)])
         return app
 
     def loaded(self) -> None:
@@ -83,7 +91,7 @@ class SglangEngine:
         self._warm_up_task = asyncio.create_task(self._warm_up())
 
     async def terminate(self, server: RunningServer) -> None:
-        """SIGTERM: every request ends, however long it takes, also those that still come; only health says no.
+        """Every request ends, however long it takes, also those that still come; only health says no.
 
         The signal and the number of requests that are left are looked at every few seconds.
         """
@@ -123,10 +131,6 @@ class SglangEngine:
     async def _ready(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.up and not self.draining else 503)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        self.loop.refresh()
-        return web.Response(body=self.metrics.text().encode(), headers={"Content-Type": _METRICS_TYPE})
-
     async def _model_info(self, _: web.Request) -> web.Response:
         return json_response(model_info(self.config))
 
@@ -139,35 +143,31 @@ class SglangEngine:
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
         if name != self.config.served_name:
-            return json_response(unknown_model(name), status=404)
+            error = {"message": f"The model '{name}' does not exist", "type": "invalid_request_error"}
+            return json_response({"error": {**error, "param": "model", "code": "model_not_found"}}, status=404)
         return json_response(card(name, root=name, parent=None, context=self.config.context_tokens))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        document = read_json(await request.read(), request.headers.get("Content-Type", ""))
-        return await self._generate(request, read_chat(document, self.config))
+        document = await _document(request)
+        return await self._generate(request, read_chat(document, self.config), document)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        document = read_json(await request.read(), request.headers.get("Content-Type", ""))
-        return await self._generate(request, read_completion(document, self.config))
+        document = await _document(request)
+        return await self._generate(request, read_completion(document, self.config), document)
 
-    async def _generate(self, request: web.Request, read: Request) -> web.StreamResponse:
-        asked = read.asked
+    async def _generate(self, request: web.Request, asked: Asked, document: Mapping[str, Any]) -> web.StreamResponse:
         if self._queue_is_full(len(asked.answers)):
             if not asked.stream:
                 raise queue_full()
             # the scheduler refuses what the server has accepted: a stream has begun by then
-            return await failed_stream(request, queue_full().event, tail=DONE, headers=_STREAM_HEADERS)
+            return await failed_stream(request, queue_full().event, tail=DONE, headers=self.stream_headers)
         sequences = asked.sequences()
         self.metrics.submitted(sequences, streaming=asked.stream)
         ticket = self.loop.submit(sequences, streaming=asked.stream)
-        writer = Writer(read)
-        if asked.stream:
-            return await relay(request, loop=self.loop, ticket=ticket, writer=writer, headers=_STREAM_HEADERS)
-        await collect(loop=self.loop, ticket=ticket)
-        return json_response(writer.document())
+        return await self.answer(request, ticket, Writer(asked, model=model_of(document)))
 
     def _queue_is_full(self, sequences: int) -> bool:
-        """Those that run do not count."""
+        """Running sequences do not count."""
         self.loop.refresh()
         most = self.config.max_queued
         return most is not None and len(self.batcher.waiting) + sequences > most
@@ -176,33 +176,257 @@ class SglangEngine:
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         expected = self.config.api_key
         guarded = request.method != "OPTIONS" and not request.path.startswith(_OPEN)
-        if expected and guarded and not opens(request.headers.get("Authorization", ""), [expected]):
+        if expected and guarded and not bearer_is_known(request.headers.get("Authorization", ""), [expected]):
             return json_response({"error": "Unauthorized"}, status=401)
         return await handler(request)
 
-    @web.middleware
-    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except SglangError as error:
-            return json_response(error.document, status=error.status.value)
-        except web.HTTPException as error:
-            document = {"object": "error", "message": error.reason, "type": str(error.status), "param": None}
-            return json_response({**document, "code": error.status}, status=error.status)
+    def http_error(self, error: web.HTTPException) -> web.Response:
+        document = {"object": "error", "message": error.reason, "type": str(error.status), "param": None}
+        return json_response({**document, "code": error.status}, status=error.status)
 
     @web.middleware
     async def _account(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the exchange; one whose client leaves before its answer has no response."""
         resource = request.match_info.route.resource
-        path = request.path if resource is None else resource.canonical
-        status: int | None = None
-        self.metrics.asked(path, request.method)
+        labels = {"endpoint": request.path if resource is None else resource.canonical, "method": request.method}
+        self.metrics.record("http.asked", labels=labels)
+        self.metrics.record("http.active", labels=labels)
         try:
             response = await handler(request)
-            status = response.status
+            self.metrics.record("http.answered", labels={**labels, "status_code": str(response.status)})
             return response
         finally:
-            self.metrics.answered(path, request.method, status)
+            self.metrics.record("http.active", -1, labels=labels)
 
 
 def make(config: SglangConfig) -> SglangEngine:
     return SglangEngine(config)
+
+
+def sglang_metrics(config: SglangConfig, batcher: Batcher) -> EngineMetrics:
+    """The families of an SGLang with this configuration; those of the adapters' pool only where it has adapters."""
+    return EngineMetrics(
+        "sglang-0.5.23.metrics",
+        batcher,
+        write=multiprocess_text,
+        facts={"context_tokens": config.context_tokens, "lora_slots": config.max_loras},
+        hidden=None if config.lora else "sglang:lora_pool",
+        constants={
+            "model_name": config.served_name,
+            "engine_type": "unified",
+            "tp_rank": "0",
+            "pp_rank": "0",
+            "moe_ep_rank": "0",
+            "pid": str(os.getpid()),
+        },
+    )
+
+
+async def _document(request: web.Request) -> dict[str, Any]:
+    """The body of a request. Raises ApiError 400 where FastAPI's validation fails."""
+    if not is_json(request.headers.get("Content-Type", "")):
+        raise _invalid("Unsupported Media Type: Only 'application/json' is allowed")
+    return read_json(
+        await request.read(),
+        broken=lambda error: _invalid(f"JSON decode error: {error}"),
+        no_object=lambda: _invalid("Input should be a valid dictionary or object to extract fields from"),
+    )
+
+
+def model_of(document: Mapping[str, Any]) -> str:
+    """The model as the client called it, which the answer repeats."""
+    return str(document.get("model") or _DEFAULT_MODEL)
+
+
+def read_chat(document: Mapping[str, Any], config: SglangConfig) -> Asked:
+    """A body of /v1/chat/completions. Raises ApiError."""
+    messages = messages_of(document)
+    if messages is None:
+        raise _invalid("body.messages: Input should be a valid list")
+    if not messages:
+        raise _bad_request("Messages cannot be empty.")
+    prompt = chat_prompt(messages, document.get("tools") or [])
+    limit = whole(document, "max_completion_tokens", _no_integer) or whole(document, "max_tokens", _no_integer)
+    return _asked(document, config, [prompt], chat=True, limit=limit)
+
+
+def read_completion(document: Mapping[str, Any], config: SglangConfig) -> Asked:
+    """A body of /v1/completions. Raises ApiError."""
+    if "prompt" not in document:
+        raise _invalid("body.prompt: Field required")
+    prompts = prompts_of(document["prompt"] or None)
+    if prompts is None:
+        raise _bad_request("Prompt cannot be empty")
+    limit = whole(document, "max_tokens", _no_integer)
+    return _asked(document, config, prompts, chat=False, limit=16 if limit is None else limit)
+
+
+def _asked(
+    document: Mapping[str, Any], config: SglangConfig, prompts: list[Prompt], *, chat: bool, limit: int | None
+) -> Asked:
+    count = whole(document, "n", _no_integer) or 1
+    _check_adapter(_adapter(document, model_of(document), config), config)
+    for prompt in prompts:
+        _check_length(prompt, limit, config)
+    return plan(
+        document,
+        prompts,
+        chat=chat,
+        count=count,
+        limit=limit,
+        context=config.longest_request - 1,
+        mean_tokens=config.settings.output_tokens,
+    )
+
+
+def _adapter(document: Mapping[str, Any], model: str, config: SglangConfig) -> str | None:
+    """`base:adapter` as the model, or `lora_path`. A model that is not served is no error: it gets the base."""
+    if model.startswith(f"{config.served_name}:"):
+        return model.removeprefix(f"{config.served_name}:").strip() or None
+    if ":" in model and model != config.served_name:
+        return model.partition(":")[2].strip() or None
+    path = document.get("lora_path")
+    return path if isinstance(path, str) else None
+
+
+def _check_adapter(name: str | None, config: SglangConfig) -> None:
+    known = [adapter.name for adapter in config.adapters]
+    if name is None or (config.lora and name in known):
+        return
+    if not config.lora:
+        raise _bad_request(
+            f"LoRA adapter '{name}' was requested, but LoRA is not enabled. Please launch the server with "
+            "--enable-lora flag and preload adapters using --lora-paths or /load_lora_adapter endpoint."
+        )
+    raise _bad_request(f"Got LoRA adapter that has never been loaded: {name}\nAll loaded adapters: dict_keys({known}).")
+
+
+def _check_length(prompt: Prompt, limit: int | None, config: SglangConfig) -> None:
+    context, most = config.context_tokens, config.longest_request - _RESERVED_INPUT_TOKENS
+    if prompt.tokens >= context:
+        raise _bad_request(
+            f"The input ({prompt.tokens} tokens) is longer than the model's context length ({context} tokens)."
+        )
+    if limit is not None and limit < 1:
+        raise _invalid("max_tokens must be positive")
+    if limit is not None and limit + prompt.tokens > context:
+        raise _bad_request(
+            f"Requested token count exceeds the model's maximum context length of {context} tokens. You requested a "
+            f"total of {limit + prompt.tokens} tokens: {prompt.tokens} tokens from the input messages and {limit} "
+            "tokens for the completion. Please reduce the number of tokens in the input messages or the completion "
+            "to fit within the limit."
+        )
+    if prompt.tokens >= most:
+        raise _bad_request(
+            f"Input length ({prompt.tokens} tokens) exceeds the maximum allowed length ({most} tokens). "
+            "Use a shorter input or enable --allow-auto-truncate."
+        )
+
+
+def _error(status: HTTPStatus, message: str, kind: str) -> ApiError:
+    """The type of an event differs from the one of a document: it is the status's name."""
+    common = {"object": "error", "message": message, "param": None, "code": status.value}
+    return ApiError(status, message, {**common, "type": kind}, event={"error": {**common, "type": status.name}})
+
+
+def _bad_request(message: str) -> ApiError:
+    return _error(HTTPStatus.BAD_REQUEST, message, "BadRequestError")
+
+
+def _no_integer(name: str) -> ApiError:
+    return _invalid(f"body.{name}: Input should be a valid integer")
+
+
+def _invalid(message: str) -> ApiError:
+    return _error(HTTPStatus.BAD_REQUEST, f"1 validation error: {message}", HTTPStatus.BAD_REQUEST.phrase)
+
+
+def queue_full() -> ApiError:
+    """503; in a document its type is the number."""
+    return _error(HTTPStatus.SERVICE_UNAVAILABLE, "The request queue is full.", "503")
+
+
+def models(config: SglangConfig) -> dict[str, Any]:
+    """The document of GET /v1/models: the base model, then its adapters."""
+    served = config.served_name
+    cards = [card(served, root=served, parent=None, context=config.context_tokens)]
+    cards += [card(adapter.name, root=adapter.path, parent=served, context=None) for adapter in config.adapters]
+    return {"object": "list", "data": cards}
+
+
+def card(name: str, *, root: str, parent: str | None, context: int | None) -> dict[str, Any]:
+    """One model of that list."""
+    common = {"object": "model", "created": int(time.time()), "owned_by": "sglang", "root": root}
+    return {"id": name, **common, "parent": parent, "max_model_len": context}
+
+
+def model_info(config: SglangConfig) -> dict[str, Any]:
+    """The document of GET /model_info, without what only a checkpoint knows."""
+    return {
+        "model_path": config.model,
+        "served_model_name": config.served_name,
+        "tokenizer_path": config.model,
+        "is_generation": True,
+        "preferred_sampling_params": None,
+        "weight_version": "default",
+        "load_format": "auto",
+        "disaggregation_mode": "null",
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+    }
+
+
+def server_info(config: SglangConfig) -> dict[str, Any]:
+    """The few fields of GET /server_info that the simulation knows."""
+    return {
+        "model_path": config.model,
+        "served_model_name": config.served_name,
+        "context_length": config.context_tokens,
+        "max_running_requests": config.limits.max_running,
+        "max_queued_requests": config.max_queued,
+        "max_total_num_tokens": config.limits.kv_blocks * config.limits.block_size,
+        "enable_metrics": config.metrics,
+        "version": VERSION,
+    }
+
+
+class Writer(OpenAiWriter):
+    """A chat stream begins and ends each choice with a chunk of its own."""
+
+    def __init__(self, asked: Asked, *, model: str) -> None:
+        super().__init__(asked, identity=uuid.uuid4().hex, model=model)
+
+    def tokens(self, index: int, start: int, end: int, *, last: bool) -> bytes:
+        answer = self.asked.answers[index]
+        words = answer.words(start, end)
+        reason = f'"{answer.finish_reason}"' if last else "null"
+        if not self.asked.chat:
+            return self._chunk(index, f'"text":"{words}"', reason, end)
+        opening = self._delta(index, '"role":"assistant","content":""', "null", 0) if start == 0 else b""
+        closing = self._delta(index, "", reason, end) if last else b""
+        return opening + self._delta(index, f'"content":"{words}"', "null", end) + closing
+
+    def _delta(self, index: int, content: str, reason: str, tokens: int) -> bytes:
+        separator = "," if content else ""
+        return self._chunk(index, f'"delta":{{"reasoning_content":null{separator}{content}}}', reason, tokens)
+
+    def _chunk(self, index: int, body: str, reason: str, tokens: int) -> bytes:
+        usage = ""
+        if self.asked.continuous_usage:
+            prompt = self.asked.prompt_of(index).tokens
+            counts = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+            usage = f',"usage":{compact(counts)}'
+        choice = f'{{"index":{index},{body},"logprobs":null,"finish_reason":{reason},"matched_stop":null}}'
+        return f"{self.head}{choice}]{usage}}}\n\n".encode()
+
+    def choice(self, index: int, words: str, reason: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": words, "reasoning_content": None}
+        body = {"message": message} if self.asked.chat else {"text": words}
+        return {"index": index, **body, "logprobs": None, "finish_reason": reason, "matched_stop": None}
+
+    def usage(self) -> dict[str, Any]:
+        more = {"prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None}
+        return {**super().usage(), **more}
+
+    def tail(self) -> dict[str, Any]:
+        return {"metadata": {"weight_version": "default"}}

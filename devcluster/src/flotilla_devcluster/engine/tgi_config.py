@@ -1,4 +1,4 @@
-"""From the arguments and environment of a TGI container to a configuration, or to the real error."""
+"""The command line and environment of TGI's launcher and what they configure, or the real error."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flotilla.simulation.engine import Limits, Speed
-from flotilla_devcluster.engine.settings import SimSettings
-from flotilla_devcluster.engine.tgi_arguments import parse
+from flotilla.simulation.engine import Limits
+from flotilla_devcluster.engine.arguments import parse_clap
+from flotilla_devcluster.engine.settings import EngineConfig, SimSettings
 
+FLAGS: Final = "tgi-3.3.7.flags"
 VERSION: Final = "3.3.6-dev0"
-"""What 3.3.7 says of itself: its workspace was not renamed."""
+"""What 3.3.7 reports: its workspace was not renamed."""
 IMAGE_ENV: Final = {"PORT": "80", "HUGGINGFACE_HUB_CACHE": "/data"}
 """What the image sets and the launcher's own default does not."""
 _PREFILL_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TgiConfig:
-    """`load_failure`: the process ends with exit code 1 and this text instead of serving."""
-
-    model: str
-    host: str
-    port: int
+class TgiConfig(EngineConfig):
     api_key: str | None
     max_input_tokens: int
     max_total_tokens: int
@@ -31,11 +27,15 @@ class TgiConfig:
     max_client_batch: int
     payload_limit_bytes: int
     validation_workers: int
-    limits: Limits
-    speed: Speed
     shutdown_timeout_s: int
-    settings: SimSettings
-    load_failure: str | None
+
+
+def parse(argv: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Values by option name without dashes in front; the command line has precedence over the environment.
+
+    Raises Refused with the text that the real parser (clap 4) prints.
+    """
+    return parse_clap("text-generation-launcher", FLAGS, argv, env)
 
 
 def configure(argv: Sequence[str], env: Mapping[str, str]) -> TgiConfig:
@@ -70,7 +70,7 @@ def configure(argv: Sequence[str], env: Mapping[str, str]) -> TgiConfig:
 
 
 def _load_failure(values: Mapping[str, Any], *, kv: int, total: int) -> str | None:
-    """The first check that the launcher or a shard fails after the parser was content."""
+    """The first check that the launcher or a shard fails after the parser has accepted the arguments."""
     new, old, most = (values[name] for name in ("max-input-tokens", "max-input-length", "max-total-tokens"))
     if new is not None and old is not None:
         return _argument(
