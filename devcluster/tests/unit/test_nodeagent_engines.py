@@ -67,6 +67,8 @@ async def test_an_engine_has_a_session_an_environment_and_a_log_of_its_own_and_e
     one = await engines.run(tmp_path / "a" / "0.log", *VLLM, FLOTILLA_SIM_LOAD_SECONDS="0")
     two = await engines.run(tmp_path / "b" / "0.log", *VLLM, FLOTILLA_SIM_LOAD_SECONDS="600")
     await up(one)
+    while not (tmp_path / "b" / "0.log").exists():  # the last step of a child before it is an engine
+        await asyncio.sleep(0.01)
     assert UP not in two.log_tail()
     assert [os.getsid(engine.pid) for engine in (one, two)] == [one.pid, two.pid]
     files = {file.fd for file in psutil.Process(one.pid).open_files()}
