@@ -86,6 +86,8 @@ FACTS = (
     "mamba_rms_norm",
     "mamba_conv_bias",
     "use_conv_bias",
+    "mamba_ssm_dtype",
+    "mamba_ssm_cache_dtype",
     "conv_L_cache",
     "conv_bias",
     # feed-forward blocks

@@ -26,6 +26,8 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
                 "slidingWindow": 4096,
                 "slidingWindowLayers": 14,
                 "latentWidth": 0,
+                "recurrentLayers": 0,
+                "recurrentStateBytes": 0,
             },
             "credentialsSecret": {"name": "hf", "key": "token"},
             "adapters": [{"name": "triage", "source": "hf://acme/triage-lora", "rank": 8}],

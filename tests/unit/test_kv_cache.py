@@ -1,5 +1,6 @@
 """The closed form of the KV cache against vLLM's own planner, and against what users' servers printed at start."""
 
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flotilla.catalog.models import Architecture
+from flotilla.catalog.model_config import LayerKind
+from flotilla.catalog.models import Architecture, RecurrentState, load_models
 from flotilla.planning.memory_fit import KvLayout, layout
 
 GIB = 2**30
@@ -80,3 +82,33 @@ def test_what_vllm_refused_to_start_does_not_fit(row: dict[str, Any]) -> None:
 
 def test_there_are_as_many_vectors_as_were_collected() -> None:
     assert (len(VECTORS["planner"]), len(VECTORS["logs"]), len(TOKENS)) == (28, 18, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "context", "requests"),
+    [
+        ("Qwen/Qwen3.5-4B", "9.10", 32768, 8.17),  # vLLM 0.29 on an L4
+        ("Qwen/Qwen3.5-2B", "5.95", 262144, 1.97),  # within the rounding of the GiB that was printed
+    ],
+)
+def test_the_cache_of_hybrids_is_that_of_published_logs(name: str, gib: str, context: int, requests: float) -> None:
+    known = load_models().find(name)
+    assert known is not None
+    plan = layout(known.architecture, gpus=1, element_bytes=2)
+    fits = plan.concurrency(int(Decimal(gib) * GIB), context, batched_tokens=2048)
+    assert abs(float(fits) / requests - 1) < 0.008
+
+
+def test_states_of_recurrent_layers_are_divided_over_gpus_down_to_one_group_each() -> None:
+    state = RecurrentState(LayerKind.MAMBA2, 36, 9984, 393216, groups=1, group_elements=768)
+    assert state.bytes_per_layer(1) == 2 * 9984 + 2 * 393216
+    assert state.bytes_per_layer(2) == 2 * ((9984 - 768) // 2 + 768) + 393216
+
+
+def test_a_hybrid_takes_the_same_number_of_blocks_for_its_state_whatever_the_length() -> None:
+    known = load_models().find("ibm-granite/granite-4.0-h-tiny")
+    assert known is not None
+    plan = layout(known.architecture, gpus=1, element_bytes=2)
+    short, long = (plan.blocks_per_request(tokens, batched_tokens=2048) for tokens in (1, 10 * plan.block_tokens))
+    assert long - short == 9
+    assert short == 1 + 2 * 9  # 4 layers of attention are one group, 36 recurrent ones are nine

@@ -36,7 +36,7 @@ def architecture(name: str) -> Any:
     ],
 )
 def test_weights_are_those_of_published_logs_within_a_tenth(name: str, bits: str, gpus: int, gib: float) -> None:
-    predicted = memory_fit.weights_bytes(architecture(name), Decimal(bits), gpus=gpus) / GIB
+    predicted = memory_fit.weights_bytes(architecture(name), Weights(Decimal(bits), 2), gpus=gpus) / GIB
     assert abs(predicted / gib - 1) < 0.1
 
 
@@ -175,12 +175,13 @@ def test_every_fact_of_a_description_counts() -> None:
     facts = {
         "parametersMillions": 8030, "layers": 32, "hiddenSize": 4096, "intermediateSize": 14336, "attentionHeads": 32,
         "kvHeads": 8, "headDim": 128, "vocabSize": 128256, "embeddings": "Untied", "maxContextLength": 131072,
-        "slidingWindow": 1024, "slidingWindowLayers": 16, "latentWidth": 0,
+        "slidingWindow": 1024, "slidingWindowLayers": 16, "latentWidth": 0, "recurrentLayers": 0,
+        "recurrentStateBytes": 1_000_000,
     }  # fmt: skip
     others = {
         "parametersMillions": 7000, "layers": 34, "hiddenSize": 2048, "intermediateSize": 8192, "attentionHeads": 3,
         "kvHeads": 4, "headDim": 64, "vocabSize": 32000, "embeddings": "Tied", "maxContextLength": 4096,
-        "slidingWindow": 4096, "slidingWindowLayers": 8, "latentWidth": 576,
+        "slidingWindow": 4096, "slidingWindowLayers": 8, "latentWidth": 576, "recurrentLayers": 24,
     }  # fmt: skip
 
     def judged(**changes: Any) -> Any:
@@ -202,3 +203,60 @@ def test_a_larger_model_may_take_longer_to_start(name: str, seconds: int) -> Non
     found = fit_of(f"hf://{name}", "nvidia-h100-80gb")
     assert found.startup_seconds == seconds
     assert dict(found.env)["VLLM_ENGINE_READY_TIMEOUT_S"] == str(seconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "gib"),
+    [
+        ("openai/gpt-oss-20b", 1, 12.88),  # vllm 0.10: the attention is not quantized
+        ("RedHatAI/Meta-Llama-3.1-70B-Instruct-FP8", 1, 67.70),  # two logs
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", 1, 5.2032),  # vllm#13882
+        ("meta-llama/Llama-3.1-8B-Instruct", 1, 14.9888),  # vllm#10517
+        ("Qwen/Qwen3-30B-A3B", 2, 28.4767),
+        ("google/gemma-3-27b-it", 4, 13.1665),  # vllm#15676
+    ],
+)
+def test_weights_of_catalogue_checkpoints_are_those_of_published_logs_within_2_percent(
+    name: str, gpus: int, gib: float
+) -> None:
+    known = MODELS.find(name)
+    assert known is not None
+    recipe = known.recipe
+    stored = Weights(recipe.bits if recipe else Decimal(16), 2, recipe.keeps if recipe else frozenset())
+    assert abs(memory_fit.weights_bytes(known.architecture, stored, gpus=gpus) / GIB / gib - 1) < 0.02
+
+
+def test_a_hybrid_gets_a_context_on_vllm_and_none_on_an_engine_whose_pool_of_states_is_not_known() -> None:
+    on_vllm = fit_of("hf://Qwen/Qwen3.5-9B", "nvidia-l40s").fit
+    assert on_vllm is not None
+    assert on_vllm.verdict == "Fits"
+    assert on_vllm.most_sequences > 256
+    on_sglang = fit_of("hf://Qwen/Qwen3.5-9B", "nvidia-l40s", engine={"name": "sglang"}).fit
+    assert on_sglang is not None
+    assert on_sglang.verdict == "Unknown"
+
+
+def test_more_sequences_than_states_are_refused_with_the_flag_that_helps() -> None:
+    with pytest.raises(DoesNotFit, match=r"Use --max-num-seqs=\d+ or less in spec.engine.args") as refused:
+        fit_of("hf://Qwen/Qwen3.5-27B", "nvidia-h100-80gb", accelerator={"count": 1})
+    most = refused.value.fit.most_sequences
+    helped = fit_of(
+        "hf://Qwen/Qwen3.5-27B",
+        "nvidia-h100-80gb",
+        accelerator={"count": 1},
+        engine={"args": [f"--max-num-seqs={most}"]},
+    )
+    assert helped.fit is not None
+
+
+def test_a_described_hybrid_is_judged_like_the_one_of_the_catalogue() -> None:
+    facts = {
+        "parametersMillions": 9653, "layers": 8, "hiddenSize": 4096, "intermediateSize": 12288, "attentionHeads": 16,
+        "kvHeads": 4, "headDim": 256, "vocabSize": 248320, "embeddings": "Untied", "maxContextLength": 262144,
+        "recurrentLayers": 24, "recurrentStateBytes": 2_146_304,
+    }  # fmt: skip
+    described = fit_of("pvc://weights/qwen", "nvidia-l40s", model={"architecture": facts}).fit
+    known = fit_of("hf://Qwen/Qwen3.5-9B", "nvidia-l40s").fit
+    assert described is not None
+    assert known is not None
+    assert abs(described.concurrency / known.concurrency - 1) < 0.05

@@ -71,6 +71,10 @@ class ArchitectureSpec(Model):
     """slidingWindowLayers are the layers that see a window only."""
     latent_width: Annotated[int, Field(ge=0, le=100_000)] = 0
     """latentWidth of models with latent attention (MLA): kv_lora_rank + qk_rope_head_dim."""
+    recurrent_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """recurrentLayers keep a state of fixed size instead of a cache (Mamba, linear attention), beside the layers."""
+    recurrent_state_bytes: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """recurrentStateBytes are kept for each request and recurrent layer, on one GPU; more GPUs divide them."""
 
 
 class Adapter(Model):

@@ -61,8 +61,8 @@ def described(config: Path, parameters: str | None) -> ArchitectureSpec:
     found = from_config(content, parameters=_count(parameters) if parameters else None)
     if not found.kv_known:
         raise InvalidSpec(
-            f"{config}: layers of this kind keep a state of another shape than a KV cache, so there is nothing to "
-            "estimate from; leave spec.model.architecture and contextLength out.",
+            f"{config}: how much cache a request takes is not known for layers of this kind, so there is nothing to "
+            "estimate from. Leave spec.model.architecture and contextLength out.",
             field="--config",
         )
     return ArchitectureSpec(
@@ -81,6 +81,8 @@ def described(config: Path, parameters: str | None) -> ArchitectureSpec:
         sliding_window=found.sliding_window,
         sliding_window_layers=found.sliding_layers,
         latent_width=found.latent_width,
+        recurrent_layers=found.recurrent.layers if found.recurrent else 0,
+        recurrent_state_bytes=found.recurrent.bytes_per_layer(1) if found.recurrent else 0,
     )
 
 

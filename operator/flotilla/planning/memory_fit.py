@@ -6,7 +6,7 @@ Source: docs/reference/memory-fit.md.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -15,10 +15,15 @@ from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDep
 from flotilla.api.types import amount
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.engines import MemoryProfile, Profile
-from flotilla.catalog.models import Architecture, KnownModel
+from flotilla.catalog.model_config import LayerKind
+from flotilla.catalog.models import Architecture, KnownModel, RecurrentState
 from flotilla.errors import InvalidSpec
 
 BLOCK_TOKENS = 16
+
+
+_STATES_PER_REQUEST = 2
+"""With prefix caching, which is vLLM's default: the state at the end, and the one at the last whole block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class KvLayout:
     full_groups: int
     sliding_groups: int
     window: int
+    block_tokens: int = BLOCK_TOKENS
+    """vLLM makes blocks so long that the state of a recurrent layer has room in one."""
+    state_groups: int = 0
+    """Groups of recurrent layers, which take the same number of blocks for every request."""
 
     def blocks(self, budget_bytes: int) -> int:
         """How many blocks fit."""
@@ -40,10 +49,11 @@ class KvLayout:
 
         A layer with a window also needs room for what one step adds to it: `batched_tokens`.
         """
-        whole = _ceil(tokens, BLOCK_TOKENS)
+        whole = _ceil(tokens, self.block_tokens)
         # The first block of a window may be used in part only.
-        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), BLOCK_TOKENS) + 1
-        return self.full_groups * whole + self.sliding_groups * seen
+        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), self.block_tokens) + 1
+        states = _STATES_PER_REQUEST * self.state_groups
+        return self.full_groups * whole + self.sliding_groups * seen + states
 
     def concurrency(self, budget_bytes: int, tokens: int, *, batched_tokens: int) -> Fraction:
         """How many requests of `tokens` fit at one time; below 1 the engine refuses to start."""
@@ -55,14 +65,14 @@ class KvLayout:
         One block is the engine's own.
         """
         blocks = self.blocks(budget_bytes) - 1
-        low, high = 0, _ceil(at_most, BLOCK_TOKENS)
+        low, high = 0, _ceil(at_most, self.block_tokens)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.blocks_per_request(middle * BLOCK_TOKENS, batched_tokens=batched_tokens) <= blocks:
+            if self.blocks_per_request(middle * self.block_tokens, batched_tokens=batched_tokens) <= blocks:
                 low = middle
             else:
                 high = middle - 1
-        return min(low * BLOCK_TOKENS, at_most)
+        return min(low * self.block_tokens, at_most)
 
 
 def layout(architecture: Architecture, *, gpus: int, element_bytes: int) -> KvLayout:
@@ -72,7 +82,20 @@ def layout(architecture: Architecture, *, gpus: int, element_bytes: int) -> KvLa
         row_bytes = architecture.latent_width * element_bytes
     else:
         row_bytes = 2 * _ceil(architecture.kv_heads, gpus) * architecture.head_dim * element_bytes
-    full, sliding = architecture.full_layers, architecture.sliding_layers
+    full, sliding, state = architecture.full_layers, architecture.sliding_layers, architecture.recurrent
+    if state is not None:
+        # No model is known that has windows beside recurrent layers; without them the answer is on the safe side.
+        full += sliding
+        block_tokens = BLOCK_TOKENS * max(1, _ceil(state.bytes_per_layer(gpus), BLOCK_TOKENS * row_bytes))
+        size = _group_size(full, state.layers)
+        return KvLayout(
+            block_bytes=block_tokens * row_bytes * size,
+            full_groups=_ceil(full, size),
+            sliding_groups=0,
+            window=0,
+            block_tokens=block_tokens,
+            state_groups=_ceil(state.layers, size),
+        )
     size = _group_size(full, sliding)
     return KvLayout(
         block_bytes=BLOCK_TOKENS * row_bytes * size,
@@ -126,8 +149,10 @@ class Weights:
     """How weights and cache are stored."""
 
     bits: Decimal
-    """Per parameter, scales included; embeddings stay in 16 bits."""
+    """Per quantized parameter, scales included."""
     kv_element_bytes: int
+    keeps: frozenset[str] = frozenset()
+    """Parts of the model (fields of Parts) that stay in 16 bits beside those that always do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +171,8 @@ class Fit:
     """The longest request that has room, at most the model's own length."""
     concurrency: Fraction
     """Requests of `context_length` that fit at one time."""
+    most_sequences: int = 0
+    """Requests for which recurrent layers have a state; 0 for models without such layers."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -155,12 +182,28 @@ class Fit:
         return int(self.kv_bytes - self.kv_bytes / self.concurrency)
 
 
-def weights_bytes(architecture: Architecture, bits: Decimal, *, gpus: int) -> int:
+_ALWAYS_WIDE = frozenset({"embeddings", "head", "vision", "other"})
+"""Parts that quantization leaves in 16 bits: vLLM's online methods do, and so do the usual recipes of publishers."""
+_NOT_LOADED = "draft"
+"""Layers for multi-token prediction are loaded for speculative decoding only."""
+
+
+def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) -> int:
     """Weights on each of `gpus` GPUs."""
-    embeddings = min(architecture.embedding_parameters, architecture.parameters)
-    rest = architecture.parameters - embeddings
-    total = rest * Fraction(bits) / 8 + embeddings * Fraction(_WHOLE_BITS, 8)
-    return int(total / gpus)
+    parts = architecture.parts
+    if parts is None:
+        wide = min(architecture.embedding_parameters, architecture.parameters)
+        narrow = architecture.parameters - wide
+    else:
+        sizes = {name: size for name, size in asdict(parts).items() if name != _NOT_LOADED}
+        wide = sum(size for name, size in sizes.items() if name in _ALWAYS_WIDE | weights.keeps)
+        narrow = sum(sizes.values()) - wide
+        # A checkpoint may hold more than its shapes tell, such as heads for a task.
+        wide += max(0, architecture.parameters - parts.total)
+    whole = Fraction(_WHOLE_BITS, 8)
+    # vLLM divides the towers of Qwen's models over the GPUs, and gives each GPU a copy of others'.
+    copied = parts.vision if parts is not None and not architecture.multimodal.startswith("qwen") else 0
+    return int((narrow * Fraction(weights.bits) / 8 + (wide - copied) * whole) / gpus + copied * whole)
 
 
 def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) -> int:
@@ -224,7 +267,7 @@ def _judge(
     gpus: int,
     context_length: int | None,
 ) -> Fit:
-    held = weights_bytes(architecture, weights.bits, gpus=gpus)
+    held = weights_bytes(architecture, weights, gpus=gpus)
     working = working_bytes(architecture, settings, gpus=gpus)
     memory = int(memory_gib * GIB)
     usable = int(memory * settings.utilization)
@@ -248,9 +291,12 @@ def _judge(
     # tenth below the estimate.
     length = context_length or max(_rounded(longest(cache * 9 // 10), own), needed)
     concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
-    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency)
+    most = parts.blocks(max(cache, 0) * split) if parts.state_groups else 0
+    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency, most)
 
 
+_HYBRID_PLANNER = "vllm"
+"""The engine whose rules for recurrent layers `layout` follows."""
 DEFAULT_MEMORY_GIB = 16
 """Of a pod, per GPU, where the spec asks for no other."""
 _LENGTHENING_FLAGS = ("--hf-overrides", "--rope-scaling", "--json-model-override-args")
@@ -299,12 +345,23 @@ def fitted(
     if architecture is None:
         return Fitted(count or 1, asked or 0, None)
     architecture = _context_checked(architecture, asked, spec.engine.args)
+    if architecture.recurrent is not None and profile.name != _HYBRID_PLANNER:
+        # Other engines keep the states of recurrent layers in a pool of their own, by rules that are not known here.
+        architecture = replace(architecture, kv_known=False)
     engine = settings(profile.memory, accelerator, spec.engine.args)
     _check_count(architecture, engine, count)
     memory_gib = accelerator.memory_gib or _pod_memory_gib(spec)
     fit = fit_memory(architecture, weights, engine, memory_gib=memory_gib, gpus=count, context_length=asked)
     if fit.verdict == DOES_NOT_FIT:
         raise DoesNotFit(_refusal(spec, fit, accelerator, architecture), fit)
+    if fit.most_sequences and fit.most_sequences < engine.sequences:
+        raise DoesNotFit(
+            f"{fit.gpus} x {accelerator.class_name} can hold the recurrent state of {fit.most_sequences} requests, and "
+            f"{profile.name} sets room aside for {engine.sequences} when it starts. Use "
+            f"{profile.memory.sequences_flag}={fit.most_sequences} or less in spec.engine.args, or a class with more "
+            "memory.",
+            fit,
+        )
     return Fitted(fit.gpus, asked or (fit.context_length if fit.longest_context else 0), fit)
 
 
@@ -370,6 +427,11 @@ def from_spec(given: ArchitectureSpec) -> Architecture:
         sliding_window=given.sliding_window,
         latent_width=given.latent_width,
         context_length=given.max_context_length,
+        recurrent=RecurrentState(
+            LayerKind.MAMBA2, given.recurrent_layers, 0, given.recurrent_state_bytes, state_bytes=1
+        )
+        if given.recurrent_layers
+        else None,
     )
 
 

@@ -109,7 +109,11 @@ def choose(
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
         note=_note(method, support, accelerator, prequantized=prequantized),
-        weights=Weights(bits=_bits(method, source, known), kv_element_bytes=2 if kv_cache == "auto" else 1),
+        weights=Weights(
+            bits=_bits(method, source, known),
+            kv_element_bytes=2 if kv_cache == "auto" else 1,
+            keeps=known.recipe.keeps if known is not None and known.recipe is not None else frozenset(),
+        ),
     )
 
 
