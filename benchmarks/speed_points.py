@@ -16,8 +16,8 @@ import yaml
 from flotilla.catalog.accelerators import load_accelerators
 from flotilla.catalog.chips import find_chip
 from flotilla.catalog.models import load_models
-from flotilla.planning.memory_fit import Settings, Weights, fit_memory
-from flotilla.planning.speed import FACTORS, Factors, Limits, Shape, SpeedModel, compute_type
+from flotilla.planning.memory_fit import Settings, Weights
+from flotilla.planning.speed import FACTORS, Factors, Limits, Shape, SpeedModel, compute_type, memory_limits
 
 BITS = {"none": Decimal(16), "fp8": Decimal("8.1"), "nvfp4": Decimal("4.5")}
 """Per parameter, by method; as the operator counts them."""
@@ -152,20 +152,14 @@ def _limits(point: Point, weights: Weights) -> Limits:
     accelerator = load_accelerators()[point.gpu]
     found = load_models().find(point.model)
     assert found is not None
-    big = accelerator.memory_gib >= 70
     settings = Settings(
         utilization=point.utilization,
-        batched_tokens=8192 if big else 2048,
+        batched_tokens=8192 if accelerator.memory_gib >= 70 else 2048,
         sequences=min(point.sequences, 1024),
         base_gib=Decimal("1.1"),
     )
-    context = round(Shape(point.input_tokens, point.output_tokens).mean_context)
-    fit = fit_memory(
-        found.architecture,
-        weights,
-        settings,
-        memory_gib=accelerator.memory_gib,
-        gpus=point.gpus,
-        context_length=context,
+    shape = Shape(point.input_tokens, point.output_tokens)
+    limits = memory_limits(
+        found.architecture, weights, settings, shape, memory_gib=accelerator.memory_gib, gpus=point.gpus
     )
-    return Limits(float(fit.concurrency * context), point.sequences)
+    return replace(limits, sequences=point.sequences)

@@ -29,7 +29,20 @@ def test_it_prints_the_fit_and_the_choices_as_a_table() -> None:
     code, out, _ = run("Qwen/Qwen2.5-7B-Instruct", "--accelerator", "L4", "--context", "8192")
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith("nvidia-l4"))
-    assert row.split() == ["nvidia-l4", "Fits", "fp8", "1", "8.2", "1.8", "10.7", "8,192", "32,768", "24.5", "0.80"]
+    assert row.split() == [
+        "nvidia-l4",
+        "Fits",
+        "fp8",
+        "1",
+        "8.2",
+        "1.8",
+        "10.7",
+        "8,192",
+        "32,768",
+        "24.5",
+        "350",
+        "0.80",
+    ]
     assert "--max-model-len 8192" in out
 
 
@@ -42,6 +55,39 @@ def test_it_prints_the_same_as_json() -> None:
         "fp8",
     )
     assert answer["argv"][0] == "Qwen/Qwen2.5-7B-Instruct"
+    assert answer["price_as_of"] == "2026-11-09"
+
+
+def test_it_says_how_fast_the_model_is_and_what_that_rests_on() -> None:
+    _, out, _ = run("Qwen/Qwen2.5-7B-Instruct", "-a", "L4")
+    said = " ".join(out.split())
+    assert "Speed with 1000 tokens in and 150 out: 2.3 requests/s at saturation (1.7 to 3.2)" in said
+    assert "Computed, and compared with public measurements on this class" in said
+    assert "as of 2026-11-09" in said
+    (short,), (long,) = (
+        answers("Qwen/Qwen2.5-7B-Instruct", "-a", "L4", "--input-tokens", tokens) for tokens in ("100", "4000")
+    )
+    assert short["speed"]["tasks_per_second"]["expected"] > 5 * long["speed"]["tasks_per_second"]["expected"]
+    assert short["speed"]["tasks_per_second"]["low"] < short["speed"]["tasks_per_second"]["expected"]
+    (uncompared,) = answers("Qwen/Qwen2.5-7B-Instruct", "-a", "nvidia-a30")
+    assert not uncompared["speed"]["compared_with_measurements"]
+
+
+def test_a_class_without_published_figures_and_an_unknown_model_have_no_speed() -> None:
+    (cpu,) = answers("Qwen/Qwen2.5-0.5B-Instruct", "-a", "cpu-amd64")
+    assert cpu["verdict"] in ("Fits", "Tight")
+    (unknown,) = answers("acme/unknown", "-a", "L4")
+    for answer in (cpu, unknown):
+        assert "speed" not in answer
+        assert "output_tokens_per_second" not in answer
+
+
+def test_a_class_has_the_name_that_people_use() -> None:
+    assert answers("Qwen/Qwen3-8B", "-a", "H100")[0]["accelerator"] == "nvidia-h100-80gb"
+    code, _, err = run("Qwen/Qwen3-8B", "-a", "A100")
+    assert code == 2
+    assert "nvidia-a100-40gb" in err
+    assert "nvidia-a100-80gb" in err
 
 
 def test_without_a_class_it_ranks_all_by_price() -> None:

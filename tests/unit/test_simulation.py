@@ -165,13 +165,34 @@ def test_a_wrong_spec_is_refused_with_field_and_value(tmp_path: Path) -> None:
         assert reason in error
 
 
-def test_a_model_without_a_known_cache_needs_the_option(tmp_path: Path) -> None:
+def test_a_model_of_which_nothing_is_known_needs_the_options(tmp_path: Path) -> None:
     path = tmp_path / "md.yaml"
     path.write_text(SPEC.read_text().replace("hf://Qwen/Qwen2.5-7B-Instruct", "hf://acme/unknown"))
     (tmp_path / "load.csv").write_text(TRACE)
     arguments = ["scaling", "--trace", str(tmp_path / "load.csv"), "--spec", str(path)]
-    assert "--kv-tokens" in invoke(*arguments)[2]
-    assert invoke(*arguments, "--kv-tokens", "100000")[0] == 0
+    code, _, error = invoke(*arguments)
+    assert code == 2
+    options = ("--decode-tokens-per-second", "--prefill-tokens-per-second", "--step-seconds", "--kv-tokens")
+    assert [option for option in options if option not in error] == []
+    speed = ("--decode-tokens-per-second", "1000", "--prefill-tokens-per-second", "4000", "--step-seconds", "0.02")
+    assert "--kv-tokens" in invoke(*arguments, *speed)[2]
+    assert invoke(*arguments, *speed, "--kv-tokens", "100000")[0] == 0
+
+
+def test_a_deployment_is_as_fast_as_its_model_is_on_its_gpu(tmp_path: Path) -> None:
+    (tmp_path / "load.csv").write_text(TRACE)
+
+    def whole_answer_s(model: str, accelerator: str) -> float:
+        path = tmp_path / "md.yaml"
+        spec = SPEC.read_text().replace("hf://Qwen/Qwen2.5-7B-Instruct", f"hf://Qwen/{model}")
+        path.write_text(spec.replace("class: nvidia-l4", f"class: {accelerator}"))
+        code, out, _ = invoke("scaling", "--trace", str(tmp_path / "load.csv"), "--spec", str(path), "--json")
+        assert code == 0
+        return float(json.loads(out)["end_p50_s"])
+
+    middle_on_l4 = whole_answer_s("Qwen2.5-7B-Instruct", "nvidia-l4")
+    assert whole_answer_s("Qwen2.5-7B-Instruct", "nvidia-h100-80gb") < middle_on_l4 / 3
+    assert whole_answer_s("Qwen2.5-0.5B-Instruct", "nvidia-l4") < middle_on_l4 / 3
 
 
 def test_the_traces_are_listed() -> None:

@@ -1,6 +1,7 @@
 """`flotilla advise`: which of hosted small, self-hosted small, frontier or a mix is cheapest for a workload."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,20 +13,25 @@ from rich.table import Table
 from rich.text import Text
 
 from flotilla.catalog import accelerators
-from flotilla.catalog.accelerators import Accelerator
+from flotilla.cli import estimate
 from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.cost import hosted_prices
 from flotilla.cost.gpu_prices import PriceSources, load_price_catalog, rate
 from flotilla.cost.hosted_prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
-from flotilla.simulation.advice import Advice, Machine, Option, Terms, Workload, advise, assumptions, tasks_per_second
+from flotilla.planning.resolve import Catalog, Resolved, load_catalog
+from flotilla.planning.speed import Estimate, Range, Shape, planned_speed
+from flotilla.simulation.advice import Advice, Comparison, Machine, Option, Terms, Workload, advise, assumptions
 
 app = command_app()
 DEFAULT_CLASSES = ("nvidia-l4", "nvidia-h100-80gb")
+DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+_SHOWN_BANDS = 20
 QUALITIES = {"small": Decimal(0), "mixed": Decimal("0.2"), "frontier": Decimal(1)}
 """Share of the tasks that are beyond a small model."""
 _CENT = Decimal("0.01")
 _MILL = Decimal("0.001")
+_SHORTEST_CONTEXT = 256
 
 
 def decimal(text: str, field: str, *, least: Decimal = Decimal(0)) -> Decimal:
@@ -81,26 +87,104 @@ def question(
     return work, terms, batch
 
 
-def machine(
-    given: str, work: Workload, *, count: int, speed: Decimal | None, table: dict[str, Accelerator], own: PriceSources
-) -> Machine:
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a replica is to be."""
+
+    model: str
+    """OWNER/NAME of the catalogue, or the path of a config.json."""
+    quantization: str = "auto"
+    context: int | None = None
+    """Tokens of the longest request; None: a prompt and an answer of mean length."""
+    gpus: int | None = None
+    """None: the fewest on which the model fits."""
+    tasks_per_second: Decimal | None = None
+    """None: computed."""
+    first_token_s: Decimal | None = None
+    """The 99th percentile that must be kept to; None: any."""
+
+
+def machine(given: str, work: Workload, wishes: Wishes, *, catalog: Catalog, own: PriceSources) -> Machine:
     """Of `L4`, or `H100=2.69` with a price of one's own; raises InvalidSpec."""
     name, _, price = given.partition("=")
-    found = accelerators.find_loosely(table, name)
+    found = accelerators.find_loosely(catalog.accelerators, name)
     listed = rate(found, sources=own)
     if price:
-        usd, source = decimal(price, "--accelerator", least=_MILL), "as given"
+        usd, source = decimal(price, "--accelerator", least=_MILL), "price as given"
     elif listed is not None:
-        usd, source = listed.gpu_usd_per_hour * found.share.numerator / found.share.denominator, str(listed)
+        usd = listed.gpu_usd_per_hour * found.share.numerator / found.share.denominator
+        source = f"{listed}, as of {listed.as_of}" if listed.as_of else str(listed)
     else:
         raise InvalidSpec(
             f"The price of {found.class_name} is not known. Give yours: -a {name}=USD_PER_HOUR.", field="--accelerator"
         )
-    if speed is None:
-        measured = tasks_per_second(found.class_name, input_tokens=work.input_tokens, output_tokens=work.output_tokens)
-        speed = None if measured is None else measured * count
-    title = f"{count} x {found.class_name}" if count > 1 else found.class_name
-    return Machine(f"{title} at {usd.normalize():f}", usd * count, source, speed)
+    if wishes.tasks_per_second is not None:
+        speed, gpus = wishes.tasks_per_second, wishes.gpus or 1
+        title, basis = _title(found.class_name, gpus, usd), f"Its speed was given: {speed} tasks/s at saturation."
+        return Machine(title, usd * gpus, source, speed, speed, speed, basis)
+    resolved = estimate.planned(
+        wishes.model,
+        class_name=found.class_name,
+        method=wishes.quantization,
+        context=wishes.context or max(_SHORTEST_CONTEXT, work.input_tokens + work.output_tokens),
+        gpus=wishes.gpus,
+        catalog=catalog,
+    )
+    shape = Shape(work.input_tokens, work.output_tokens, float(work.cached_share))
+    model, limits = planned_speed(resolved, shape)
+    computed, first, allowed = model.estimate(shape, limits), wishes.first_token_s, None
+    if first is not None:
+        allowed = model.tasks_per_s_within(shape, limits, float(first))
+        if allowed is None:
+            raise InvalidSpec(
+                f"On {found.class_name} the first token takes longer than {first} s even for a request that is alone.",
+                field="--ttft-p99",
+            )
+    expected, slowest, fastest = (_exact(speed) for speed in _three(computed.tasks_per_s))
+    return Machine(
+        _title(found.class_name, resolved.gpus, usd),
+        usd * resolved.gpus,
+        source,
+        expected,
+        slowest,
+        fastest,
+        _basis(wishes, resolved, computed, allowed),
+        None if allowed is None else _exact(allowed),
+    )
+
+
+def _title(class_name: str, gpus: int, usd: Decimal) -> str:
+    return f"{f'{gpus} x ' if gpus > 1 else ''}{class_name} at {usd.normalize():f}"
+
+
+def _three(speed: Range) -> tuple[float, float, float]:
+    return speed.expected, speed.low, speed.high
+
+
+def _exact(speed: float) -> Decimal:
+    return Decimal(f"{speed:.6g}")
+
+
+def _basis(wishes: Wishes, resolved: Resolved, computed: Estimate, allowed: float | None) -> str:
+    """How the speed is known, with as many digits as it deserves."""
+    expected, low, high = (estimate.two_digits(speed) for speed in _three(computed.tasks_per_s))
+    weights = "16-bit weights" if resolved.quantization.method == "none" else f"{resolved.quantization.method} weights"
+    compared = (
+        "compared with public measurements on this class"
+        if computed.measured
+        else "not compared with any measurement on this class"
+    )
+    assumed = ", which is assumed to be 1 ms" if computed.bound == "the overhead per request" else ""
+    text = (
+        f"{wishes.model} with {weights}: {expected} tasks/s at saturation, {low} to {high}, computed and {compared} "
+        f"(docs/reference/truth.md); most of the time goes into {computed.bound}{assumed}."
+    )
+    if allowed is None:
+        return text
+    return (
+        f"{text} With the first token within {wishes.first_token_s} s (p99) it may be given "
+        f"{estimate.two_digits(allowed)} tasks/s."
+    )
 
 
 def hosted(given: str, field: str, *, batch: bool) -> HostedPrice:
@@ -123,9 +207,8 @@ def ask(
     work: Workload,
     terms: Terms,
     *,
+    wishes: Wishes,
     classes: list[str],
-    count: int,
-    speed: Decimal | None,
     small: str,
     frontier: str,
     others: list[str],
@@ -134,14 +217,15 @@ def ask(
     price_catalog: Path | None = None,
 ) -> tuple[Advice, list[str]]:
     """The advice and its assumptions; raises InvalidSpec that names the option."""
-    table, own = accelerators.load_accelerators(accelerator_table), PriceSources(load_price_catalog(price_catalog))
-    machines = [
-        machine(given, work, count=count, speed=speed, table=table, own=own) for given in classes or DEFAULT_CLASSES
-    ]
+    catalog, own = load_catalog(accelerator_table=accelerator_table), PriceSources(load_price_catalog(price_catalog))
+    machines = [machine(given, work, wishes, catalog=catalog, own=own) for given in classes or DEFAULT_CLASSES]
     low, top = hosted(small, "--small", batch=batch), hosted(frontier, "--frontier", batch=batch)
     more = [hosted(given, "--compare", batch=batch) for given in others]
     advice = advise(work, terms, machines=machines, small=low, frontier=top, others=more)
-    return advice, assumptions(work, terms, machines, [low, top, *more])
+    basis = assumptions(work, terms, machines, [low, top, *more])
+    if wishes.first_token_s is not None:
+        basis.append("How soon hosted models send the first token is not known here.")
+    return advice, basis
 
 
 def json_text(advice: Advice, basis: list[str]) -> str:
@@ -154,7 +238,9 @@ def json_text(advice: Advice, basis: list[str]) -> str:
                 "machine": row.machine,
                 "comparator": row.comparator,
                 "usdPerThousandTasks": str(row.usd_per_thousand_tasks),
-                "tasksPerDay": _whole(row.tasks_per_day),
+                "tasksPerDay": _whole(row.even.first),
+                "forGoodTasksPerDay": _whole(row.even.for_good),
+                "hostedCheaperAgainBetween": [[_whole(edge) for edge in band] for band in _bands(row)],
             }
             for row in advice.break_even
         ],
@@ -171,8 +257,13 @@ def _option(option: Option) -> dict[str, Any]:
         "what": option.what,
         "usdPerDay": str(option.usd_per_day.quantize(_CENT)),
         **({"replicas": option.replicas} if option.replicas is not None else {}),
+        **({"fewestReplicas": option.fewest, "mostReplicas": option.most} if option.most is not None else {}),
         **({"refused": option.refused} if option.refused else {}),
     }
+
+
+def _bands(row: Comparison) -> list[tuple[Decimal, Decimal]]:
+    return list(row.even.dearer[:_SHOWN_BANDS])
 
 
 def _whole(number: Decimal) -> str:
@@ -197,6 +288,11 @@ def show(console: Console, work: Workload, advice: Advice, basis: list[str]) -> 
     if advice.break_even:
         console.print("\nTasks per day from which self-hosting costs no more:")
         console.print(_break_even(advice))
+        if any(row.even.dearer for row in advice.break_even):
+            console.print(
+                "Replicas are whole: where two loads are shown, the hosted model is cheaper again just above what some "
+                "number of replicas can do, and self-hosting costs no more at every load only from the second on."
+            )
     console.print("\n[bold]Assumptions[/]")
     for line in basis:
         console.print(f"- {line}", soft_wrap=True, highlight=False)
@@ -206,7 +302,7 @@ def _options(work: Workload, advice: Advice) -> Table:
     table = _table("Option", "", "$/day", "$/1000 tasks", "replicas", "")
     for option in advice.options:
         per_thousand = 1000 * option.usd_per_day / work.tasks_per_day
-        replicas = "-" if option.replicas is None else str(option.replicas)
+        replicas = "-" if option.replicas is None else _replicas(option)
         cells = (f"{option.usd_per_day:,.2f}", f"{per_thousand:,.3f}", replicas)
         table.add_row(option.kind, option.what, *cells, option.refused, style="dim" if option.refused else "")
     return table
@@ -217,10 +313,27 @@ def _break_even(advice: Advice) -> Table:
     rows: dict[str, list[str]] = {}
     for row in advice.break_even:
         cells = rows.setdefault(row.comparator, [f"{row.usd_per_thousand_tasks:,.3f}"])
-        cells.append(f"{row.tasks_per_day:,.0f}" if row.tasks_per_day.is_finite() else "never")
+        cells.append(_load(row))
     for comparator, cells in rows.items():
         table.add_row(Text(comparator, overflow="fold"), *cells)
     return table
+
+
+def _load(row: Comparison) -> str:
+    """The first load, and the one from which it stays true."""
+    even = row.even
+    if not even.first.is_finite():
+        return "never"
+    if not even.dearer:
+        return f"{even.first:,.0f}"
+    return f"{even.first:,.0f}; {f'{even.for_good:,.0f}' if even.for_good.is_finite() else 'not for good'}"
+
+
+def _replicas(option: Option) -> str:
+    """With what the uncertainty of the speed makes of it."""
+    if option.fewest == option.most:
+        return str(option.replicas)
+    return f"{option.replicas} ({option.fewest} to {option.most})"
 
 
 def _small_price(work: Workload, advice: Advice) -> str:
@@ -253,10 +366,22 @@ def command(
         list[str] | None,
         typer.Option("--accelerator", "-a", help="L4, or H100=2.69 with your price per hour; repeatable."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, max=16, help="GPUs of a replica.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="Self-hosted small model: OWNER/NAME of the catalogue, or a config.json.")
+    ] = DEFAULT_MODEL,
+    quantization: Annotated[str, typer.Option("--quantization", "-q", help="As spec.quantization.method.")] = "auto",
+    context: Annotated[
+        int | None, typer.Option(min=256, help="Tokens of the longest request. Default: input and output.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=16, help="GPUs of a replica. Default: the fewest that fit.")
+    ] = None,
+    ttft_p99: Annotated[
+        str | None, typer.Option(help="Seconds within which 99 of 100 requests must get their first token.")
+    ] = None,
     tasks_per_second: Annotated[
         str | None,
-        typer.Option(help="Tasks per second of a saturated replica. Default: measured with an 8B model, where known."),
+        typer.Option(help="Tasks per second of a saturated replica. Default: computed for model and GPU."),
     ] = None,
     small: Annotated[
         str, typer.Option(help="Hosted small model: PROVIDER/MODEL[=IN/OUT], prices in USD per million tokens.")
@@ -291,10 +416,14 @@ def command(
             latency=latency, sovereignty=sovereignty, peak=peak, utilization=utilization, overhead=overhead,
             replicas=(min_replicas, max_replicas),
         )  # fmt: skip
-        speed = None if tasks_per_second is None else decimal(tasks_per_second, "--tasks-per-second")
+        speed = None if tasks_per_second is None else decimal(tasks_per_second, "--tasks-per-second", least=_MILL)
+        first_token_s = None if ttft_p99 is None else decimal(ttft_p99, "--ttft-p99", least=_MILL)
+        if speed is not None and first_token_s is not None:
+            raise InvalidSpec("It needs a speed that is computed: leave --tasks-per-second out.", field="--ttft-p99")
         advice, basis = ask(
-            work, terms, classes=accelerator or [], count=count, speed=speed, small=small, frontier=frontier,
-            others=compare or [], batch=batch, price_catalog=price_catalog,
+            work, terms, wishes=Wishes(model, quantization, context, count, speed, first_token_s),
+            classes=accelerator or [], small=small, frontier=frontier, others=compare or [], batch=batch,
+            price_catalog=price_catalog,
         )  # fmt: skip
     except InvalidSpec as error:
         fail(error, EXIT_USAGE)

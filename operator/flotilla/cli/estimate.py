@@ -1,6 +1,8 @@
 """`flotilla estimate`: whether a model fits, on how many GPUs, with which context and at what price."""
 
 import json
+import math
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app,
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
+from flotilla.planning.speed import Range, Shape, planned_speed
 
 app = command_app()
 _COLUMNS = {
@@ -32,6 +35,7 @@ _COLUMNS = {
     "Context": "context_length",
     "Longest": "longest_context_length",
     "Requests": "concurrent_requests",
+    "tok/s": "output_tokens_per_second",
     "$/h": "usd_per_hour",
 }
 """Heading and key of an answer."""
@@ -39,13 +43,17 @@ _OPTIONS = {
     "model.contextLength": "--context",
     "quantization.method": "--quantization",
     "quantization.kvCache": "--kv-cache",
+    "accelerator.class": "--accelerator",
     "accelerator.count": "--count",
+    "model.source": "--model",
 }
 """Option of a field of the spec."""
 _FOR_WIDE_SCREENS = frozenset({"Engine GiB", "Cache GiB", "Longest"})
 _WIDE, _FEW = 110, 5
 _CENT = Decimal("0.01")
 _USABLE = ("Fits", "Tight", UNKNOWN)
+DEFAULT_SHAPE = Shape(1000, 150)
+"""Of the request for which the speed is shown."""
 
 
 def described(config: Path, parameters: str | None) -> ArchitectureSpec:
@@ -86,6 +94,41 @@ def described(config: Path, parameters: str | None) -> ArchitectureSpec:
     )
 
 
+def planned(
+    model: str, *, class_name: str, method: str, context: int | None, gpus: int | None, catalog: Catalog
+) -> Resolved:
+    """What vLLM would run of a model of the catalogue, or of a config.json; raises InvalidSpec with the option."""
+    file = Path(model)
+    architecture = described(file, None) if file.suffix == ".json" else None
+    source = "pvc://described/model" if architecture else model if "://" in model else f"hf://{model}"
+    wanted = {
+        "engine": {"name": "vllm"},
+        "quantization": {"method": method},
+        "model": {"source": source, "contextLength": context, "architecture": architecture},
+        "accelerator": {"class": class_name, "count": gpus},
+    }
+    try:
+        resolved = resolve("planned", ModelDeploymentSpec.model_validate(wanted), catalog)
+    except ValidationError as error:
+        wrong = manifests.invalid(error)
+        raise InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)) from error
+    except InvalidSpec as error:
+        field = error.field.removeprefix("spec.")
+        raise InvalidSpec(str(error), field=_OPTIONS.get(field, field), reason=error.reason) from error
+    if architecture is None:
+        return resolved
+    # The block of the spec does not say how many experts there are.
+    return replace(resolved, architecture=from_config(json.loads(file.read_text())))
+
+
+def two_digits(value: float) -> str:
+    """As many as a speed that is known within a third deserves."""
+    if value <= 0:
+        return "0"
+    digits = 1 - math.floor(math.log10(value))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
 def _count(text: str) -> int:
     """`7.6B`, `494M` or a plain number."""
     factor = {"b": 10**9, "m": 10**6}.get(text[-1:].lower(), 1)
@@ -105,6 +148,7 @@ def estimates(
     kv_cache: str,
     context: int | None,
     count: int | None,
+    shape: Shape = DEFAULT_SHAPE,
     catalog: Catalog | None = None,
 ) -> list[dict[str, Any]]:
     """One answer per accelerator class, as plain data; all classes where none is named."""
@@ -117,7 +161,9 @@ def estimates(
     wishes = {"engine": {"name": engine}, "quantization": {"method": method, "kvCache": kv_cache}}
     model_part = {"source": source, "contextLength": context, "architecture": architecture}
     answers = [
-        _answer({**wishes, "model": model_part, "accelerator": {"class": one.class_name, "count": count}}, one, known)
+        _answer(
+            {**wishes, "model": model_part, "accelerator": {"class": one.class_name, "count": count}}, one, known, shape
+        )
         for one in chosen or [a for a in known.accelerators.values() if a.vendor != "cpu"]
     ]
     return answers if chosen else sorted(answers, key=_rank)
@@ -135,7 +181,7 @@ def _rank(answer: dict[str, Any]) -> tuple[int, Decimal]:
     return verdict, Decimal(answer.get("usd_per_hour", "Infinity"))
 
 
-def _answer(wanted: dict[str, Any], accelerator: Accelerator, catalog: Catalog) -> dict[str, Any]:
+def _answer(wanted: dict[str, Any], accelerator: Accelerator, catalog: Catalog, shape: Shape) -> dict[str, Any]:
     spec = ModelDeploymentSpec.model_validate(wanted)
     answer: dict[str, Any] = {"accelerator": accelerator.class_name, "memory_gib": str(accelerator.memory_gib)}
     try:
@@ -144,7 +190,7 @@ def _answer(wanted: dict[str, Any], accelerator: Accelerator, catalog: Catalog) 
         return answer | {"verdict": error.reason, "message": str(error), **_figures(error.fit)}
     except InvalidSpec as error:
         return answer | {"verdict": error.reason, "message": f"{error.field}: {error}"}
-    return answer | _resolved(resolved)
+    return answer | _resolved(resolved) | _speed(resolved, shape)
 
 
 def _resolved(resolved: Resolved) -> dict[str, Any]:
@@ -156,10 +202,41 @@ def _resolved(resolved: Resolved) -> dict[str, Any]:
         "gpus": resolved.gpus,
         **(_figures(fit) if fit else {}),
         **({"usd_per_hour": str((price.usd * resolved.gpus).quantize(_CENT))} if price else {}),
+        **({"price_source": price.source, "price_as_of": price.as_of.isoformat()} if price else {}),
         "message": resolved.quantization.note
         if fit
         else f"The model is not in the catalogue. Use --config. {resolved.near}".strip(),
         "argv": list(resolved.argv),
+    }
+
+
+def _speed(resolved: Resolved, shape: Shape) -> dict[str, Any]:
+    """What is computed for requests of one shape; nothing where no speed is known. What runs is measured elsewhere."""
+    try:
+        model, limits = planned_speed(resolved, shape)
+        computed = model.estimate(shape, limits)
+    except InvalidSpec:
+        return {}
+    return {
+        "output_tokens_per_second": int(float(two_digits(computed.output_tokens_per_s.expected).replace(",", ""))),
+        "speed": {
+            "input_tokens": shape.input_tokens,
+            "output_tokens": shape.output_tokens,
+            "basis": "computed",
+            "compared_with_measurements": computed.measured,
+            "tasks_per_second": _range(computed.tasks_per_s),
+            "output_tokens_per_second": _range(computed.output_tokens_per_s),
+            "single_request_tokens_per_second": _range(computed.single_tokens_per_s),
+            "requests_in_flight": computed.in_flight,
+            "bound": computed.bound,
+        },
+    }
+
+
+def _range(value: Range) -> dict[str, float]:
+    return {
+        name: float(two_digits(number).replace(",", ""))
+        for name, number in (("low", value.low), ("expected", value.expected), ("high", value.high))
     }
 
 
@@ -210,10 +287,27 @@ def show(console: Console, title: str, answers: list[dict[str, Any]]) -> None:
         )
     notes = dict.fromkeys(answer["message"] for answer in answers if answer.get("message"))
     if len(answers) == 1:
-        for note in notes:
-            console.print(f"\n{note}")
+        for note in (*notes, *_said(answers[0])):
+            console.print(f"\n{note}", highlight=False)
         if "argv" in answers[0]:
             console.print(f"\n[dim]{answers[0]['engine']}:[/] {' '.join(answers[0]['argv'])}", soft_wrap=True)
+
+
+def _said(answer: dict[str, Any]) -> list[str]:
+    """Speed and price in sentences, with what they rest on."""
+    lines = []
+    if speed := answer.get("speed"):
+        tasks, alone = speed["tasks_per_second"], speed["single_request_tokens_per_second"]
+        compared = "compared with" if speed["compared_with_measurements"] else "not compared with any"
+        lines.append(
+            f"Speed with {speed['input_tokens']} tokens in and {speed['output_tokens']} out: {tasks['expected']:g} "
+            f"requests/s at saturation ({tasks['low']:g} to {tasks['high']:g}), {alone['expected']:g} tokens/s for a "
+            f"request that is alone. Computed, and {compared} public measurements on this class "
+            "(docs/reference/truth.md); what runs is measured: flotilla top."
+        )
+    if "price_as_of" in answer:
+        lines.append(f"Price: {answer['price_source']}, as of {answer['price_as_of']}.")
+    return lines
 
 
 def _cell(value: Any) -> str:
@@ -252,6 +346,8 @@ def estimate(
         str | None,
         typer.Option(help="With --config: number of parameters, such as 7.6B. Default: counted from the file."),
     ] = None,
+    input_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt for which the speed is shown.")] = 1000,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer for which the speed is shown.")] = 150,
     as_json: Json = False,
 ) -> None:
     """Check whether a model fits an accelerator, with how many GPUs and at what price.
@@ -271,6 +367,7 @@ def estimate(
             kv_cache=kv_cache,
             context=context,
             count=count,
+            shape=Shape(input_tokens, output_tokens),
         )
     except ValidationError as error:
         wrong = manifests.invalid(error)

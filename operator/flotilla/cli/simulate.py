@@ -24,10 +24,21 @@ from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_USAGE, Json, command_app, fail
 from flotilla.errors import InvalidSpec
-from flotilla.planning.resolve import load_catalog, resolve
+from flotilla.planning.resolve import Resolved, load_catalog, resolve
+from flotilla.planning.speed import Shape
 from flotilla.simulation import trace as packaged
 from flotilla.simulation.engine import Speed
-from flotilla.simulation.fleet import L4_SPEED, Deployment, Figures, Flotilla, Row, Run, deployment, figures, simulate
+from flotilla.simulation.fleet import (
+    Deployment,
+    Figures,
+    Flotilla,
+    Row,
+    Run,
+    deployment,
+    engine_speed,
+    figures,
+    simulate,
+)
 from flotilla.simulation.trace import Trace, parse_csv
 
 app = command_app(help="Replay a load through the operator's scaling, without a cluster.", no_args_is_help=True)
@@ -54,7 +65,7 @@ def scaling(
     patience: Annotated[float, typer.Option(min=0, help="Seconds after which a waiting client gives up.")] = 60.0,
     decode_tokens_per_second: Annotated[
         float | None,
-        typer.Option(min=1, help="Speed of a replica with a full batch. Default: a 7B model in FP8 on an L4."),
+        typer.Option(min=1, help="Speed of a replica with a full batch. Default: computed for the model and its GPU."),
     ] = None,
     prefill_tokens_per_second: Annotated[
         float | None, typer.Option(min=1, help="Prompt tokens per second of a replica.")
@@ -111,8 +122,13 @@ def load_trace(name: str) -> Trace:
     return packaged.make(name)
 
 
-def load_deployment(path: Path, **options: Any) -> Deployment:
-    """The ModelDeployment of a manifest; raises InvalidSpec."""
+def load_deployment(
+    path: Path, *, shape: Shape, speed: tuple[float | None, float | None, float | None], **options: Any
+) -> Deployment:
+    """The ModelDeployment of a manifest, as fast as `speed` says or is computed; raises InvalidSpec.
+
+    `speed` has tokens per second of a full batch, of prompts, and the seconds of one step.
+    """
     try:
         documents = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -126,7 +142,30 @@ def load_deployment(path: Path, **options: Any) -> Deployment:
     except ValidationError as error:
         found_invalid = manifests.invalid(error)
         raise InvalidSpec(f"{path}: spec.{found_invalid.field}: {found_invalid}", field="--spec") from error
-    return deployment(name, spec, resolve(name, spec, load_catalog()), **options)
+    resolved = resolve(name, spec, load_catalog())
+    return deployment(name, spec, resolved, speed=_speed(resolved, shape, speed), **options)
+
+
+def _speed(resolved: Resolved, shape: Shape, given: tuple[float | None, float | None, float | None]) -> Speed:
+    """Raises InvalidSpec with the options where the speed is not known."""
+    decode, prefill, step = given
+    if decode is not None and prefill is not None and step is not None:
+        return Speed(decode, prefill, step)
+    try:
+        computed = engine_speed(resolved, shape)
+    except InvalidSpec as error:
+        also = ", and --kv-tokens, as its KV cache is not known either" if resolved.fit is None else ""
+        raise InvalidSpec(
+            f"How fast {resolved.accelerator.class_name} is with this model is not known. Give "
+            f"--decode-tokens-per-second, --prefill-tokens-per-second and --step-seconds{also}.",
+            field="--spec",
+            reason=error.reason,
+        ) from error
+    return Speed(
+        decode or computed.decode_tokens_per_s,
+        prefill or computed.prefill_tokens_per_s,
+        step or computed.overhead_s,
+    )
 
 
 @dataclass(frozen=True)
@@ -153,14 +192,10 @@ class Simulated:
         max_sequences: int | None,
     ) -> "Simulated":
         """Run it. Raises InvalidSpec."""
-        decode, prefill, step = speed
         deployment = load_deployment(
             spec,
-            speed=Speed(
-                decode or L4_SPEED.decode_tokens_per_s,
-                prefill or L4_SPEED.prefill_tokens_per_s,
-                step or L4_SPEED.overhead_s,
-            ),
+            shape=trace.mean_shape(),
+            speed=speed,
             startup_s=startup_s,
             kv_tokens=kv_tokens,
             max_sequences=max_sequences,

@@ -320,6 +320,7 @@ class Fitted:
     gpus: int
     context_length: int
     fit: Fit | None
+    architecture: Architecture | None = None
 
 
 def fitted(
@@ -362,7 +363,7 @@ def fitted(
             "memory.",
             fit,
         )
-    return Fitted(fit.gpus, asked or (fit.context_length if fit.longest_context else 0), fit)
+    return Fitted(fit.gpus, asked or (fit.context_length if fit.longest_context else 0), fit, architecture)
 
 
 def settings(memory: MemoryProfile, accelerator: Accelerator, args: Sequence[str]) -> Settings:

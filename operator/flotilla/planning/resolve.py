@@ -8,10 +8,10 @@ from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.engines import Profile, at_least, load_profiles
-from flotilla.catalog.models import ModelCatalogue, load_models
+from flotilla.catalog.models import Architecture, ModelCatalogue, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
-from flotilla.planning.memory_fit import GIB, Fit, fitted, settings, startup_seconds
+from flotilla.planning.memory_fit import GIB, Fit, Settings, fitted, settings, startup_seconds
 from flotilla.planning.quantization import Quantization
 
 MODEL_PATH = "/models"
@@ -111,6 +111,10 @@ class Resolved:
     warnings: tuple[str, ...]
     near: str = ""
     """Which models of the catalogue may have been meant, as a sentence, where it does not know the source."""
+    architecture: Architecture | None = None
+    """None for a model that nobody described."""
+    settings: Settings | None = None
+    """What the engine assumes about the memory of a GPU, after the users' own flags."""
 
 
 def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
@@ -136,6 +140,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
     profile.check_env([variable.name for variable in spec.engine.env])
     memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
     served_name = spec.model.served_name or name
+    engine_settings = settings(profile.memory, accelerator, spec.engine.args)
     values = {
         "model": source.path,
         "local": source.local,
@@ -151,7 +156,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         "kv_cache": chosen.kv_engine_value,
         "context_length": memory.context_length or "",
         "slots": profile.memory.slots,
-        "utilization": str(settings(profile.memory, accelerator, spec.engine.args).utilization),
+        "utilization": str(engine_settings.utilization),
         "kv_cache_gib": max(1, memory.fit.kv_bytes // GIB) if memory.fit else _UNKNOWN_CACHE_GIB,
         "drain_seconds": profile.drain.seconds,
         "startup_seconds": startup_seconds(memory.fit),
@@ -173,6 +178,8 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         served_name=served_name,
         warnings=(profile.legacy,) if profile.legacy else (),
         near=catalog.models.match(source.hub_id).hint if source.hub_id and memory.fit is None else "",
+        architecture=memory.architecture,
+        settings=engine_settings,
     )
 
 

@@ -18,13 +18,15 @@ measurements (benchmarks/speed_points.yaml); docs/reference/truth.md has each of
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from functools import cached_property
 
-from flotilla.catalog.chips import WIDE_TYPES, Chip
+from flotilla.catalog.chips import WIDE_TYPES, Chip, find_chip
 from flotilla.catalog.models import Architecture
 from flotilla.errors import InvalidSpec
-from flotilla.planning.memory_fit import Weights
+from flotilla.planning.memory_fit import Fit, Settings, Weights, fit_memory
+from flotilla.planning.resolve import Resolved
 
 _GIGA, _TERA = 1e9, 1e12
 _WIDE = "bf16"
@@ -365,6 +367,21 @@ class SpeedModel:
         chunks = math.ceil(shape.computed_tokens / limits.step_tokens)
         return self.factors.way_s + (1 + chunks) * step + service + waits
 
+    def tasks_per_s_within(self, shape: Shape, limits: Limits, first_token_s: float) -> float | None:
+        """The highest rate at which the 99th percentile of the time to the first token keeps to `first_token_s`.
+
+        None where a request that is alone takes longer.
+        """
+        low, high = 0.0, self.tasks_per_s(shape, limits.batch(shape))
+        for _ in range(40):
+            middle = (low + high) / 2
+            first = self.first_token_p99_s(shape, middle, limits)
+            if first is not None and first <= first_token_s:
+                low = middle
+            else:
+                high = middle
+        return low if low > high / 1e6 and low > 1e-6 else None
+
     def batch_at(self, shape: Shape, tasks_per_s: float, *, most: float) -> float | None:
         """Requests in flight at a rate; None where even `most` of them make less."""
         if self.tasks_per_s(shape, most) < tasks_per_s:
@@ -377,6 +394,49 @@ class SpeedModel:
             else:
                 high = middle
         return high
+
+
+def memory_limits(
+    architecture: Architecture,
+    weights: Weights,
+    engine: Settings,
+    shape: Shape,
+    *,
+    memory_gib: Decimal,
+    gpus: int,
+) -> Limits:
+    """What the memory of the GPUs allows, by the memory fit for requests as long as the mean one."""
+    context = max(1, round(shape.mean_context))
+    longer = replace(architecture, context_length=max(architecture.context_length, context))
+    fit = fit_memory(longer, weights, engine, memory_gib=memory_gib, gpus=gpus, context_length=context)
+    tokens = float(fit.concurrency * context) if architecture.kv_known else _free_tokens(architecture, weights, fit)
+    return Limits(tokens, engine.sequences, engine.batched_tokens)
+
+
+def _free_tokens(architecture: Architecture, weights: Weights, fit: Fit) -> float:
+    """For layers whose state is of another kind: the tokens that the attention layers alone could keep."""
+    a = architecture
+    row = a.latent_width or 2 * a.kv_heads * a.head_dim
+    per_token = row * weights.kv_element_bytes * (a.full_layers + a.sliding_layers)
+    return fit.kv_bytes * fit.gpus / per_token if per_token else math.inf
+
+
+def planned_speed(resolved: Resolved, shape: Shape) -> tuple[SpeedModel, Limits]:
+    """Of what a spec resolves to. Raises InvalidSpec with --tasks-per-second as the remedy where none is known."""
+    accelerator, architecture, engine = resolved.accelerator, resolved.architecture, resolved.settings
+    if architecture is None or engine is None:
+        raise InvalidSpec(
+            "no speed is known for a model that is not in the catalogue: give its config.json, or --tasks-per-second. "
+            f"{resolved.near}".strip(),
+            field="--model",
+            reason="SpeedUnknown",
+        )
+    chosen, chip = resolved.quantization, find_chip(accelerator.class_name)
+    model = SpeedModel(architecture, chosen.weights, compute_type(chosen.method, chip), chip, resolved.gpus)
+    limits = memory_limits(
+        architecture, chosen.weights, engine, shape, memory_gib=accelerator.memory_gib, gpus=resolved.gpus
+    )
+    return model, limits
 
 
 def compute_type(method: str, chip: Chip) -> str:

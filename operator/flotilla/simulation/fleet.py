@@ -16,6 +16,7 @@ from flotilla.cost.hosted_prices import SECONDS_PER_HOUR
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import settings
 from flotilla.planning.resolve import Resolved
+from flotilla.planning.speed import Shape, planned_speed
 from flotilla.scaling.autoscaler import Demand, Sample, ScalingSpec, State, decide
 from flotilla.simulation.engine import Batcher, Event, EventKind, Limits, Phase, SimulatedSequence, Speed
 from flotilla.simulation.trace import Request, Trace
@@ -182,7 +183,24 @@ class Replica:
 
 _BLOCK_TOKENS = 16
 L4_SPEED = Speed(decode_tokens_per_s=1200.0, prefill_tokens_per_s=4000.0, overhead_s=0.028)
-"""About a 7B model in FP8 on one L4. A step reads the weights once: 7.6 GB at 300 GB/s. The plateaus are assumed."""
+"""An engine for benchmarks of scaling: about a 7B model in FP8 on one L4. engine_speed computes that of a model."""
+
+
+def engine_speed(resolved: Resolved, shape: Shape) -> Speed:
+    """What the speed model says of the deployment, as a straight line between one request and a full batch.
+
+    Raises InvalidSpec where no speed is known.
+    """
+    model, limits = planned_speed(resolved, shape)
+    full = max(2.0, limits.batch(shape))
+    one, many = (model.decode_step_s(batch, shape.mean_context) for batch in (1.0, full))
+    per_request_s = (many - one) / (full - 1)
+    prompt_s = model.prefill_s(shape) + model.factors.request_s
+    return Speed(
+        decode_tokens_per_s=1 / per_request_s,
+        prefill_tokens_per_s=shape.input_tokens / prompt_s,
+        overhead_s=one - per_request_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

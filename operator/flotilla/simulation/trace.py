@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flotilla import yaml_text
 from flotilla.errors import InvalidSpec
+from flotilla.planning import speed
 
 _MOST_REQUESTS = 2_000_000
 _LONGEST_TOKENS = 10_000_000
@@ -34,6 +35,14 @@ class Trace:
     name: str
     requests: tuple[Request, ...]
     duration_s: float
+
+    def mean_shape(self) -> speed.Shape:
+        """The mean request; one token in and out where there is none."""
+        count = len(self.requests)
+        if not count:
+            return speed.Shape(1, 1)
+        prompt, output = (sum(request[place] for request in self.requests) / count for place in (1, 2))
+        return speed.Shape(max(1, round(prompt)), max(1, round(output)))
 
     def scaled(self, factor: float) -> "Trace":
         """The same shape with `factor` times the requests: each comes so many times as the share says, spread evenly.
