@@ -124,7 +124,7 @@ def apiserver(
         "--audit-log-maxsize=4096",
     ]
     if not controllers:
-        # Nobody creates the default ServiceAccounts, without which this plugin refuses every pod.
+        # No controller creates the default ServiceAccounts, without which this plugin refuses every pod.
         argv.append("--disable-admission-plugins=ServiceAccount")
     return argv
 

@@ -28,7 +28,7 @@ _TOKEN_SECONDS = 24 * 3600
 
 
 class Cluster:
-    """An apiserver that somebody runs, reached as the administrator of a kubeconfig."""
+    """An apiserver that another program runs, reached as the administrator of a kubeconfig."""
 
     def __init__(self, path: Path, *, directory: Path) -> None:
         """`directory` receives the kubeconfigs of other users."""
@@ -184,7 +184,7 @@ class ControlPlane(Cluster):
         return self._pki.kubeconfig(path, self.url, user=user, groups=tuple(groups))
 
     def run(self, name: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
-        """Start one more process that belongs to this cluster: it is stopped first, and dies with it."""
+        """Start one more process of this cluster: it is stopped first, and is killed when this process ends."""
         process = Process.start(name, argv, log=self.directory / "logs" / f"{name}.log", env=env)
         self.processes[name] = process
         return process
@@ -209,7 +209,7 @@ class ControlPlane(Cluster):
     def stop(self, *, grace_s: float = 3.0) -> None:
         """End all processes, the last started first, and delete etcd's data; logs stay. May be called twice.
 
-        The order spares the logs: nobody loses the server that it talks to. `grace_s` is the time for each.
+        In this order no process loses the server that it talks to, which would fill the logs. `grace_s` is for each.
         """
         for process in reversed(self.processes.values()):
             if grace_s > 0:

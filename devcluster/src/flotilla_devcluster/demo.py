@@ -38,7 +38,7 @@ CONCURRENCY, BACKGROUND = 40, 4
 BURST_S = 14.0
 
 WIDTH = 120
-"""Of the output where there is no terminal that says its own, such as in a CI log."""
+"""Of the output without a terminal, such as in a CI log."""
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 

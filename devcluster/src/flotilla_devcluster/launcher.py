@@ -21,7 +21,7 @@ def die_with(parent_pid: int, program: str) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         # The parent died before prctl took effect, so its death will send no signal any more.
-        sys.exit(f"The parent process {parent_pid} is gone, so {program} is not started.")
+        sys.exit(f"The parent process {parent_pid} has ended, so {program} is not started.")
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ class NamedCluster:
 
 
 def _try_lock(file: IO[str], *, attempts: int = 1) -> bool:
-    """Several attempts tell a supervisor, which stays, from somebody who only looks whether there is one."""
+    """Another process that only looks for a supervisor holds the lock for a moment: several attempts get past it."""
     for attempt in range(attempts):
         if attempt:
             time.sleep(_RETRY_S)
@@ -169,7 +169,7 @@ def foreground(
 ) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP, then stop all and remove the folder.
 
-    With `operator` there are simulated GPU nodes and the operator too. `ready` is told what is published.
+    With `operator` there are simulated GPU nodes and the operator too. `ready` gets what is published.
 
     Raises NotReady when a component ends by itself, after the others were stopped; the logs stay.
     """
@@ -279,7 +279,7 @@ def _published(cluster: NamedCluster, process: subprocess.Popen[bytes]) -> bool:
 def _ended_by_signals() -> Iterator[None]:
     """Turn the signals into one KeyboardInterrupt that ends the block; the rest of them is ignored.
 
-    Swallows it, so that a cluster that is told to end has ended well.
+    Swallows it: a cluster that ends on request has ended well.
     """
 
     def end(_number: int, _frame: FrameType | None) -> None:

@@ -24,12 +24,12 @@ LOOPBACK = "127"
 
 
 def local_address(address: str) -> str:
-    """Where this machine finds a pod's or Service's address."""
+    """The loopback address at which this machine finds a pod or a Service."""
     return f"{LOOPBACK}.{address.partition('.')[2]}"
 
 
 POD_ADDRESS_MAP = f"{POD_NETWORK}.0.0/16={local_address(POD_NETWORK)}.0.0/16"
-"""The same for the operator and the gateway, as their setting wants it."""
+"""The same in the form of the operator's and the gateway's setting."""
 
 
 def reserve(count: int) -> list[int]:
@@ -114,7 +114,7 @@ def _reached(host: str) -> str:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Until either side ends; the other is told."""
+    """Copy until either side ends, and end the other's direction too."""
     with suppress(OSError):
         while data := source.recv(_CHUNK):
             sink.sendall(data)

@@ -1,4 +1,4 @@
-"""Child processes with a log file, an orderly end and no life after their parent's; and waiting for conditions."""
+"""Child processes with a log file and an orderly end, which die with their parent; and waiting for conditions."""
 
 import os
 import shutil
@@ -123,7 +123,7 @@ class Process:
 
 
 def tail(log: Path, lines: int) -> str:
-    """The last lines of a log, nothing where there is none."""
+    """The last lines of a log; empty where the file does not exist."""
     try:
         text = log.read_text(errors="replace")
     except FileNotFoundError:

@@ -343,7 +343,7 @@ class Build:
             )
 
     def _follow(self, process: Process, what: str, log: Path) -> None:
-        console, start, said = self._console, time.monotonic(), time.monotonic()
+        console, start, printed = self._console, time.monotonic(), time.monotonic()
         console.print(f"Building {what}: minutes the first time, never again after that.")
         with console.status("Building") as status:
             while not process.wait(1.0):
@@ -351,9 +351,9 @@ class Build:
                 packages = log.read_bytes().count(b"\n")
                 line = f"{_clock(now - start)} {packages} packages compiled"
                 status.update(f"Building {what}: {line}")
-                if not console.is_terminal and now - said >= _HEARTBEAT_S:
+                if not console.is_terminal and now - printed >= _HEARTBEAT_S:
                     console.print(f"  {line}")
-                    said = now
+                    printed = now
         console.print(f"Go ended after {_clock(time.monotonic() - start)}.")
 
     @contextmanager
@@ -424,7 +424,7 @@ _INSTALLED: Final[Mapping[str, tuple[str, ...]]] = {"chromium": ("chromium",)}
 def find_debian(program: str, *, environ: Mapping[str, str] = os.environ) -> Path:
     """The program's path; may download for a minute. Run it with `debian_environment()`.
 
-    Raises NotReady with the remedy where it is neither there nor to be had.
+    Raises NotReady with the remedy where it is not there and cannot be fetched.
     """
     if found := shutil.which(program, path=environ.get("PATH")):
         return Path(found)
@@ -489,5 +489,5 @@ def _run(program: str, *command: str, directory: str | None = None) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise NotReady(f"{program} is not on the PATH and cannot be fetched: {error}. {remedy}") from error
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise NotReady(f"{program} is not on the PATH and {' '.join(command[:3])} failed: {said[-1:]}. {remedy}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise NotReady(f"{program} is not on the PATH and {' '.join(command[:3])} failed: {output[-1:]}. {remedy}")

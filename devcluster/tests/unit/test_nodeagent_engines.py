@@ -14,7 +14,7 @@ import pytest
 
 from flotilla.errors import NotReady
 from flotilla_devcluster.engine import forkserver
-from flotilla_devcluster.nodeagent.engines import Engine, Engines
+from flotilla_devcluster.engine.forkserver import Engine, Engines
 from flotilla_devcluster.process import until
 
 ADDRESS = "127.244.251.9"

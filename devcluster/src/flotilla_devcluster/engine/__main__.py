@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     name, address, _, *argv = arguments
     try:
         config = _module(f"{ENGINES[name]}_config").configure(argv, os.environ)
-        # the HTTP stack is imported after the parser had its say: a refusal costs a tenth of a start
+        # The HTTP stack is imported after the parser has accepted the arguments: a refusal costs a tenth of a start.
         import asyncio
 
         from flotilla_devcluster.engine.serving import bind, serve

@@ -75,7 +75,7 @@ class EngineLoop:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """The client left: what has not ended is aborted. A dead engine cannot even do that."""
+        """The client left: what has not ended is aborted. A dead engine does not even do that."""
         if self.dead:
             return
         now_s = self._loop.time()
@@ -89,7 +89,7 @@ class EngineLoop:
             self._deliver(self._loop.time())
 
     def kill(self) -> None:
-        """The engine process dies without a word: nobody who waits on a ticket hears of it."""
+        """The engine process dies: requests that wait on a ticket get nothing more."""
         self.dead = True
         if self._timer is not None:
             self._timer.cancel()

@@ -46,7 +46,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "kv_block_tokens": "tokens of a block",
     "context_tokens": "the longest sequence",
     "lora_slots": "adapters that can be in use at once",
-    # requests, as the HTTP server tells them
+    # requests, from the HTTP server
     "requested": "a request came",
     "failed": "a request failed; label err",
     "rejected": "a request met a limit of the queue; label reason",

@@ -81,9 +81,9 @@ def whole(document: Mapping[str, Any], name: str, refuse: Callable[[str], ApiErr
     return value
 
 
-def bearer_is_known(authorization: str, keys: Iterable[str]) -> bool:
-    """Whether the header `Bearer KEY` has one of these keys."""
-    scheme, _, key = authorization.partition(" ")
+def has_bearer(headers: Mapping[str, str], keys: Iterable[str]) -> bool:
+    """Whether the header `Authorization: Bearer KEY` has one of these keys."""
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
     known = any(hmac.compare_digest(key.encode(), expected.encode()) for expected in keys)
     return known and scheme.lower() == "bearer"
 

@@ -123,6 +123,16 @@ class SimulatedEngine(Generic[C]):
         """The answer to a path or method that does not exist."""
         raise NotImplementedError
 
+    def is_allowed(self, request: web.Request) -> bool:
+        """Whether the request needs no API key or has one."""
+        return True
+
+    @web.middleware
+    async def authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method != "OPTIONS" and not self.is_allowed(request):
+            return json_response({"error": "Unauthorized"}, status=401)
+        return await handler(request)
+
     @web.middleware
     async def errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refusals become answers."""
@@ -139,7 +149,7 @@ class SimulatedEngine(Generic[C]):
 def bind(config: EngineConfig, address: str) -> socket.socket:
     """A bound socket that does not listen yet: a probe is refused, and a taken port is an error at once.
 
-    `address` stands for the pod's own. An engine that is configured for loopback gets a random port: no other
+    `address` takes the place of the pod's own. An engine that is configured for loopback gets a random port: no other
     pod could reach it either. Raises Refused where the port cannot be had.
     """
     hidden = config.host in _LOOPBACK_NAMES

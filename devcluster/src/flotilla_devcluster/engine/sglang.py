@@ -26,8 +26,8 @@ from flotilla_devcluster.engine.requests import (
     ApiError,
     Asked,
     Prompt,
-    bearer_is_known,
     chat_prompt,
+    has_bearer,
     is_json,
     messages_of,
     plan,
@@ -64,7 +64,7 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
         self._warm_up_task: asyncio.Task[None] | None = None
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._account, self.errors, self._authenticate])
+        app = web.Application(middlewares=[self._account, self.errors, self.authenticate])
         app.add_routes(
             [
                 web.get("/health", self._health),
@@ -172,13 +172,9 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
         most = self.config.max_queued
         return most is not None and len(self.batcher.waiting) + sequences > most
 
-    @web.middleware
-    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        expected = self.config.api_key
-        guarded = request.method != "OPTIONS" and not request.path.startswith(_OPEN)
-        if expected and guarded and not bearer_is_known(request.headers.get("Authorization", ""), [expected]):
-            return json_response({"error": "Unauthorized"}, status=401)
-        return await handler(request)
+    def is_allowed(self, request: web.Request) -> bool:
+        key = self.config.api_key
+        return not key or request.path.startswith(_OPEN) or has_bearer(request.headers, [key])
 
     def http_error(self, error: web.HTTPException) -> web.Response:
         document = {"object": "error", "message": error.reason, "type": str(error.status), "param": None}

@@ -22,8 +22,8 @@ from flotilla_devcluster.engine.requests import (
     ApiError,
     Asked,
     Prompt,
-    bearer_is_known,
     chat_prompt,
+    has_bearer,
     is_json,
     messages_of,
     plan,
@@ -48,7 +48,7 @@ class VllmEngine(SimulatedEngine[VllmConfig]):
         self.draining = False
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._account, self.errors, self._authenticate])
+        app = web.Application(middlewares=[self._account, self.errors, self.authenticate])
         app.add_routes(
             [
                 web.get("/health", self.answer_ok),
@@ -123,13 +123,9 @@ class VllmEngine(SimulatedEngine[VllmConfig]):
         ticket = self.loop.submit(sequences, streaming=asked.stream)
         return await self.answer(request, ticket, Writer(asked, self.config))
 
-    @web.middleware
-    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def is_allowed(self, request: web.Request) -> bool:
         keys = self.config.api_keys
-        guarded = request.method != "OPTIONS" and request.path.startswith(_GUARDED)
-        if keys and guarded and not bearer_is_known(request.headers.get("Authorization", ""), keys):
-            return json_response({"error": "Unauthorized"}, status=401)
-        return await handler(request)
+        return not keys or not request.path.startswith(_GUARDED) or has_bearer(request.headers, keys)
 
     def http_error(self, error: web.HTTPException) -> web.Response:
         phrase = HTTPStatus(error.status).phrase

@@ -12,6 +12,5 @@ namespaces, other volumes or limits, and exec probes and hooks count as successf
 - `volumes`: ConfigMaps and Secrets as files, and mount paths
 - `kubelet_api`: logs, and the HTTPS API that serves them
 - `serviceproxy`: ClusterIPs on this machine; the small informer `follow`
-- `engines`: the process that forks simulated engines (`engine.forkserver`)
 - `nodes`: configuration and Node objects (pure)
 """

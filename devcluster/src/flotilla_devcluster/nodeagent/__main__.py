@@ -11,9 +11,10 @@ import aiohttp
 
 from flotilla import logs
 from flotilla.kube.client import KubeClient
+from flotilla_devcluster.engine.forkserver import Engines
 from flotilla_devcluster.kubeconfig import load
 from flotilla_devcluster.nodeagent.agent import Agent
-from flotilla_devcluster.nodeagent.engines import Engines
+from flotilla_devcluster.nodeagent.container import Host
 from flotilla_devcluster.nodeagent.nodes import AgentConfig
 
 
@@ -22,7 +23,7 @@ async def run(kubeconfig: Path, config: AgentConfig, directory: Path) -> None:
     engines = Engines.start(directory)
     client = await KubeClient.connect(kubeconfig=kubeconfig, user_agent="flotilla-nodeagent", pool=64)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        agent = Agent(client, session, config, access=load(kubeconfig), directory=directory, engines=engines)
+        agent = Agent(Host(client, session, config, access=load(kubeconfig), directory=directory, engines=engines))
         work = asyncio.create_task(agent.run())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,19 +4,14 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from flotilla.errors import Conflict, FlotillaError
-from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import CONFIG_MAP, LEASE, NODE, POD, SECRET, Kind
-from flotilla_devcluster.kubeconfig import Access
 from flotilla_devcluster.network import POD_NETWORK, PodNetworks, local_address
-from flotilla_devcluster.nodeagent.engines import Engines
+from flotilla_devcluster.nodeagent.container import Host
 from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs, KubeletApi
-from flotilla_devcluster.nodeagent.nodes import AgentConfig, NodeConfig, rfc3339, rfc3339_micro
+from flotilla_devcluster.nodeagent.nodes import NodeConfig, rfc3339, rfc3339_micro
 from flotilla_devcluster.nodeagent.pod import PodWorker, finished
 from flotilla_devcluster.nodeagent.serviceproxy import ServiceProxy, follow
 
@@ -31,33 +26,25 @@ _LEASE_S = 40
 class Agent:
     """Registers nodes, keeps them alive, and runs a PodWorker for each pod that is bound to one."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        session: aiohttp.ClientSession,
-        config: AgentConfig,
-        *,
-        access: Access,
-        directory: Path,
-        engines: Engines,
-    ) -> None:
-        self._client = client
-        self._access = access
-        self._session = session
-        self._config = config
-        self._directory = directory
-        self._engines = engines
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._client = host.client
+        self._config = host.config
         self._networks = PodNetworks()
-        self._nodes = {node.name: self._networks.claim() for node in config.nodes}
+        self._nodes = {node.name: self._networks.claim() for node in host.config.nodes}
         self._workers: dict[str, tuple[PodWorker, asyncio.Task[None]]] = {}
         self._addresses: dict[str, Iterator[str]] = {name: _addresses(number) for name, number in self._nodes.items()}
         self._lost: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        kubelet = KubeletApi(self._logs, authority=self._access.authority)
-        if self._access.authority:  # of a foreign cluster it may be unknown; its apiserver could not come here anyway
-            await kubelet.start((local_address(_address(number)) for number in self._nodes.values()), self._directory)
+        kubelet = KubeletApi(self._logs, authority=self._host.access.authority)
+        if (
+            self._host.access.authority
+        ):  # that of a foreign cluster can be unknown; its apiserver cannot reach this machine anyway
+            await kubelet.start(
+                (local_address(_address(number)) for number in self._nodes.values()), self._host.directory
+            )
         for node in self._config.nodes:
             await self._register(node)
         log.info("ready", extra={"nodes": list(self._nodes)})
@@ -153,16 +140,7 @@ class Agent:
         if uid in self._workers:
             self._workers[uid][0].update(pod)
         elif not finished(pod) or "deletionTimestamp" in pod["metadata"]:
-            worker = PodWorker(
-                pod,
-                address=next(self._addresses[node]),
-                client=self._client,
-                session=self._session,
-                config=self._config,
-                access=self._access,
-                directory=self._directory,
-                engines=self._engines,
-            )
+            worker = PodWorker(self._host, pod, address=next(self._addresses[node]))
             self._workers[uid] = (worker, asyncio.create_task(worker.run(), name=pod["metadata"]["name"]))
 
     def _mounted(self, kind: Kind, source: dict[str, Any]) -> None:

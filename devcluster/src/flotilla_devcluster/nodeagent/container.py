@@ -6,15 +6,18 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
 
+from flotilla.kube.client import KubeClient
+from flotilla_devcluster.engine.forkserver import Engine, Engines
+from flotilla_devcluster.kubeconfig import Access
 from flotilla_devcluster.network import POD_ADDRESS_MAP
-from flotilla_devcluster.nodeagent.engines import Engine, Engines
 from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs
-from flotilla_devcluster.nodeagent.nodes import rfc3339
+from flotilla_devcluster.nodeagent.nodes import AgentConfig, rfc3339
 from flotilla_devcluster.nodeagent.volumes import Mounts
 from flotilla_devcluster.process import Process
 
@@ -30,14 +33,14 @@ _OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 
 
 def real_program(image: str, arguments: list[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The command that stands for the image: one of `programs`, whose keys are beginnings of names, or our own."""
+    """The local command for an image: one of `programs`, whose keys are beginnings of names, or our own."""
     given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
     own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"])
     return given or ([sys.executable, "-m", "flotilla"] if own else None)
 
 
 def network_environment(address: str) -> dict[str, str]:
-    """What tells our own programs of the pod network: all pods share the machine's, so each has its address there."""
+    """Variables with which our own programs listen on their pod's address: all pods share the machine's network."""
     return {"FLOTILLA_LISTEN_HOST": address, "FLOTILLA_POD_ADDRESS_MAP": POD_ADDRESS_MAP}
 
 
@@ -86,24 +89,34 @@ _MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
 """What the kubelet keeps of a log as the message of a container's end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What all pods of a node agent share."""
+
+    client: KubeClient
+    session: aiohttp.ClientSession
+    config: AgentConfig
+    access: Access
+    """The administrator's way to the apiserver, of which pods get its address and authority."""
+    directory: Path
+    engines: Engines
+
+
 class Container:
-    """Runs until its pod says `stop`; calls `changed` whenever the status that it would report is another."""
+    """Runs until its pod calls `stop`; calls `changed` whenever the status that it would report has changed."""
 
     def __init__(
         self,
+        host: Host,
         spec: Mapping[str, Any],
         *,
         address: str,
         directory: Path,
-        session: aiohttp.ClientSession,
-        changed: Callable[[], None],
-        backoff_s: float,
-        restart: bool,
-        fake_seconds: float,
         mounts: Mounts,
-        programs: Mapping[str, Sequence[str]],
-        engines: Engines,
+        restart: bool,
+        changed: Callable[[], None],
     ) -> None:
+        """`restart`: whether the pod's policy is Always."""
         self.spec = spec
         self.ready = False
         self.logs = ContainerLogs(directory)
@@ -112,19 +125,16 @@ class Container:
         self._state: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
         self._last: dict[str, Any] = {}
         self._address = address
-        self._session = session
+        self._host = host
+        self._config = host.config
         self._changed = changed
-        self._backoff_s = backoff_s
         self._restart = restart
-        self._fake_seconds = fake_seconds
         self._mounts = mounts
-        self._programs = programs
         self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
-        self._engines = engines
         self._process: Process | Engine | None = None
 
     def status(self) -> dict[str, Any]:
-        """As `status.containerStatuses` has it."""
+        """One entry of `status.containerStatuses`."""
         return {
             "name": self.spec["name"],
             "image": self.spec["image"],
@@ -145,7 +155,7 @@ class Container:
             self._changed()
 
     async def run(self, environment: Mapping[str, str], simulate: str = "") -> None:
-        """Start, restart with back-off, until cancelled; returns when the pod's policy says that is all."""
+        """Start, restart with back-off, until cancelled; returns when the pod's policy allows no restart."""
         failures = 0
         while True:
             began = time.monotonic()
@@ -160,7 +170,7 @@ class Container:
                 self._changed()
                 return
             failures = 0 if time.monotonic() - began > _BACKOFF_RESET_S else failures
-            delay_s = min(self._backoff_s * 2**failures, _BACKOFF_CAP_S)
+            delay_s = min(self._config.crash_backoff_s * 2**failures, _BACKOFF_CAP_S)
             failures += 1
             self._last = {"terminated": ended}
             name = self.spec["name"]
@@ -189,13 +199,13 @@ class Container:
         if sleep := hook.get("sleep"):
             await asyncio.sleep(min(float(sleep["seconds"]), grace_s))
         elif get := hook.get("httpGet"):
-            await succeeds(self._session, {"httpGet": get, "timeoutSeconds": grace_s}, self._address, self._ports)
+            await succeeds(self._host.session, {"httpGet": get, "timeoutSeconds": grace_s}, self._address, self._ports)
 
     async def _once(self, environment: Mapping[str, str], simulate: str) -> tuple[int, str]:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
         command, engine = None, simulated_engine(self.spec["image"], self._address, arguments)
-        if (real := real_program(self.spec["image"], arguments, self._programs)) is not None:
+        if (real := real_program(self.spec["image"], arguments, self._config.programs)) is not None:
             self._mounts.make()
             heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
             command = [*real, *map(self._mounts.local, heard)]
@@ -205,14 +215,14 @@ class Container:
         self._state = {"running": {"startedAt": self._since}}
         self._changed()
         if simulate:
-            await asyncio.sleep(self._fake_seconds)
+            await asyncio.sleep(self._config.fake_seconds)
             return (_KILLED, "OOMKilled") if simulate == "OOMKilled" else (1, "Error")
         environment = {**_inherited(), **environment}
         process: Process | Engine
         if command is not None:
             process = Process.start(self.spec["name"], command, log=log, env=environment)
         elif engine is not None:
-            process = await self._engines.run(engine, env=environment, log=log)
+            process = await self._host.engines.run(engine, env=environment, log=log)
         else:
             await self._play()
         self._process = process
@@ -227,8 +237,8 @@ class Container:
         return (128 - code if code < 0 else code), ("Completed" if code == 0 else "Error")
 
     async def _play(self) -> NoReturn:
-        """A program that nobody knows gets ready after a while, and stays."""
-        await asyncio.sleep(self._fake_seconds)
+        """A container of an unknown image becomes ready after a while, and stays so."""
+        await asyncio.sleep(self._config.fake_seconds)
         self._ready(True)
         while True:
             await asyncio.Event().wait()
@@ -246,7 +256,7 @@ class Container:
     async def _until_success(self, probe: Mapping[str, Any]) -> bool:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         for _ in range(int(probe.get("failureThreshold") or 3)):
-            if await succeeds(self._session, probe, self._address, self._ports):
+            if await succeeds(self._host.session, probe, self._address, self._ports):
                 return True
             await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         return False
@@ -259,7 +269,7 @@ class Container:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         good = bad = 0
         while True:
-            if await succeeds(self._session, probe, self._address, self._ports):
+            if await succeeds(self._host.session, probe, self._address, self._ports):
                 good, bad = good + 1, 0
             else:
                 good, bad = 0, bad + 1
@@ -276,7 +286,7 @@ class Container:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         bad = 0
         while bad < int(probe.get("failureThreshold") or 3):
-            good = await succeeds(self._session, probe, self._address, self._ports)
+            good = await succeeds(self._host.session, probe, self._address, self._ports)
             bad = 0 if good else bad + 1
             await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         process.terminate()

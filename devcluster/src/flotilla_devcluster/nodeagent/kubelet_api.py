@@ -38,7 +38,7 @@ class LogQuery:
 
     @classmethod
     def parse(cls, query: Mapping[str, str], *, now: float) -> "LogQuery":
-        """Raises InvalidSpec where a value is none of its kind."""
+        """Raises InvalidSpec for a value that cannot be read."""
         try:
             since = datetime.fromisoformat(query["sinceTime"]).timestamp() if "sinceTime" in query else None
             if "sinceSeconds" in query:
@@ -84,7 +84,7 @@ class _File:
 
 
 class ContainerLogs:
-    """Told of each start and end by the container, read by whoever asks the kubelet."""
+    """The container reports each start and end; the kubelet's API reads."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -13,25 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import POD, SECRET, Kind
 from flotilla_devcluster import kubeconfig
 from flotilla_devcluster.kubeconfig import Access
 from flotilla_devcluster.network import local_address
-from flotilla_devcluster.nodeagent.container import Container
-from flotilla_devcluster.nodeagent.engines import Engines
+from flotilla_devcluster.nodeagent.container import Container, Host
 from flotilla_devcluster.nodeagent.kubelet_api import ContainerLogs
-from flotilla_devcluster.nodeagent.nodes import AgentConfig, rfc3339
+from flotilla_devcluster.nodeagent.nodes import rfc3339
 from flotilla_devcluster.nodeagent.volumes import Mounts, Volumes
 
 _SECONDS = 24 * 3600
 
 
 async def login(client: KubeClient, access: Access, pod: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """KUBECONFIG for a pod that says automountServiceAccountToken, or has an account of its own and does not say no."""
+    """KUBECONFIG for a pod with automountServiceAccountToken, or with an account of its own and without that field."""
     spec = pod["spec"]
     namespace, name = pod["metadata"]["namespace"], spec.get("serviceAccountName") or "default"
     if not spec.get("automountServiceAccountToken", name != "default"):
@@ -56,7 +53,7 @@ _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 async def environment(
     client: KubeClient, pod: Mapping[str, Any], container: Mapping[str, Any], address: str
 ) -> dict[str, str]:
-    """All variables by name; raises NotReady with the kubelet's words when a Secret or ConfigMap is missing."""
+    """All variables by name; raises NotReady with the kubelet's message when a Secret or ConfigMap is missing."""
     values: dict[str, str] = {}
     for source in container.get("envFrom") or ():
         values |= await _all_of(client, pod, source)
@@ -123,48 +120,38 @@ _TERMINAL = frozenset({"Succeeded", "Failed"})
 
 
 class PodWorker:
-    """Plays the kubelet for one pod: `run` is its life, `update` brings news from the apiserver."""
+    """The kubelet's part for one pod: `run` lasts as long as the pod, `update` takes newer versions of it."""
 
     def __init__(
         self,
+        host: Host,
         pod: dict[str, Any],
         *,
         address: str,
-        client: KubeClient,
-        session: aiohttp.ClientSession,
-        config: AgentConfig,
-        access: Access,
-        directory: Path,
-        engines: Engines,
     ) -> None:
         self.pod = pod
         self.frozen = False
-        """Set while the node is lost: the pod lives on and nobody hears of it."""
+        """Set while the node is lost: the pod goes on, and its status is not reported."""
         self._address = address
-        self._client = client
-        self._config = config
-        self._access = access
+        self._host = host
+        self._client = host.client
         self._dirty = asyncio.Event()
         self._deleted = asyncio.Event()
         self._conditions: dict[str, tuple[str, str]] = {}
         meta = pod["metadata"]
-        folder = directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
+        folder = host.directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
         self._folder = folder
-        self.volumes = Volumes(client, pod, folder)
+        self.volumes = Volumes(host.client, pod, folder)
         always = pod["spec"].get("restartPolicy", "Always") == "Always"
         self._containers = [
             Container(
+                host,
                 spec,
                 address=local_address(address),
                 directory=folder / spec["name"],
-                session=session,
-                changed=self._dirty.set,
-                backoff_s=config.crash_backoff_s,
+                mounts=Mounts(pod, spec, folder=folder, claims=host.config.claims),
                 restart=always,
-                fake_seconds=config.fake_seconds,
-                mounts=Mounts(pod, spec, folder=folder, claims=config.claims),
-                programs=config.programs,
-                engines=engines,
+                changed=self._dirty.set,
             )
             for spec in pod["spec"]["containers"]
         ]
@@ -180,7 +167,7 @@ class PodWorker:
         return next((one.logs for one in self._containers if one.spec["name"] == container), None)
 
     async def run(self) -> None:
-        """Until the pod is gone from the apiserver."""
+        """Returns when the pod is deleted from the apiserver."""
         if "deletionTimestamp" in self.pod["metadata"]:
             self._deleted.set()
         running = [asyncio.create_task(self._contain(container)) for container in self._containers]
@@ -218,7 +205,7 @@ class PodWorker:
             try:
                 await self.volumes.fill()
                 values = await environment(self._client, self.pod, container.spec, self._address)
-                values |= await login(self._client, self._access, self.pod, self._folder)
+                values |= await login(self._client, self._host.access, self.pod, self._folder)
             except NotReady as missing:
                 container.waits("CreateContainerConfigError", str(missing))
             except FlotillaError as error:
@@ -226,7 +213,7 @@ class PodWorker:
             else:
                 simulate = failure if failure in ("CrashLoop", "OOMKilled") else ""
                 try:
-                    await container.run({**self._config.simulation, **values}, simulate)
+                    await container.run({**self._host.config.simulation, **values}, simulate)
                 except NotReady as error:
                     container.waits("RunContainerError", str(error))
                 else:

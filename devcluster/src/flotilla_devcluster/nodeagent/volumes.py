@@ -38,7 +38,7 @@ class Volumes:
         self._filling = asyncio.Lock()
 
     async def fill(self) -> None:
-        """Write what changed; raises NotReady in the kubelet's words when a Secret or ConfigMap is missing."""
+        """Write what changed; raises NotReady with the kubelet's message when a Secret or ConfigMap is missing."""
         async with self._filling:  # else an older reading could be written last
             for volume, sources in self._sources.items():
                 files: Files = {}
@@ -56,7 +56,7 @@ class Volumes:
             self._stale.set()
 
     async def follow(self) -> None:
-        """Keep up with what `changed` says, until cancelled. (The kubelet takes up to a minute.)"""
+        """Write what `changed` has announced, until cancelled. (The kubelet takes up to a minute.)"""
         while True:
             await self._stale.wait()
             self._stale.clear()
