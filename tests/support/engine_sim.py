@@ -1,10 +1,13 @@
-"""Simulated engines inside the test's own event loop, and what tests ask of them."""
+"""Simulated engines inside the test's own event loop or as processes, and what tests ask of them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +19,8 @@ import aiohttp
 from flotilla_devcluster.engine import tgi, tgi_config, vllm, vllm_config
 from flotilla_devcluster.engine.serving import RunningServer, bind
 
+ADDRESS = "127.244.251.7"
+"""Where engines of these tests listen that are processes."""
 FAST = {"FLOTILLA_SIM_STEP_SECONDS": "0.001", "FLOTILLA_SIM_TOKENS_PER_SECOND": "100000"}
 
 
@@ -67,14 +72,14 @@ def samples(text: str) -> dict[str, float]:
 @asynccontextmanager
 async def running_vllm(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Running]:
     config = vllm_config.configure(["m/x", "--port", "0", *arguments], FAST if env is None else env)
-    async with _running(config, vllm.VllmEngine(config)) as running:
+    async with serving(config, vllm.VllmEngine(config)) as running:
         yield running
 
 
 @asynccontextmanager
 async def running_tgi(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Running]:
     config = tgi_config.configure(["--model-id", "m/x", "--port", "0", *arguments], FAST if env is None else env)
-    async with _running(config, tgi.TgiEngine(config)) as running:
+    async with serving(config, tgi.TgiEngine(config)) as running:
         yield running
 
 
@@ -92,13 +97,13 @@ async def running_any(engine: str) -> AsyncIterator[Running]:
     package = "flotilla_devcluster.engine"
     config = import_module(f"{package}.{engine}_config").configure(_ARGUMENTS[engine], FAST)
     made = import_module(f"{package}.{engine}").make(config)
-    async with _running(config, made) as running:
+    async with serving(config, made) as running:
         made.loaded()
         yield running
 
 
 @asynccontextmanager
-async def _running(config: Any, engine: Any) -> AsyncIterator[Running]:
+async def serving(config: Any, engine: Any) -> AsyncIterator[Running]:
     listener = bind(config, "127.0.0.1")
     server = RunningServer(engine.app())
     await server.listen(listener)
@@ -113,3 +118,31 @@ async def eventually(condition: Callable[[], Awaitable[bool]], *, timeout_s: flo
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def engine(name: str, *argv: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "flotilla_devcluster.engine",
+        name,
+        ADDRESS,
+        "--",
+        *argv,
+        env={"PATH": os.environ["PATH"], **{f"FLOTILLA_SIM_{key}": value for key, value in env.items()}},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()

@@ -14,10 +14,9 @@ import aiohttp
 import httpx2
 import openai
 import pytest
-from devcluster.tests.unit.test_engine_sim_process import ADDRESS, engine, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support import engine_sim
-from tests.support.engine_sim import FAST, Running, eventually
+from tests.support.engine_sim import ADDRESS, FAST, Running, engine, eventually, free_port
 
 from flotilla_devcluster.engine import llamacpp, llamacpp_config
 from flotilla_devcluster.engine.settings import Refused
@@ -40,7 +39,7 @@ def configured(*argv: str, **env: str) -> llamacpp_config.LlamacppConfig:
 @asynccontextmanager
 async def running(*arguments: str, env: dict[str, str] | None = None, loaded: bool = True) -> AsyncIterator[Running]:
     config = llamacpp_config.configure(["-m", "/models/x.gguf", "--port", "0", *arguments], env or FAST)
-    async with engine_sim._running(config, llamacpp.LlamacppEngine(config)) as sim:
+    async with engine_sim.serving(config, llamacpp.LlamacppEngine(config)) as sim:
         if loaded:
             sim.engine.loaded()
         yield sim

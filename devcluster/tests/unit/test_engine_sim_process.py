@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import openai
 import psutil
 import pytest
-
-ADDRESS = "127.244.251.7"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def engine(name: str, *argv: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "flotilla_devcluster.engine",
-        name,
-        ADDRESS,
-        "--",
-        *argv,
-        env={"PATH": os.environ["PATH"], **{f"FLOTILLA_SIM_{key}": value for key, value in env.items()}},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+from tests.support.engine_sim import ADDRESS, engine, free_port
 
 
 async def connects(port: int) -> bool:

@@ -13,10 +13,9 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from devcluster.tests.unit.test_engine_sim_process import ADDRESS, engine, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support import engine_sim
-from tests.support.engine_sim import FAST, Running, eventually
+from tests.support.engine_sim import ADDRESS, FAST, Running, engine, eventually, free_port
 
 from flotilla_devcluster.engine import sglang, sglang_config
 from flotilla_devcluster.engine.settings import Refused
@@ -38,7 +37,7 @@ def refusal(*argv: str) -> Refused:
 async def running(*arguments: str, env: dict[str, str] | None = None, up: bool = True) -> AsyncIterator[Running]:
     argv = [*COMMAND, "--model-path", "m/x", "--port", "0", "--host", "0.0.0.0", "--enable-metrics", *arguments]
     config = sglang_config.configure(argv, {"FLOTILLA_SIM_DRAIN_POLL_SECONDS": "0.1", **(env or FAST)})
-    async with engine_sim._running(config, sglang.SglangEngine(config)) as sim:
+    async with engine_sim.serving(config, sglang.SglangEngine(config)) as sim:
         if up:
             sim.engine.loaded()
             await eventually(lambda: status_is(sim, "/ready", 200))
@@ -263,7 +262,7 @@ async def test_the_metrics_have_the_real_names_and_labels_and_count_streams_apar
 
 async def test_without_enable_metrics_there_are_none() -> None:
     config = sglang_config.configure([*COMMAND, "--model-path", "m", "--port", "0", "--host", "0.0.0.0"], FAST)
-    async with engine_sim._running(config, sglang.SglangEngine(config)) as sim:
+    async with engine_sim.serving(config, sglang.SglangEngine(config)) as sim:
         assert await status_is(sim, "/metrics", 404)
 
 

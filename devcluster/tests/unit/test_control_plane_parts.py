@@ -18,7 +18,7 @@ from flotilla.errors import Conflict, InvalidSpec, NotReady, Transient
 from flotilla_devcluster import components
 from flotilla_devcluster.apiserver import AuditLog, select
 from flotilla_devcluster.named_cluster import NamedCluster
-from flotilla_devcluster.network import reserve
+from flotilla_devcluster.network import PodNetworks, reserve
 from flotilla_devcluster.pki import Pki
 from flotilla_devcluster.process import Process, until
 
@@ -256,3 +256,12 @@ def test_state_is_what_the_supervisor_published(named: NamedCluster) -> None:
 
 def test_stopping_nothing_says_so(named: NamedCluster) -> None:
     assert named.stop() is False
+
+
+def test_two_agents_get_different_networks_and_a_released_one_is_free_again(tmp_path: Path) -> None:
+    one, other = PodNetworks(tmp_path), PodNetworks(tmp_path)
+
+    assert [one.claim(), other.claim(), one.claim()] == [1, 2, 3]
+    one.release()
+    assert [other.claim(), other.claim()] == [1, 3]
+    other.release()
