@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.gateway.body import FORBIDDEN, BadBody, image_problem, parse, rewritten
+from flotilla.gateway.openai.requests import FORBIDDEN_FIELDS, InvalidBody, image_problem, parse_body, rewrite_body
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-KEYS = TEXT.filter(lambda key: key not in FORBIDDEN)
+KEYS = TEXT.filter(lambda key: key not in FORBIDDEN_FIELDS)
 READ = {"model", "messages", "tools", "stream", "stream_options", "logprobs", "top_logprobs"}
 TRAPS = st.sampled_from(['":', ": x", "a\\", '" : "', '"model":"m"'])
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -27,7 +27,7 @@ def test_a_body_without_repeated_keys_is_read_however_it_is_written(
     others: dict[str, Any], separators: tuple[str, str], escaped: bool
 ) -> None:
     body = {"model": "m", **others}
-    assert parse(json.dumps(body, separators=separators, ensure_ascii=escaped).encode()).fields == body
+    assert parse_body(json.dumps(body, separators=separators, ensure_ascii=escaped).encode()).fields == body
 
 
 @given(others=OTHERS, separators=SEPARATORS, key=TEXT, escaped=st.booleans(), deep=st.booleans())
@@ -41,8 +41,8 @@ def test_a_repeated_key_never_passes(
     inner = json.dumps({"model": "m", **others}, separators=separators)
     more = f'"x-deep"{colon}{twice}' if deep else f"{name}{colon}1{comma}{again}{colon}2"
     raw = f"{inner[:-1]}{comma}{more}}}"
-    with pytest.raises(BadBody) as error:
-        parse(raw.encode())
+    with pytest.raises(InvalidBody) as error:
+        parse_body(raw.encode())
     assert error.value.code in ("duplicate_key", "forbidden_field")
 
 
@@ -52,7 +52,7 @@ def test_only_what_must_change_changes(
 ) -> None:
     body = {"model": "client-name", **others}
     raw = json.dumps(body, separators=separators).encode()
-    out = json.loads(rewritten(parse(raw), "served/name", usage=usage, logprobs=logprobs))
+    out = json.loads(rewrite_body(parse_body(raw), "served/name", usage=usage, logprobs=logprobs))
     expected = {**body, "model": "served/name"}
     if usage:
         expected["stream_options"] = {"include_usage": True}
@@ -63,19 +63,19 @@ def test_only_what_must_change_changes(
 
 def test_numbers_are_passed_on_as_they_were_written() -> None:
     raw = b'{"seed": 123456789012345678901234567890, "top_p": 0.10, "model": "a"}'
-    assert rewritten(parse(raw), "b") == raw.replace(b'"a"', b'"b"')
+    assert rewrite_body(parse_body(raw), "b") == raw.replace(b'"a"', b'"b"')
 
 
 def test_a_stream_option_of_the_clients_stays() -> None:
     raw = b'{"model":"a","stream_options":{"continuous_usage_stats":true}}'
-    out = json.loads(rewritten(parse(raw), "b", usage=True))
+    out = json.loads(rewrite_body(parse_body(raw), "b", usage=True))
     assert out["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
 
 
-@pytest.mark.parametrize("name", sorted(FORBIDDEN))
+@pytest.mark.parametrize("name", sorted(FORBIDDEN_FIELDS))
 def test_each_forbidden_field_is_named(name: str) -> None:
-    with pytest.raises(BadBody) as error:
-        parse(json.dumps({"model": "m", "a": [{"b": {name: 1}}]}).encode())
+    with pytest.raises(InvalidBody) as error:
+        parse_body(json.dumps({"model": "m", "a": [{"b": {name: 1}}]}).encode())
     assert error.value.param == name
 
 

@@ -13,8 +13,8 @@ from tests.support.hosted import HostedApi, Received, Reply, Whole, fault
 from tests.support.hosted_answers import answered, chat, hosted_api
 from tests.support.routing import HOSTED, SOUND
 
-from flotilla.gateway.local_limits import LocalLimits
-from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.gateway.limits.accounts import StoreAccounts
+from flotilla.gateway.limits.local import LocalLimitStore
 
 PUBLIC = {"x-data-class": "public"}
 TASKS = [{"name": "classification", "description": "x"}, {"name": "drafting", "description": "y"}]
@@ -80,7 +80,7 @@ async def test_a_classifier_that_fails_again_and_again_is_asked_no_more(tmp_path
 @asynccontextmanager
 async def hosted_classifier(
     directory: Path, limits: Mapping[str, Any], **route: Any
-) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, LocalLimits]]:
+) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, LocalLimitStore]]:
     """A gateway that asks a hosted model for the task, and answers from the cluster unless `route` says other."""
     async with hosted_api() as hosted, hosted_api() as engine:
         external = {"name": "frontier", "external": {**HOSTED, "baseURL": f"{hosted.url}/v1"}}
@@ -92,7 +92,7 @@ async def hosted_classifier(
             "defaultRoute": {"split": [{"target": "medium"}], **route},
             "limits": limits,
         }
-        store = LocalLimits()
+        store = LocalLimitStore()
         engines = {"qwen-small": [engine], "qwen-medium": [engine]}
         async with running_gateway(
             directory, document_of(policy), engines=engines, accounts=StoreAccounts(store)

@@ -13,8 +13,8 @@ from tests.support.hosted import Garbage, Hang, HostedApi, Reset, Stream, Whole,
 from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import SOUND
 
-from flotilla.gateway.breaker import State
 from flotilla.gateway.config import Config
+from flotilla.gateway.resilience import BreakerState
 
 CHUNKS = openai_chunks("One two three")
 
@@ -203,7 +203,7 @@ async def test_an_endpoint_that_is_removed_goes_on_with_its_stream(tmp_path: Pat
         medium.script(Stream(CHUNKS, gate=gate, gate_after=2))
         running = asyncio.create_task(gw.stream())
         await medium.until(lambda api: len(api.received) == 1)
-        gw.gateway.book.replace([])
+        gw.gateway.endpoints.replace([])
         gate.set()
         _, chunks, _ = await running
         assert chunks[-1] == "[DONE]"
@@ -218,9 +218,9 @@ async def test_a_client_that_leaves_ends_the_generation(tmp_path: Path) -> None:
         ) as answer:
             await answer.content.readany()
         await medium.until(lambda api: api.abandoned == 1)
-        pool = gw.gateway.book.pool("qwen-medium")
+        pool = gw.gateway.endpoints.pool("qwen-medium")
         await eventually(lambda: pool.endpoints[0].outstanding == 0)
-        assert pool.endpoints[0].breaker.state(0) is State.CLOSED
+        assert pool.endpoints[0].breaker.state(0) is BreakerState.CLOSED
 
 
 async def test_a_client_that_reads_slowly_is_no_failure_of_the_target(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ async def test_a_client_that_reads_slowly_is_no_failure_of_the_target(tmp_path: 
             text = await reader.read()
         writer.close()
         assert text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-        assert not gw.gateway.shared.breakers
+        assert not gw.gateway.state.breakers
 
 
 async def test_a_kept_connection_that_was_closed_meanwhile_is_not_an_attempt(tmp_path: Path) -> None:

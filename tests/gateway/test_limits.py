@@ -14,11 +14,10 @@ from tests.support.hosted_answers import chat, hosted_api, openai_chunks
 from tests.support.redis import running_redis
 from tests.support.routing import HOSTED, SOUND
 
-from flotilla.gateway.accounts import Lease
-from flotilla.gateway.limits import REDIS_URL, Budget, LimitStore, Reservation, Spent, store_from
-from flotilla.gateway.local_limits import LocalLimits
-from flotilla.gateway.redis_limits import RedisLimits
-from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.gateway.limits.accounts import LimitLease, StoreAccounts, store_from_environment
+from flotilla.gateway.limits.local import LocalLimitStore
+from flotilla.gateway.limits.redis import RedisLimitStore
+from flotilla.gateway.limits.store import REDIS_URL, BudgetExceeded, LimitStore, Reservation, SubjectBudget
 from flotilla.routing.decide import Decision
 from flotilla.routing.document import Policy
 from flotilla.routing.request import Features
@@ -45,7 +44,7 @@ async def serving(
     directory: Path, limits: Mapping[str, Any], *, store: LimitStore | None = None, **route: Any
 ) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, LimitStore]]:
     """A gateway before a hosted API and a model of the cluster."""
-    counts = store or LocalLimits()
+    counts = store or LocalLimitStore()
     async with hosted_api() as hosted, hosted_api() as engine:
         document = document_of(spec(hosted.url, limits, **route))
         async with running_gateway(
@@ -132,7 +131,7 @@ async def test_tokens_are_counted_as_the_answer_told_them(tmp_path: Path) -> Non
 
 
 async def test_when_the_store_does_not_answer_no_money_is_spent_and_the_cluster_serves(tmp_path: Path) -> None:
-    store = store_from(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
+    store = store_from_environment(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
     limits = budget("500")
     async with serving(tmp_path, limits, store=store, spare="medium") as (gw, hosted, engine, _):
         assert (await gw.chat(headers=PUBLIC))[0] == 200
@@ -141,7 +140,7 @@ async def test_when_the_store_does_not_answer_no_money_is_spent_and_the_cluster_
 
 
 async def test_when_the_store_does_not_answer_and_only_hosted_models_could_it_is_said(tmp_path: Path) -> None:
-    store = store_from(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
+    store = store_from_environment(environ={REDIS_URL: f"unix://{tmp_path}/nobody.sock"})
     async with serving(tmp_path, budget("500"), store=store) as (gw, hosted, _, _):
         status, body, headers = await gw.chat(headers=PUBLIC)
         assert (status, body["error"]["code"], headers["retry-after"]) == (503, "budget_unknown", "1")
@@ -151,7 +150,7 @@ async def test_when_the_store_does_not_answer_and_only_hosted_models_could_it_is
 
 async def test_two_replicas_share_a_budget_through_redis(tmp_path: Path) -> None:
     with running_redis() as server:
-        stores = [RedisLimits(server.url, timeout_s=30) for _ in range(2)]
+        stores = [RedisLimitStore(server.url, timeout_s=30) for _ in range(2)]
         async with AsyncExitStack() as stack:
             replicas = []
             for number, store in enumerate(stores):
@@ -183,16 +182,16 @@ class SlowStore:
         await self.answers.wait()
         self.settled = True
 
-    async def admit(self, policy: Policy, features: Features) -> Lease:
+    async def admit(self, policy: Policy, features: Features) -> LimitLease:
         return self
 
     async def reserve(self, decision: Decision) -> Decision:
         return decision
 
-    async def set_aside(self, usd: Decimal, timeout_s: float) -> bool:
+    async def reserve_call(self, usd: Decimal, timeout_s: float) -> bool:
         raise NotImplementedError
 
-    async def pay(self, usd: Decimal) -> None:
+    async def settle_call(self, usd: Decimal) -> None:
         raise NotImplementedError
 
 
@@ -202,7 +201,7 @@ async def held_back(directory: Path, store: SlowStore, **settings: Any) -> Async
     document = document_of(spec("http://127.0.0.1:1", budget("1"), to="medium"))
     async with running_gateway(directory, document, accounts=store, **settings) as gw:
         asking = asyncio.create_task(gw.chat(headers=PUBLIC))
-        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-medium") == 1)
+        await eventually(lambda: gw.gateway.state.pending.count("qwen-medium") == 1)
         yield gw
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -216,8 +215,8 @@ async def test_a_request_whose_settlement_is_cancelled_too_is_counted_all_the_sa
         await eventually(lambda: store.settling is not None)
         assert store.settling is not None
         store.settling.cancel()  # and the process ends
-        await eventually(lambda: gw.gateway.server.busy == 0)
-        counted = gw.gateway.shared.metrics.requests.values
+        await eventually(lambda: gw.gateway.server.in_flight == 0)
+        counted = gw.gateway.state.metrics.requests.values
         assert counted["policy-0", "default", "medium", "public", "cancelled"] == 1
 
 
@@ -234,8 +233,8 @@ async def test_requests_that_are_cut_off_at_the_end_settle_their_accounts_first(
 
 async def test_a_settlement_that_is_cancelled_is_made_up_for_before_the_store_is_closed() -> None:
     with running_redis() as server:
-        store, other = (RedisLimits(server.url, timeout_s=30) for _ in range(2))
-        month = Budget("uid", "month", "", Decimal(1), 3600)
+        store, other = (RedisLimitStore(server.url, timeout_s=30) for _ in range(2))
+        month = SubjectBudget("uid", "month", "", Decimal(1), 3600)
         held = await store.reserve([month], Decimal("0.6"), 60)
         assert isinstance(held, Reservation)
         with server.hanging():
@@ -245,6 +244,6 @@ async def test_a_settlement_that_is_cancelled_is_made_up_for_before_the_store_is
             with pytest.raises(asyncio.CancelledError):
                 await settling
         await store.close()
-        assert isinstance(await other.reserve([month], Decimal("0.51"), 60), Spent)
+        assert isinstance(await other.reserve([month], Decimal("0.51"), 60), BudgetExceeded)
         assert isinstance(await other.reserve([month], Decimal("0.5"), 60), Reservation)
         await other.close()

@@ -17,10 +17,10 @@ from tests.support.messages import message_events, put_together
 from tests.support.routing import HOSTED, SOUND
 from tests.support.sdk import anthropic
 
-from flotilla.gateway.limits import LimitStore
-from flotilla.gateway.local_limits import LocalLimits
-from flotilla.gateway.reader import ServerLimits
-from flotilla.gateway.store_accounts import StoreAccounts
+from flotilla.gateway.http.server import ServerLimits
+from flotilla.gateway.limits.accounts import StoreAccounts
+from flotilla.gateway.limits.local import LocalLimitStore
+from flotilla.gateway.limits.store import LimitStore
 
 PATH = "/v1/messages"
 PUBLIC = {"x-data-class": "public"}
@@ -33,7 +33,7 @@ async def serving(
     directory: Path, *, provider: str = "OpenAI", to: str = "medium", route: Mapping[str, Any] = {}, **policy: Any
 ) -> AsyncIterator[tuple[Running, HostedApi, HostedApi, LimitStore]]:
     """All requests to one target: a model of the cluster, or a hosted one."""
-    store = LocalLimits()
+    store = LocalLimitStore()
     settings = {name: policy.pop(name) for name in ("limits_of_server", "access_log") if name in policy}
     async with hosted_api() as engine, hosted_api() as hosted:
         frontier = {"name": "frontier", "external": {**HOSTED, "provider": provider, "baseURL": f"{hosted.url}/v1"}}
@@ -79,8 +79,8 @@ async def test_a_key_may_be_shown_in_either_header(tmp_path: Path) -> None:
 
 async def test_a_model_at_zero_is_waited_for_with_pings(tmp_path: Path) -> None:
     async with serving(tmp_path) as (gw, engine, _, _):
-        gw.gateway.book.replace([])
-        gw.gateway.shared.room.heartbeat_s = 0.01
+        gw.gateway.endpoints.replace([])
+        gw.gateway.state.pending.heartbeat_s = 0.01
         async with gw.session.post(gw.url + PATH, json={**HELLO, "stream": True}) as answer:
             for _ in range(2):
                 assert await answer.content.readuntil(b"\n\n") == b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -92,8 +92,8 @@ async def test_a_model_at_zero_is_waited_for_with_pings(tmp_path: Path) -> None:
 
 async def test_a_failure_after_pings_is_told_in_the_stream(tmp_path: Path) -> None:
     async with serving(tmp_path) as (gw, engine, _, _):
-        gw.gateway.book.replace([])
-        gw.gateway.shared.room.heartbeat_s = 0.01
+        gw.gateway.endpoints.replace([])
+        gw.gateway.state.pending.heartbeat_s = 0.01
         async with gw.session.post(gw.url + PATH, json={**HELLO, "stream": True}) as answer:
             await answer.content.readuntil(b"\n\n")
             engine.script(fault(429))
@@ -224,9 +224,9 @@ async def test_a_client_that_does_not_read_slows_the_engine_down(tmp_path: Path)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             body = json.dumps({**HELLO, "stream": True}).encode()
             client.sendall(b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-            attempts = gw.gateway.shared.clocks._attempts
-            await eventually(lambda: any(a.connection is not None and a.connection.paused for a in attempts))
-        await eventually(lambda: gw.gateway.server.busy == 0)
+            sinks = gw.gateway.state.deadlines.sinks
+            await eventually(lambda: any(s.connection is not None and s.connection.paused for s in sinks))
+        await eventually(lambda: gw.gateway.server.in_flight == 0)
 
 
 async def ask_by_its_client(url: str) -> tuple[Any, ...]:
@@ -244,7 +244,7 @@ async def ask_by_its_client(url: str) -> tuple[Any, ...]:
 async def test_anthropics_client_is_answered_by_a_simulated_engine_as_the_engine_counts(tmp_path: Path) -> None:
     arguments = ("--served-model-name", "qwen2.5-7b", "--max-model-len", "4096")
     async with running_vllm(*arguments) as sim, serving(tmp_path) as (gw, _, _, _):
-        gw.gateway.book.replace([endpoint_slice("qwen-medium", [int(sim.url.rpartition(":")[2])])])
+        gw.gateway.endpoints.replace([endpoint_slice("qwen-medium", [int(sim.url.rpartition(":")[2])])])
         # An error that left this block would hold the engine's server by its frames, and uvloop would wait for it.
         answers: list[Any] = await asyncio.gather(ask_by_its_client(gw.url), return_exceptions=True)
 

@@ -10,10 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.support.gateway import endpoint_slice
 from tests.support.hosted_answers import openai_chunks
 
-from flotilla.gateway.breaker import Breaker, BreakerSettings, State
-from flotilla.gateway.endpoints import EndpointBook, ready_addresses
-from flotilla.gateway.relay import Relay
-from flotilla.gateway.shared import EscalationRate, RetryBudget
+from flotilla.gateway.endpoints import EndpointRegistry, ready_addresses
+from flotilla.gateway.openai.responses import StreamRelay
+from flotilla.gateway.resilience import Breaker, BreakerSettings, BreakerState, EscalationRate, RetryBudget
 
 SETTINGS = BreakerSettings(failures=3, open_s=1, open_limit_s=4, trial_s=10)
 
@@ -29,40 +28,40 @@ class BreakerMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @precondition(lambda self: self.breaker.admits(self.now))
+    @precondition(lambda self: self.breaker.allows(self.now))
     @rule(good=st.booleans())
     def request(self, good: bool) -> None:
-        half_open = self.breaker.state(self.now) is State.HALF_OPEN
-        self.breaker.sent(self.now)
+        half_open = self.breaker.state(self.now) is BreakerState.HALF_OPEN
+        self.breaker.started(self.now)
         if half_open:
-            assert not self.breaker.admits(self.now)
+            assert not self.breaker.allows(self.now)
         if good:
             self.breaker.succeeded()
             self.in_a_row = 0
-            assert self.breaker.state(self.now) is State.CLOSED
+            assert self.breaker.state(self.now) is BreakerState.CLOSED
         else:
             self.breaker.failed(self.now)
             self.in_a_row += 1
             if half_open or self.in_a_row >= SETTINGS.failures:
-                assert self.breaker.state(self.now) is State.OPEN
+                assert self.breaker.state(self.now) is BreakerState.OPEN
 
-    @precondition(lambda self: self.breaker.admits(self.now))
+    @precondition(lambda self: self.breaker.allows(self.now))
     @rule()
     def client_leaves(self) -> None:
-        self.breaker.sent(self.now)
-        self.breaker.gave_no_verdict()
-        assert self.breaker.admits(self.now)
+        self.breaker.started(self.now)
+        self.breaker.release()
+        assert self.breaker.allows(self.now)
 
     @invariant()
     def never_shut_for_longer_than_the_limit(self) -> None:
-        assert self.breaker.admits(self.now + max(SETTINGS.open_limit_s, SETTINGS.trial_s))
+        assert self.breaker.allows(self.now + max(SETTINGS.open_limit_s, SETTINGS.trial_s))
 
 
 TestBreaker = BreakerMachine.TestCase
 
 
-def book(*ports: int) -> EndpointBook:
-    found = EndpointBook()
+def book(*ports: int) -> EndpointRegistry:
+    found = EndpointRegistry()
     for port in ports:
         found.put(endpoint_slice("m", [port]))
     return found
@@ -173,8 +172,8 @@ class Sent:
         self.data += data
 
 
-def relay(sent: Sent, *, strip: bool = True, logprobs: bool = False) -> Relay:
-    return Relay(sent, commit=lambda: None, strip_usage=strip, strip_logprobs=logprobs)  # type: ignore[arg-type]
+def relay(sent: Sent, *, strip: bool = True, logprobs: bool = False) -> StreamRelay:
+    return StreamRelay(sent, on_start=lambda: None, strip_usage=strip, strip_logprobs=logprobs)  # type: ignore[arg-type]
 
 
 @given(cuts=st.lists(st.integers(1, 400), max_size=30), line=st.sampled_from([b"\n", b"\r\n"]), strip=st.booleans())
@@ -236,9 +235,9 @@ def test_open_times_double_up_to_a_limit(failures: int) -> None:
     now = 0.0
     breaker.failed(now, at_once=True)
     for _ in range(failures):
-        wait = next(s / 10 for s in range(1000) if breaker.state(now + s / 10) is State.HALF_OPEN)
+        wait = next(s / 10 for s in range(1000) if breaker.state(now + s / 10) is BreakerState.HALF_OPEN)
         now += wait
-        breaker.sent(now)
+        breaker.started(now)
         breaker.failed(now)
-    assert breaker.state(now + min(2**failures, 4) - 0.01) is State.OPEN
-    assert breaker.state(now + min(2**failures, 4)) is State.HALF_OPEN
+    assert breaker.state(now + min(2**failures, 4) - 0.01) is BreakerState.OPEN
+    assert breaker.state(now + min(2**failures, 4)) is BreakerState.HALF_OPEN

@@ -15,7 +15,7 @@ from tests.support.redis import RedisServer, running_redis
 from tests.support.routing import HOSTED, SOUND
 from tests.support.slices_api import slices_api
 
-from flotilla.gateway.limits import REDIS_URL
+from flotilla.gateway.limits.store import REDIS_URL
 from flotilla.routing.budgets import ZERO, dollars
 
 PUBLIC = {"x-data-class": "public"}

@@ -212,18 +212,18 @@ async def test_a_name_that_leads_inside_is_not_dialled(tmp_path: Path, host: str
 
 async def test_a_request_waits_for_the_first_replica(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, small, _):
-        gw.gateway.book.replace([])
+        gw.gateway.endpoints.replace([])
         running = asyncio.create_task(gw.chat())
-        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-small") == 1)
-        assert gw.gateway.shared.demand()["qwen-small",] == 1
+        await eventually(lambda: gw.gateway.state.pending.count("qwen-small") == 1)
+        assert gw.gateway.state.demand()["qwen-small",] == 1
         assert 'flotilla_gateway_demand_requests{modeldeployment="qwen-small"} 1.0' in (await gw.admin("/metrics"))[1]
         gw.serve("qwen-small", [small])
         assert (await running)[0] == 200
-        assert gw.gateway.shared.demand()["qwen-small",] == 0
+        assert gw.gateway.state.demand()["qwen-small",] == 0
 
 
 @pytest.mark.parametrize(
-    ("hold", "why"), [({"maxWaitSeconds": 1}, "none within"), ({"maxWaitSeconds": 0}, "too many"),
+    ("hold", "why"), [({"maxWaitSeconds": 1}, "none became ready within"), ({"maxWaitSeconds": 0}, "too many"),
                       ({"maxBytes": 1024}, "too many")]
 )  # fmt: skip
 async def test_waiting_is_bounded_in_time_and_bytes(tmp_path: Path, hold: dict[str, int], why: str) -> None:
@@ -247,12 +247,12 @@ async def test_waiting_is_bounded_in_number(tmp_path: Path) -> None:
 
 async def test_those_that_waited_are_let_go_in_order_and_not_at_once(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, small, _):
-        gw.gateway.book.replace([])
-        room = gw.gateway.shared.room
+        gw.gateway.endpoints.replace([])
+        pending = gw.gateway.state.pending
         running = []
         for number in range(10):
             running.append(asyncio.create_task(gw.chat(user=str(number))))
-            await eventually(lambda: room.waiting("qwen-small") == len(running))
+            await eventually(lambda: pending.count("qwen-small") == len(running))
         loop = asyncio.get_running_loop()
         started = loop.time()
         gw.serve("qwen-small", [small])
@@ -263,17 +263,17 @@ async def test_those_that_waited_are_let_go_in_order_and_not_at_once(tmp_path: P
 
 async def test_a_client_that_leaves_waits_no_longer(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, small, _):
-        gw.gateway.book.replace([])
+        gw.gateway.endpoints.replace([])
         running = asyncio.create_task(gw.chat())
-        room = gw.gateway.shared.room
-        await eventually(lambda: room.waiting("qwen-small") == 1)
+        pending = gw.gateway.state.pending
+        await eventually(lambda: pending.count("qwen-small") == 1)
         running.cancel()
-        await eventually(lambda: room.waiting("qwen-small") == 0)
-        await eventually(lambda: gw.gateway.server.busy == 0)
+        await eventually(lambda: pending.count("qwen-small") == 0)
+        await eventually(lambda: gw.gateway.server.in_flight == 0)
         assert set(await gw.counted("requests_total")) == {("sovereign", "cancelled", "default", "small")}
         # Nothing of it is left: who comes next, waits alone and is served.
         following = asyncio.create_task(gw.chat())
-        await eventually(lambda: room.waiting("qwen-small") == 1)
+        await eventually(lambda: pending.count("qwen-small") == 1)
         gw.serve("qwen-small", [small])
         assert (await following)[0] == 200
         assert len(small.received) == 1
@@ -285,8 +285,8 @@ async def held_stream(
 ) -> AsyncIterator[tuple[Running, HostedApi, aiohttp.ClientResponse]]:
     """A streamed request to a model at zero, after two signs of life."""
     async with small_and_frontier(directory, **route) as (gw, small, _):
-        gw.gateway.book.replace([])
-        gw.gateway.shared.room.heartbeat_s = 0.01
+        gw.gateway.endpoints.replace([])
+        gw.gateway.state.pending.heartbeat_s = 0.01
         body = chat_body(stream=True)
         async with gw.session.post(gw.url + "/v1/chat/completions", json=body, headers=headers) as answer:
             assert answer.status == 200
@@ -342,10 +342,10 @@ async def test_where_another_target_may_follow_or_nothing_is_streamed_the_status
 ) -> None:
     route: Any = {"fallback": {"targets": ["frontier"], "on": ["ServerError"]}} if stream else {}
     async with small_and_frontier(tmp_path, **route) as (gw, small, _):
-        gw.gateway.book.replace([])
-        gw.gateway.shared.room.heartbeat_s = 0
+        gw.gateway.endpoints.replace([])
+        gw.gateway.state.pending.heartbeat_s = 0
         running = asyncio.create_task(gw.stream(headers=PUBLIC) if stream else gw.chat())
-        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-small") == 1)
+        await eventually(lambda: gw.gateway.state.pending.count("qwen-small") == 1)
         for _ in range(20):  # a sign of life would come in the next turn of the loop
             await asyncio.sleep(0)
         small.script(fault(429))
@@ -355,17 +355,17 @@ async def test_where_another_target_may_follow_or_nothing_is_streamed_the_status
 
 async def test_elsewhere_rather_than_waiting_where_the_rule_says_so(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path, fallback={"targets": ["frontier"]}) as (gw, _, _):
-        gw.gateway.book.replace([])
+        gw.gateway.endpoints.replace([])
         _, _, headers = await gw.chat(headers=PUBLIC)
         assert "target=frontier;attempts=2" in headers["x-flotilla-route"]
-        assert gw.gateway.shared.demand()["qwen-small",] == 1
+        assert gw.gateway.state.demand()["qwen-small",] == 1
 
 
 async def test_data_that_must_stay_waits_although_the_rule_names_a_hosted_fallback(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path, fallback={"targets": ["frontier"]}) as (gw, small, frontier):
-        gw.gateway.book.replace([])
+        gw.gateway.endpoints.replace([])
         running = asyncio.create_task(gw.chat())
-        await eventually(lambda: gw.gateway.shared.room.waiting("qwen-small") == 1)
+        await eventually(lambda: gw.gateway.state.pending.count("qwen-small") == 1)
         gw.serve("qwen-small", [small])
         assert (await running)[0] == 200
         assert not frontier.received

@@ -10,8 +10,7 @@ from tests.support.hosted import Whole, fault
 from tests.support.hosted_answers import chat, hosted_api
 from tests.support.routing import HOSTED, SOUND, compiled, policies
 
-from flotilla.gateway.metrics import Counter, Metrics
-from flotilla.gateway.series import MOST, declare, series
+from flotilla.gateway.metrics import MAX_SERIES_PER_POLICY, Counter, GatewayMetrics, declare_series, policy_series
 
 COUNTERS = (
     "requests",
@@ -72,16 +71,16 @@ async def test_all_that_requests_count_in_was_there_with_0_before_the_first(tmp_
 @settings(max_examples=15)
 @given(policies())
 def test_a_usual_policy_has_fewer_series_than_the_most(spec: dict[str, Any]) -> None:
-    found = list(series(compiled(spec)))
-    assert len(set(found)) == len(found) < MOST
+    found = list(policy_series(compiled(spec)))
+    assert len(set(found)) == len(found) < MAX_SERIES_PER_POLICY
 
 
 def test_of_a_policy_with_very_many_the_first_are_declared() -> None:
     rules = [{"name": f"r{i}", "match": {}, "route": SOUND["rules"][0]["route"]} for i in range(64)]
-    metrics = Metrics()
-    declare(metrics, [compiled({**SOUND, "rules": rules, "teams": [f"team-{i}" for i in range(64)]})])
+    metrics = GatewayMetrics()
+    declare_series(metrics, [compiled({**SOUND, "rules": rules, "teams": [f"team-{i}" for i in range(64)]})])
     declared = [
         labels for counter in vars(metrics).values() if isinstance(counter, Counter) for labels in counter.values
     ]
-    assert len(declared) == MOST
+    assert len(declared) == MAX_SERIES_PER_POLICY
     assert metrics.cost.values == {("policy", "frontier", answer): 0 for answer in ("first", "escalation", "replaced")}

@@ -7,7 +7,7 @@ from tests.support.gateway import document_of, running_gateway, said
 from tests.support.hosted_answers import hosted_api
 from tests.support.routing import SOUND
 
-from flotilla.gateway.accounts import Lease
+from flotilla.gateway.limits.accounts import LimitLease
 
 
 async def test_a_whole_answer_comes_from_the_model_of_the_rule(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ async def test_a_defect_of_ours_is_one_requests_and_is_told_in_openais_shape(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Defect:
-        async def admit(self, *_: object) -> Lease:
+        async def admit(self, *_: object) -> LimitLease:
             raise RuntimeError("a defect")
 
     policy = {**SOUND, "limits": {"rates": [{"name": "fair", "requestsPerMinute": 9}]}}
@@ -66,5 +66,5 @@ async def test_a_defect_of_ours_is_one_requests_and_is_told_in_openais_shape(
         assert (status, body["error"]["code"], body["error"]["type"]) == (500, "internal_error", "server_error")
         assert "RuntimeError: a defect" in caplog.text
         assert "secret" not in caplog.text
-        gw.gateway.shared.accounts = None
+        gw.gateway.state.accounts = None
         assert (await gw.chat())[0] == 200

@@ -18,9 +18,10 @@ from tests.support.hosted import Garbage, HostedApi, Reset, Stream, Whole, fault
 from tests.support.hosted_answers import chat, hosted_api, openai_chunks
 from tests.support.routing import CLASSES, SOUND, TASKS, policies
 
-from flotilla.gateway.attempt import Attempt
-from flotilla.gateway.breaker import Breaker
-from flotilla.gateway.origin import Origin
+from flotilla.api.routing_policy import Failure
+from flotilla.gateway.attempt import ResponseSink
+from flotilla.gateway.http.client import Origin
+from flotilla.gateway.resilience import BreakerSettings
 from flotilla.routing.decide import Permit, SovereigntyBreach
 from flotilla.routing.document import key_file
 from flotilla.routing.request import Features
@@ -90,11 +91,12 @@ class World:
         gateway.config.load()
         ports = [place.port for index, place in enumerate(self.places) if index not in absent]
         owners = [index for index in range(TARGETS) if index not in absent]
-        gateway.book.replace(endpoint_slice(f"at-{i}", [port]) for i, port in zip(owners, ports, strict=True))
-        gateway.shared.breakers.clear()
+        gateway.endpoints.replace(endpoint_slice(f"at-{i}", [port]) for i, port in zip(owners, ports, strict=True))
+        gateway.state.breakers.keep(())
         for index in down:
-            breaker: Breaker = gateway.shared.breaker(document.policies[0], f"t{index}")
-            breaker.failed(gateway.shared.loop.time(), at_once=True)
+            for _ in range(BreakerSettings().failures):
+                now_s = gateway.state.loop.time()
+                gateway.state.breakers.record(document.policies[0].uid, f"t{index}", Failure.SERVER_ERROR, now_s)
         for place in self.places:
             place.received.clear()
             place.forget_script()
@@ -149,11 +151,11 @@ async def test_what_dials_refuses_a_place_that_is_not_the_permitted_targets(tmp_
     async with hosted_api() as place, running_gateway(tmp_path, document_of(SOUND)) as gw:
         policy = gw.document.policies[0]
         permit = Permit(policy.target["small"], frozenset({"small"}))
-        shared = gw.gateway.shared
+        shared = gw.gateway.state
         for origin in (
             Origin("qwen-medium", "127.0.0.1", place.port),
             Origin("qwen-small", "127.0.0.1", place.port, hosted=True),
         ):
             with pytest.raises(SovereigntyBreach):
-                await shared.upstream.send(permit, origin, b"", Attempt(shared.loop, total_s=0))
+                await shared.upstream.send(permit, origin, b"", ResponseSink(shared.loop, total_s=0))
         assert place.connections == 0

@@ -12,7 +12,7 @@ from tests.support.hosted import HostedApi, Stream
 from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import SOUND
 
-from flotilla.gateway.reader import ServerLimits
+from flotilla.gateway.http.server import ServerLimits
 
 LIMITS = ServerLimits(
     head_bytes=4096,
@@ -147,7 +147,7 @@ async def test_a_client_that_reads_nothing_slows_the_engine_and_is_cut_off(gw: R
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(post(body=json.dumps(chat_body(stream=True)).encode()))
     await engine.until(lambda api: api.abandoned == 1)
-    assert gw.gateway.server.busy == 0
+    assert gw.gateway.server.in_flight == 0
     writer.close()
 
 

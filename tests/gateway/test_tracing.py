@@ -16,7 +16,7 @@ from tests.support.hosted_answers import chat, hosted_api, message
 from tests.support.routing import HOSTED, SOUND
 
 from flotilla.errors import InvalidSpec
-from flotilla.gateway.tracing import ENDPOINT, tracing_from
+from flotilla.gateway.tracing import ENDPOINT, tracing_from_environment
 
 PUBLIC = {"x-data-class": "public"}
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -42,10 +42,10 @@ async def traced(
     async with hosted_api(accepted) as collector, hosted_api() as hosted, hosted_api() as engine:
         frontier = {"name": "frontier", "external": {**HOSTED, "baseURL": f"{hosted.url}/v1", **external}}
         document = document_of({**SOUND, "targets": [*SOUND["targets"][:2], frontier], **policy})
-        tracing = tracing_from({ENDPOINT: collector.url})
+        tracing = tracing_from_environment({ENDPOINT: collector.url})
         assert tracing is not None
         async with running_gateway(directory, document, engines={"qwen-medium": [engine]}) as gw:
-            gw.gateway.shared.tracing = tracing
+            gw.gateway.state.tracing = tracing
             yield gw, engine, hosted, spans
         await tracing.close()
         for request in collector.received:
@@ -159,12 +159,12 @@ async def test_the_classifiers_call_has_a_span_below_the_requests_own(tmp_path: 
 
 
 def test_without_an_endpoint_nothing_is_traced_and_nothing_is_loaded() -> None:
-    assert tracing_from({}) is None
-    assert tracing_from({ENDPOINT: "http://x", "OTEL_SDK_DISABLED": "true"}) is None
+    assert tracing_from_environment({}) is None
+    assert tracing_from_environment({ENDPOINT: "http://x", "OTEL_SDK_DISABLED": "true"}) is None
     program = (
-        "import sys, flotilla.gateway.app as app; from flotilla.gateway.tracing import tracing_from;"
-        "from flotilla.gateway.limits import store_from;"
-        "assert tracing_from({}) is None; store_from(environ={});"
+        "import sys, flotilla.gateway.app as app; from flotilla.gateway.tracing import tracing_from_environment;"
+        "from flotilla.gateway.limits.accounts import store_from_environment;"
+        "assert tracing_from_environment({}) is None; store_from_environment(environ={});"
         "print([m for m in sys.modules if m.split('.')[0] in ('opentelemetry', 'redis', 'jsonschema_rs')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -174,4 +174,4 @@ def test_without_an_endpoint_nothing_is_traced_and_nothing_is_loaded() -> None:
 def test_an_endpoint_without_the_library_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(InvalidSpec, match=r"Install flotilla-operator\[otlp\]"):
-        tracing_from({ENDPOINT: "http://127.0.0.1:4318"})
+        tracing_from_environment({ENDPOINT: "http://127.0.0.1:4318"})

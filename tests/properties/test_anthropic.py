@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.support.hosted_answers import anthropic_events, message
 from tests.support.sdk import check_request
 
-from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, request
+from flotilla.gateway.anthropic.outbound_requests import UntranslatableRequest, message_from_chat
+from flotilla.gateway.anthropic.outbound_responses import StreamTranslator, completion_from_message
 from flotilla.routing.check import Collector, choices_of
 
 TEXT = st.text(max_size=30)
@@ -55,7 +56,7 @@ def test_a_stream_cut_anywhere_says_what_the_whole_answer_says(
     translator = StreamTranslator(created=1, include_usage=True)
     out = b"".join(translator.feed(stream[a:b]) for a, b in pairwise(places))
 
-    whole = json.loads(answer(json.dumps(message(blocks, stop_reason=stop)).encode(), created=1))
+    whole = json.loads(completion_from_message(json.dumps(message(blocks, stop_reason=stop)).encode(), created=1))
     collector = Collector()
     usage = None
     for line in out.decode().split("\n\n"):
@@ -77,7 +78,7 @@ def test_a_stream_cut_anywhere_says_what_the_whole_answer_says(
 def test_a_request_is_of_the_types_of_anthropics_own_client_and_loses_no_word(
     messages: list[dict[str, Any]], model: str
 ) -> None:
-    body = json.loads(request({"model": "m", "messages": messages}, model).content)
+    body = json.loads(message_from_chat({"model": "m", "messages": messages}, model).content)
 
     check_request(body)
     roles = [turn["role"] for turn in body["messages"]]
@@ -102,8 +103,8 @@ ODD_MESSAGES = st.lists(
 @settings(max_examples=50)
 @given(messages=ODD_MESSAGES, body=st.dictionaries(st.sampled_from(FIELDS), VALUES | OBJECTS | st.lists(OBJECTS)))
 def test_whatever_a_client_sends_is_translated_or_refused(messages: list[dict[str, Any]], body: dict[str, Any]) -> None:
-    with suppress(Untranslatable):
-        assert json.loads(request({**body, "messages": messages}, "m").content)["model"] == "m"
+    with suppress(UntranslatableRequest):
+        assert json.loads(message_from_chat({**body, "messages": messages}, "m").content)["model"] == "m"
 
 
 @given(

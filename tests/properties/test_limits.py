@@ -10,13 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.redis import RedisServer, running_redis
 
-from flotilla.gateway.limits import Budget, LimitStore, Rate, Reservation, Ticket
-from flotilla.gateway.local_limits import LocalLimits
-from flotilla.gateway.redis_limits import RedisLimits
+from flotilla.gateway.limits.local import LocalLimitStore
+from flotilla.gateway.limits.redis import RedisLimitStore
+from flotilla.gateway.limits.store import LimitStore, RateTicket, Reservation, SubjectBudget, SubjectRate
 
-BUDGETS = [Budget("uid", "hour", subject, Decimal(1), 3600) for subject in "ab"]
-BUDGETS.append(Budget("uid", "day", "", Decimal("1.5"), 86_400))
-RATES = [Rate("uid", "requests", "", 3), Rate("uid", "tokens", "", None, 100), Rate("uid", "both", "x", 5, 200)]
+BUDGETS = [SubjectBudget("uid", "hour", subject, Decimal(1), 3600) for subject in "ab"]
+BUDGETS.append(SubjectBudget("uid", "day", "", Decimal("1.5"), 86_400))
+RATES = [
+    SubjectRate("uid", "requests", "", 3),
+    SubjectRate("uid", "tokens", "", None, 100),
+    SubjectRate("uid", "both", "x", 5, 200),
+]
 USD = st.decimals("0.1", "1.2", places=2)
 SOME_BUDGETS = st.lists(st.sampled_from(BUDGETS), min_size=1, max_size=2, unique=True)
 SOME_RATES = st.lists(st.sampled_from(RATES), min_size=1, max_size=3, unique=True)
@@ -41,7 +45,7 @@ def server() -> Iterator[RedisServer]:
 async def told(store: LimitStore, clock: list[float], steps: list[tuple[Any, ...]]) -> list[object]:
     """What a client can see of each step; ids are left out."""
     reservations: list[Reservation] = []
-    tickets: list[Ticket] = []
+    tickets: list[RateTicket] = []
     seen: list[object] = []
     for step in steps:
         match step:
@@ -54,7 +58,7 @@ async def told(store: LimitStore, clock: list[float], steps: list[tuple[Any, ...
                 await store.settle(reservations[number], usd)
             case ("admit", rates, tokens):
                 admitted = await store.admit(rates, tokens)
-                if isinstance(admitted, Ticket):
+                if isinstance(admitted, RateTicket):
                     tickets.append(admitted)
                 seen.append(admitted)
             case ("correct", number, tokens) if number < len(tickets):
@@ -70,9 +74,9 @@ async def told(store: LimitStore, clock: list[float], steps: list[tuple[Any, ...
 def test_both_stores_say_the_same(server: RedisServer, steps: list[tuple[Any, ...]]) -> None:
     async def both() -> tuple[list[object], list[object]]:
         here, there = [1e9 + 0.25], [1e9 + 0.25]
-        shared = RedisLimits(server.url, clock=lambda: there[0], server_clock=lambda: there[0], timeout_s=30)
+        shared = RedisLimitStore(server.url, clock=lambda: there[0], server_clock=lambda: there[0], timeout_s=30)
         try:
-            return await told(LocalLimits(lambda: here[0]), here, steps), await told(shared, there, steps)
+            return await told(LocalLimitStore(lambda: here[0]), here, steps), await told(shared, there, steps)
         finally:
             await shared.close()
 
@@ -89,9 +93,9 @@ def test_never_more_than_a_budget_is_promised_and_never_more_than_a_rate_in_a_mi
 ) -> None:
     async def run() -> None:
         now = [1e9]
-        store = LocalLimits(lambda: now[0])
-        promised: dict[tuple[Budget, int], Decimal] = {}
-        passed: list[tuple[float, Rate]] = []
+        store = LocalLimitStore(lambda: now[0])
+        promised: dict[tuple[SubjectBudget, int], Decimal] = {}
+        passed: list[tuple[float, SubjectRate]] = []
         for step in steps:
             match step:
                 case ("reserve", budgets, usd, _):
@@ -102,7 +106,7 @@ def test_never_more_than_a_budget_is_promised_and_never_more_than_a_rate_in_a_mi
                         for held in found.held:
                             promised[held] = promised.get(held, Decimal(0)) + usd
                 case ("admit", rates, _):
-                    if isinstance(await store.admit(rates, 0), Ticket):
+                    if isinstance(await store.admit(rates, 0), RateTicket):
                         passed += [(now[0], rate) for rate in rates]
                 case ("wait", seconds):
                     now[0] += seconds

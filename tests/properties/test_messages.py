@@ -13,12 +13,15 @@ from tests.support.hosted_answers import anthropic_events, chat, message, openai
 from tests.support.messages import message_events, put_together
 from tests.support.sdk import check_request
 
-from flotilla.gateway import anthropic, messages
-from flotilla.gateway.anthropic import StreamTranslator, passed_on, request
-from flotilla.gateway.body import BadBody
-from flotilla.gateway.messages import MessageStream, read
-from flotilla.gateway.relay import Relay
-from flotilla.gateway.request import Answer
+from flotilla.gateway.anthropic.inbound_requests import read_request
+from flotilla.gateway.anthropic.inbound_responses import MessageStream
+from flotilla.gateway.anthropic.inbound_responses import message_from_completion as message_from_completion
+from flotilla.gateway.anthropic.outbound_requests import message_from_chat, message_unchanged
+from flotilla.gateway.anthropic.outbound_responses import StreamTranslator
+from flotilla.gateway.anthropic.outbound_responses import completion_from_message as completion_from_message
+from flotilla.gateway.http.message import Response
+from flotilla.gateway.openai.requests import InvalidBody
+from flotilla.gateway.openai.responses import StreamRelay
 
 CHAT: TypeAdapter[Any] = TypeAdapter(CompletionCreateParams)
 WORDS = st.text(min_size=1, max_size=20)
@@ -81,11 +84,11 @@ def test_a_request_through_both_translations_is_itself(body: dict[str, Any], cho
     if "tools" in body:
         body["tool_choice"] = choice
     check_request(body)
-    asked = read(json.dumps(body).encode())
+    asked = read_request(json.dumps(body).encode())
 
     CHAT.validate_python(asked.fields)
     assert asked.dropped == ()
-    back = request(asked.fields, body["model"])
+    back = message_from_chat(asked.fields, body["model"])
     assert back.dropped == ()
     assert json.loads(back.content) == normal(body)
 
@@ -93,8 +96,8 @@ def test_a_request_through_both_translations_is_itself(body: dict[str, Any], cho
 @settings(max_examples=40)
 @given(body=BODIES, sampling=st.dictionaries(st.sampled_from(["temperature", "top_p", "top_k"]), st.integers(1, 2)))
 def test_claude_is_sent_the_request_itself(body: dict[str, Any], sampling: dict[str, Any]) -> None:
-    asked = read(json.dumps({**body, **sampling}).encode())
-    sent = passed_on(asked.message, "claude")
+    asked = read_request(json.dumps({**body, **sampling}).encode())
+    sent = message_unchanged(asked.message, "claude")
     assert json.loads(sent.content) == {**body, "model": "claude"}
     assert sent.dropped == tuple(sorted(sampling))
 
@@ -126,7 +129,9 @@ def test_an_answer_of_claudes_is_itself_again_whole_and_streamed(
     details = {"type": "refusal", "category": None, "explanation": "No."} if reason == "refusal" else None
     end: dict[str, Any] = {"stop_sequence": sequence} | ({"stop_details": details} if details else {})
 
-    whole = json.loads(messages.answer(anthropic.answer(json.dumps({**given_, **end}).encode(), created=1)))
+    whole = json.loads(
+        message_from_completion(completion_from_message(json.dumps({**given_, **end}).encode(), created=1))
+    )
     assert whole == {**given_, **end, "content": text_first(blocks)}
 
     stream = b"".join(anthropic_events(blocks, stop_reason=reason, usage=usage)).replace(
@@ -150,7 +155,7 @@ def test_an_engines_stream_cut_anywhere_is_what_its_whole_answer_is(
             chunks.insert(-3, openai_chunk({"tool_calls": [{"index": number, **piece}]}))
     said = put_together(message_events(relayed(b"".join(chunks), cuts)))
     whole = chat(text, tool_calls=made, finish_reason=reason)
-    assert said == json.loads(messages.answer(json.dumps(whole).encode()))
+    assert said == json.loads(message_from_completion(json.dumps(whole).encode()))
 
 
 FIELDS = [
@@ -163,8 +168,8 @@ FIELDS = [
 @given(body=st.dictionaries(st.sampled_from(FIELDS), VALUES | OBJECTS | st.lists(OBJECTS)))
 def test_whatever_a_client_sends_is_translated_or_refused(body: dict[str, Any]) -> None:
     odd = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}], **body}
-    with suppress(BadBody):
-        assert read(json.dumps(odd).encode()).fields["max_completion_tokens"] == odd["max_tokens"]
+    with suppress(InvalidBody):
+        assert read_request(json.dumps(odd).encode()).fields["max_completion_tokens"] == odd["max_tokens"]
 
 
 @settings(max_examples=60)
@@ -174,8 +179,8 @@ def test_whatever_a_turn_holds_is_translated_or_refused(content: Any, role: str)
     kinds = [{"type": kind, **dict.fromkeys(names, content)} for kind in ("text", "image", "tool_use", "tool_result")]
     for said in (content, [content], kinds, *([kind] for kind in kinds)):
         turns = [{"role": role, "content": said}, {"role": "user", "content": "Hi"}]
-        with suppress(BadBody):
-            read(json.dumps({"model": "m", "max_tokens": 1, "messages": turns}).encode())
+        with suppress(InvalidBody):
+            read_request(json.dumps({"model": "m", "max_tokens": 1, "messages": turns}).encode())
 
 
 @given(
@@ -242,7 +247,7 @@ class Written:
 def relayed(stream: bytes, cuts: list[int], translator: StreamTranslator | None = None) -> bytes:
     """Cut anywhere, and through all that stands between a socket and the client."""
     client = Written()
-    relay = Relay(cast("Answer", client), commit=lambda: None, strip_usage=False)
+    relay = StreamRelay(cast("Response", client), on_start=lambda: None, strip_usage=False)
     places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     for a, b in pairwise(places):
         piece = stream[a:b] if translator is None else translator.feed(stream[a:b])

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from flotilla.gateway.accounts import Accounts
-from flotilla.gateway.app import Gateway, Settings
-from flotilla.gateway.reader import ServerLimits
+from flotilla.gateway.app import Gateway, GatewayOptions
+from flotilla.gateway.http.server import ServerLimits
+from flotilla.gateway.limits.accounts import Accounts
 from flotilla.routing.document import GatewayDocument, compile_policy, key_file
 from tests.support.hosted import HostedApi
 from tests.support.routing import FACTS, resource
@@ -96,7 +96,7 @@ class Running:
 
     def serve(self, owner: str, apis: Iterable[HostedApi], *, name: str | None = None) -> None:
         """What the cluster says of a ModelDeployment's endpoints."""
-        self.gateway.book.put(endpoint_slice(owner, [api.port for api in apis], name=name))
+        self.gateway.endpoints.put(endpoint_slice(owner, [api.port for api in apis], name=name))
 
     def replace_document(self, document: GatewayDocument) -> None:
         """As the kubelet does: another file takes the place."""
@@ -158,7 +158,7 @@ async def running_gateway(
         file.write_text(secrets[secret.name])
     # The system's authorities take longer to read than most tests run.
     tls = settings.pop("tls", None) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    config = Settings(
+    config = GatewayOptions(
         document=directory / "document.json",
         keys=directory / "keys",
         state=directory,

@@ -8,7 +8,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.support.hosted_answers import anthropic_events, event, fault_body, message, named
 from tests.support.sdk import check_request
 
-from flotilla.gateway.anthropic import StreamTranslator, Untranslatable, answer, error, headers, request
+from flotilla.gateway.anthropic.outbound_requests import UntranslatableRequest, message_from_chat, request_headers
+from flotilla.gateway.anthropic.outbound_responses import (
+    StreamTranslator,
+    completion_from_message,
+    error_from_anthropic,
+)
 from flotilla.routing.budgets import DEFAULT_MAX_TOKENS, Usage, usage_of
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -21,7 +26,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 def sent(**fields: Any) -> dict[str, Any]:
     """The translated body, after Anthropic's own types have read it."""
-    body = json.loads(request({"model": "m", "messages": HELLO, **fields}, "claude").content)
+    body = json.loads(message_from_chat({"model": "m", "messages": HELLO, **fields}, "claude").content)
     check_request(body)
     assert isinstance(body, dict)
     return body
@@ -46,7 +51,7 @@ def test_the_least_request() -> None:
         "max_tokens": DEFAULT_MAX_TOKENS,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
     }
-    assert headers("k")["authorization"] == "Bearer k"
+    assert request_headers("k")["authorization"] == "Bearer k"
 
 
 def test_system_and_developer_messages_become_the_system_prompt_wherever_they_stand() -> None:
@@ -84,7 +89,7 @@ def test_images_by_data_url_and_by_address() -> None:
         {"type": "image_url", "image_url": {"url": PIXEL}},
         {"type": "image_url", "image_url": {"url": "https://example.com/x.png", "detail": "low"}},
     ]
-    translated = request({"model": "m", "messages": [{"role": "user", "content": parts}]}, "claude")
+    translated = message_from_chat({"model": "m", "messages": [{"role": "user", "content": parts}]}, "claude")
     assert translated.dropped == ("messages.content.image_url.detail",)
     body = sent(messages=[{"role": "user", "content": parts}])
     sources = [block["source"] for block in body["messages"][0]["content"][1:]]
@@ -134,7 +139,7 @@ def test_marks_for_the_prompt_cache_are_kept_and_other_extras_named() -> None:
         ],
         "tools": [{**WEATHER, "cache_control": mark, "function": {**WEATHER["function"], "y": 2}}],
     }
-    translated = request(body, "claude")
+    translated = message_from_chat(body, "claude")
     out = json.loads(translated.content)
     assert out["system"][0]["cache_control"] == out["tools"][0]["cache_control"] == mark
     assert translated.dropped == ("messages.content.x", "tools.function.y")
@@ -144,14 +149,16 @@ def test_marks_for_the_prompt_cache_are_kept_and_other_extras_named() -> None:
 def test_what_only_steers_is_dropped_and_named() -> None:
     # From version 2026-10-21 on the API refuses temperature, top_p and top_k.
     body = {"model": "m", "messages": [{**HELLO[0], "name": "Ada"}], "temperature": 0, "seed": 1, "stop": [" "]}
-    translated = request({**body, "reasoning_effort": "none", "store": None, "modalities": ["text"]}, "claude")
+    translated = message_from_chat(
+        {**body, "reasoning_effort": "none", "store": None, "modalities": ["text"]}, "claude"
+    )
     assert translated.dropped == ("messages.name", "reasoning_effort", "seed", "stop", "temperature")
     assert set(json.loads(translated.content)) == {"model", "max_tokens", "messages"}
 
 
 def test_a_thousand_unknown_fields_make_no_long_header() -> None:
     body = {"model": "m", "messages": HELLO, **{f"field-{n:04}" + "x" * 200: 1 for n in range(1000)}}
-    dropped = request(body, "claude").dropped
+    dropped = message_from_chat(body, "claude").dropped
     assert len(", ".join(dropped)) < 1400
     assert dropped[-1] == "and 980 more"
 
@@ -183,8 +190,8 @@ def test_a_thousand_unknown_fields_make_no_long_header() -> None:
     ],
 )
 def test_what_the_client_would_miss_is_refused_by_the_name_of_the_field(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Untranslatable) as refused:
-        request({"model": "m", "messages": HELLO, **fields}, "claude")
+    with pytest.raises(UntranslatableRequest) as refused:
+        message_from_chat({"model": "m", "messages": HELLO, **fields}, "claude")
     assert refused.value.param == param
     assert str(refused.value).startswith(f"{param}: ")
 
@@ -198,11 +205,11 @@ def nested(levels: int) -> Any:
 
 def test_what_nests_too_deeply_is_refused_and_no_defect() -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": nested(300)}}]
-    with pytest.raises(Untranslatable, match="too deeply"):
-        request({"model": "m", "messages": HELLO, "tools": tools}, "claude")
+    with pytest.raises(UntranslatableRequest, match="too deeply"):
+        message_from_chat({"model": "m", "messages": HELLO, "tools": tools}, "claude")
     block = {"type": "tool_use", "id": "t", "name": "f", "input": nested(300)}
     with pytest.raises(ValueError, match="too deeply"):
-        answer(json.dumps(message([block])).encode(), created=1)
+        completion_from_message(json.dumps(message([block])).encode(), created=1)
     assert received(*anthropic_events([block]))[1].done
 
 
@@ -213,7 +220,7 @@ def test_a_whole_answer_with_text_and_calls() -> None:
         {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}},
     ]
     read = ChatCompletion.model_validate_json(
-        answer(json.dumps(message(blocks, stop_reason="tool_use")).encode(), created=5)
+        completion_from_message(json.dumps(message(blocks, stop_reason="tool_use")).encode(), created=5)
     )
     choice = read.choices[0]
     assert (choice.finish_reason, choice.message.content, read.created) == ("tool_calls", "Let me see.", 5)
@@ -237,7 +244,7 @@ def test_a_whole_answer_with_text_and_calls() -> None:
     ],
 )
 def test_why_an_answer_ended(stop_reason: str, expected: str) -> None:
-    whole = json.loads(answer(json.dumps(message(stop_reason=stop_reason)).encode(), created=1))
+    whole = json.loads(completion_from_message(json.dumps(message(stop_reason=stop_reason)).encode(), created=1))
     chunks, _ = received(*anthropic_events("x", stop_reason=stop_reason))
     assert whole["choices"][0]["finish_reason"] == expected
     assert chunks[-1]["choices"][0]["finish_reason"] == expected
@@ -249,7 +256,7 @@ def test_the_stop_sequence_and_a_refusal_are_told_whole_and_streamed() -> None:
         {"stop_reason": "stop_sequence", "stop_sequence": "END"},
         {"stop_reason": "refusal", "stop_details": details},
     ):
-        whole = json.loads(answer(json.dumps({**message(), **end}).encode(), created=1))["choices"][0]
+        whole = json.loads(completion_from_message(json.dumps({**message(), **end}).encode(), created=1))["choices"][0]
         *_, last = received(*anthropic_events("x")[:-2], named("message_delta", delta=end), named("message_stop"))[0]
         streamed = last["choices"][0]
         assert whole.get("stop_reason") == streamed.get("stop_reason") == end.get("stop_sequence")
@@ -264,7 +271,7 @@ def test_tokens_of_the_cache_are_among_the_prompts() -> None:
         "cache_read_input_tokens": 100,
         "cache_creation_input_tokens": 20,
     }
-    whole = json.loads(answer(json.dumps(message(usage=counted)).encode(), created=1))
+    whole = json.loads(completion_from_message(json.dumps(message(usage=counted)).encode(), created=1))
     chunks, translator = received(*anthropic_events("x", usage=counted), include_usage=True)
     assert whole["usage"] == chunks[-1]["usage"] == translator.usage
     assert whole["usage"]["prompt_tokens"] == 130
@@ -274,7 +281,7 @@ def test_tokens_of_the_cache_are_among_the_prompts() -> None:
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"type":"error"}'])
 def test_what_is_no_message_is_an_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        answer(content, created=1)
+        completion_from_message(content, created=1)
 
 
 @pytest.mark.parametrize(
@@ -288,13 +295,13 @@ def test_what_is_no_message_is_an_error(content: bytes) -> None:
     ],
 )
 def test_errors_take_openais_shape(status: int, kind: str, expected: tuple[int, str]) -> None:
-    given, body = error(status, json.dumps(fault_body(kind, "Too much.")).encode())
+    given, body = error_from_anthropic(status, json.dumps(fault_body(kind, "Too much.")).encode())
     assert (given, json.loads(body)["error"]["type"]) == expected
     assert json.loads(body)["error"] == {"message": "Too much.", "type": expected[1], "param": None, "code": kind}
 
 
 def test_an_error_that_is_no_json_is_told_without_its_text() -> None:
-    status, body = error(502, b"<html>secret</html>")
+    status, body = error_from_anthropic(502, b"<html>secret</html>")
     assert status == 502
     assert b"secret" not in body
     assert json.loads(body)["error"]["type"] == "server_error"

@@ -9,21 +9,21 @@ from tests.support.redis import RedisServer, running_redis
 from tests.support.routing import SOUND, compiled
 
 from flotilla.errors import InvalidSpec
-from flotilla.gateway.limits import (
+from flotilla.gateway.limits.accounts import store_from_environment
+from flotilla.gateway.limits.local import LocalLimitStore
+from flotilla.gateway.limits.redis import RedisLimitStore
+from flotilla.gateway.limits.store import (
     REDIS_URL,
-    Budget,
-    Limited,
+    BudgetExceeded,
     LimitStore,
-    Rate,
+    RateExceeded,
+    RateTicket,
     Reservation,
-    Spent,
-    Ticket,
+    SubjectBudget,
+    SubjectRate,
     budgets_of,
     rates_of,
-    store_from,
 )
-from flotilla.gateway.local_limits import LocalLimits
-from flotilla.gateway.redis_limits import RedisLimits
 from flotilla.routing.request import Features
 
 HOUR = 3600
@@ -56,33 +56,35 @@ def clock() -> Clock:
 @pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[LimitStore]:
     if request.param == "memory":
-        yield LocalLimits(clock)
+        yield LocalLimitStore(clock)
         return
     server: RedisServer = request.getfixturevalue("server")
     with server.client() as client:
         client.flushall()
-    limits = RedisLimits(server.url, clock=clock, server_clock=clock, timeout_s=30)
+    limits = RedisLimitStore(server.url, clock=clock, server_clock=clock, timeout_s=30)
     yield limits
     await limits.close()
 
 
-def budget(limit: str = "1", *, name: str = "monthly", subject: str = "", window_s: int = HOUR) -> Budget:
-    return Budget("uid", name, subject, USD(limit), window_s)
+def budget(limit: str = "1", *, name: str = "monthly", subject: str = "", window_s: int = HOUR) -> SubjectBudget:
+    return SubjectBudget("uid", name, subject, USD(limit), window_s)
 
 
-def rate(requests: int | None = None, tokens: int | None = None, *, name: str = "fair", subject: str = "") -> Rate:
-    return Rate("uid", name, subject, requests, tokens)
+def rate(
+    requests: int | None = None, tokens: int | None = None, *, name: str = "fair", subject: str = ""
+) -> SubjectRate:
+    return SubjectRate("uid", name, subject, requests, tokens)
 
 
-async def reserved(store: LimitStore, usd: str, *budgets: Budget, ttl_s: float = 60) -> Reservation:
+async def reserved(store: LimitStore, usd: str, *budgets: SubjectBudget, ttl_s: float = 60) -> Reservation:
     found = await store.reserve(budgets, USD(usd), ttl_s)
     assert isinstance(found, Reservation)
     return found
 
 
-async def full(store: LimitStore, usd: str, *budgets: Budget) -> Spent:
+async def full(store: LimitStore, usd: str, *budgets: SubjectBudget) -> BudgetExceeded:
     found = await store.reserve(budgets, USD(usd), 60)
-    assert isinstance(found, Spent)
+    assert isinstance(found, BudgetExceeded)
     return found
 
 
@@ -164,7 +166,7 @@ async def test_subjects_names_and_policies_have_budgets_of_their_own(store: Limi
     await full(store, "1", budget(subject="a"))
     await reserved(store, "1", budget(subject="b"))
     await reserved(store, "1", budget(name="other", subject="a"))
-    await reserved(store, "1", Budget("uid2", "monthly", "a", USD(1), HOUR))
+    await reserved(store, "1", SubjectBudget("uid2", "monthly", "a", USD(1), HOUR))
     await reserved(store, "1", budget(subject="a", window_s=24 * HOUR))
 
 
@@ -192,12 +194,12 @@ async def test_of_a_hundred_at_once_no_more_are_granted_than_the_budget_pays(sto
 
 async def test_requests_of_a_minute(store: LimitStore, clock: Clock) -> None:
     for _ in range(3):
-        assert isinstance(await store.admit([rate(3)], 0), Ticket)
-    assert await store.admit([rate(3)], 0) == Limited("fair", 61)
+        assert isinstance(await store.admit([rate(3)], 0), RateTicket)
+    assert await store.admit([rate(3)], 0) == RateExceeded("fair", 61)
     clock.now += 60
-    assert await store.admit([rate(3)], 0) == Limited("fair", 1)
+    assert await store.admit([rate(3)], 0) == RateExceeded("fair", 1)
     clock.now += 1
-    assert isinstance(await store.admit([rate(3)], 0), Ticket)
+    assert isinstance(await store.admit([rate(3)], 0), RateTicket)
 
 
 async def test_the_time_to_wait_is_that_until_there_is_room(store: LimitStore, clock: Clock) -> None:
@@ -205,57 +207,57 @@ async def test_the_time_to_wait_is_that_until_there_is_room(store: LimitStore, c
         await store.admit([rate(tokens=100)], 25)
         clock.now += 10
     limited = await store.admit([rate(tokens=100)], 50)
-    assert limited == Limited("fair", 31)  # The second of the four is 30 s old.
+    assert limited == RateExceeded("fair", 31)  # The second of the four is 30 s old.
     clock.now += 31
-    assert isinstance(await store.admit([rate(tokens=100)], 50), Ticket)
+    assert isinstance(await store.admit([rate(tokens=100)], 50), RateTicket)
 
 
 async def test_tokens_are_corrected_when_they_are_known(store: LimitStore, clock: Clock) -> None:
     ticket = await store.admit([rate(tokens=100)], 60)
-    assert isinstance(ticket, Ticket)
-    assert isinstance(await store.admit([rate(tokens=100)], 60), Limited)
+    assert isinstance(ticket, RateTicket)
+    assert isinstance(await store.admit([rate(tokens=100)], 60), RateExceeded)
     await store.correct(ticket, 10)
     again = await store.admit([rate(tokens=100)], 60)
-    assert isinstance(again, Ticket)
+    assert isinstance(again, RateTicket)
     clock.now += 2
     await store.correct(again, 90)
-    assert await store.admit([rate(tokens=100)], 1) == Limited("fair", 59)
+    assert await store.admit([rate(tokens=100)], 1) == RateExceeded("fair", 59)
 
 
 async def test_a_request_larger_than_a_whole_minute_passes_alone(store: LimitStore, clock: Clock) -> None:
-    assert isinstance(await store.admit([rate(tokens=100)], 500), Ticket)
-    assert isinstance(await store.admit([rate(tokens=100)], 1), Limited)
+    assert isinstance(await store.admit([rate(tokens=100)], 500), RateTicket)
+    assert isinstance(await store.admit([rate(tokens=100)], 1), RateExceeded)
     clock.now += 61
-    assert isinstance(await store.admit([rate(tokens=100)], 500), Ticket)
+    assert isinstance(await store.admit([rate(tokens=100)], 500), RateTicket)
 
 
 async def test_a_request_that_one_rate_refuses_counts_in_none(store: LimitStore) -> None:
     wide, narrow = rate(2, name="wide"), rate(1, name="narrow")
-    assert isinstance(await store.admit([wide, narrow], 0), Ticket)
-    assert await store.admit([wide, narrow], 0) == Limited("narrow", 61)
-    assert isinstance(await store.admit([wide], 0), Ticket)
-    assert isinstance(await store.admit([rate(1, name="narrow", subject="x")], 0), Ticket)
+    assert isinstance(await store.admit([wide, narrow], 0), RateTicket)
+    assert await store.admit([wide, narrow], 0) == RateExceeded("narrow", 61)
+    assert isinstance(await store.admit([wide], 0), RateTicket)
+    assert isinstance(await store.admit([rate(1, name="narrow", subject="x")], 0), RateTicket)
 
 
 async def test_without_rates_everything_passes(store: LimitStore) -> None:
     ticket = await store.admit([], 10)
-    assert isinstance(ticket, Ticket)
+    assert isinstance(ticket, RateTicket)
     await store.correct(ticket, 20)
 
 
 async def test_of_a_hundred_at_once_no_more_pass_than_the_rate_allows(store: LimitStore) -> None:
     found = await asyncio.gather(*(store.admit([rate(30)], 1) for _ in range(100)))
-    assert sum(isinstance(each, Ticket) for each in found) == 30
+    assert sum(isinstance(each, RateTicket) for each in found) == 30
 
 
 async def test_in_memory_subjects_beyond_ten_thousand_share_one_count(clock: Clock) -> None:
-    store = LocalLimits(clock)
+    store = LocalLimitStore(clock)
     for number in range(10_000):
-        assert isinstance(await store.admit([rate(1, subject=f"team-{number}")], 0), Ticket)
-    assert isinstance(await store.admit([rate(1, subject="one-more")], 0), Ticket)
-    assert isinstance(await store.admit([rate(1, subject="and-another")], 0), Limited)
+        assert isinstance(await store.admit([rate(1, subject=f"team-{number}")], 0), RateTicket)
+    assert isinstance(await store.admit([rate(1, subject="one-more")], 0), RateTicket)
+    assert isinstance(await store.admit([rate(1, subject="and-another")], 0), RateExceeded)
     clock.now += 61
-    assert isinstance(await store.admit([rate(1, subject="and-another")], 0), Ticket)
+    assert isinstance(await store.admit([rate(1, subject="and-another")], 0), RateTicket)
 
 
 def test_limits_of_a_policy_are_counted_by_what_they_are_per() -> None:
@@ -266,17 +268,17 @@ def test_limits_of_a_policy_are_counted_by_what_they_are_per() -> None:
     policy = compiled({**SOUND, "limits": limits})
     features = Features(client="ann", team="red")
     assert rates_of(policy, features) == (
-        Rate(policy.uid, "all", "", 5, None),
-        Rate(policy.uid, "team", "red", None, 7),
+        SubjectRate(policy.uid, "all", "", 5, None),
+        SubjectRate(policy.uid, "team", "red", None, 7),
     )
-    assert budgets_of(policy, features) == (Budget(policy.uid, "client", "ann", USD("2.5"), 86_400),)
+    assert budgets_of(policy, features) == (SubjectBudget(policy.uid, "client", "ann", USD("2.5"), 86_400),)
     assert budgets_of(policy, Features())[0].subject == ""
 
 
 async def test_the_store_is_chosen_by_the_environment() -> None:
-    assert isinstance(store_from(environ={}), LocalLimits)
-    shared = store_from(environ={REDIS_URL: "redis://127.0.0.1:1"})
-    assert isinstance(shared, RedisLimits)
+    assert isinstance(store_from_environment(environ={}), LocalLimitStore)
+    shared = store_from_environment(environ={REDIS_URL: "redis://127.0.0.1:1"})
+    assert isinstance(shared, RedisLimitStore)
     await shared.close()
     with pytest.raises(InvalidSpec, match="FLOTILLA_REDIS_URL must begin with"):
-        store_from(environ={REDIS_URL: "http://x"})
+        store_from_environment(environ={REDIS_URL: "http://x"})

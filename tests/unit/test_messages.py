@@ -10,9 +10,10 @@ from tests.support.hosted_answers import DONE, chat, event, openai_chunk, openai
 from tests.support.messages import message_events, put_together
 from tests.support.sdk import check_message, check_request
 
-from flotilla.gateway.anthropic import passed_on
-from flotilla.gateway.body import BadBody
-from flotilla.gateway.messages import MessageStream, answer, error, read
+from flotilla.gateway.anthropic.inbound_requests import read_request
+from flotilla.gateway.anthropic.inbound_responses import MessageStream, error_from_openai, message_from_completion
+from flotilla.gateway.anthropic.outbound_requests import message_unchanged
+from flotilla.gateway.openai.requests import InvalidBody
 
 CHAT: TypeAdapter[Any] = TypeAdapter(CompletionCreateParams)
 HELLO: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -30,7 +31,7 @@ def asked(**fields: Any) -> dict[str, Any]:
 
 def sent(**fields: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The chat, after OpenAI's own types have read it, and what was dropped."""
-    body = read(json.dumps(asked(**fields)).encode())
+    body = read_request(json.dumps(asked(**fields)).encode())
     assert json.loads(body.raw) == body.fields
     CHAT.validate_python(body.fields)
     return body.fields, body.dropped
@@ -131,7 +132,7 @@ def test_calls_and_results() -> None:
         {"type": "tool_result", "tool_use_id": "t3"},
         {"type": "text", "text": "And?"},
     ]
-    body = read(
+    body = read_request(
         json.dumps(
             asked(
                 messages=[
@@ -173,8 +174,8 @@ def test_hints_are_dropped_and_named() -> None:
 def test_claude_is_sent_what_the_client_wrote_but_for_what_its_version_refuses() -> None:
     fields = asked(system=[{"type": "text", "text": "S", **CACHED}], thinking={"type": "disabled"}, **CACHED)
     check_request(fields)
-    body = read(json.dumps({**fields, "temperature": 1, "top_k": 3, "top_p": None}).encode())
-    translated = passed_on(body.message, "claude")
+    body = read_request(json.dumps({**fields, "temperature": 1, "top_k": 3, "top_p": None}).encode())
+    translated = message_unchanged(body.message, "claude")
     assert json.loads(translated.content) == {**fields, "model": "claude"}
     assert translated.dropped == ("temperature", "top_k")
 
@@ -230,8 +231,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), REFUSED)
 def test_what_cannot_be_kept_is_refused_by_its_path(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(BadBody) as refused:
-        read(json.dumps(asked(**fields)).encode())
+    with pytest.raises(InvalidBody) as refused:
+        read_request(json.dumps(asked(**fields)).encode())
     assert refused.value.param == param
     assert str(refused.value).startswith(param)
 
@@ -239,15 +240,15 @@ def test_what_cannot_be_kept_is_refused_by_its_path(fields: dict[str, Any], para
 def test_a_name_that_is_refused_elsewhere_is_the_clients_own_in_a_schema() -> None:
     config = {"format": {"type": "json_schema", "schema": SCHEMA}}
     assert sent(output_config=config)[0]["response_format"]["json_schema"]["schema"] == SCHEMA
-    with pytest.raises(BadBody, match="api_key"):
-        read(json.dumps(asked(metadata={"user_id": "u"}, api_key="k")).encode())
+    with pytest.raises(InvalidBody, match="api_key"):
+        read_request(json.dumps(asked(metadata={"user_id": "u"}, api_key="k")).encode())
 
 
 # whole answers
 
 
 def given(body: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(answer(json.dumps(body).encode()))
+    found: dict[str, Any] = json.loads(message_from_completion(json.dumps(body).encode()))
     check_message(found)
     return found
 
@@ -332,7 +333,7 @@ def test_cached_tokens_are_counted_beside_the_others() -> None:
 )
 def test_what_is_no_answer_is_told_as_none(body: Any) -> None:
     with pytest.raises(ValueError, match=r"target's answer|arguments"):
-        answer(json.dumps(body).encode())
+        message_from_completion(json.dumps(body).encode())
 
 
 # errors
@@ -358,7 +359,7 @@ def test_what_is_no_answer_is_told_as_none(body: Any) -> None:
 )
 def test_errors_have_anthropics_types_and_our_codes(status: int | None, code: str, kind: str) -> None:
     said = {"message": "No.", "type": "server_error", "param": None, "code": code}
-    assert error(said, "req", status) == {
+    assert error_from_openai(said, "req", status) == {
         "type": "error",
         "error": {"type": kind, "message": "No.", "details": {"error_code": code}},
         "request_id": "req",
@@ -366,12 +367,17 @@ def test_errors_have_anthropics_types_and_our_codes(status: int | None, code: st
 
 
 def test_an_error_of_claudes_is_its_own_again_and_one_of_an_engine_is_read() -> None:
-    own = error({"message": "No.", "type": "server_error", "param": None, "code": "billing_error"}, "r", 400)
+    own = error_from_openai(
+        {"message": "No.", "type": "server_error", "param": None, "code": "billing_error"}, "r", 400
+    )
     assert own["error"] == {"type": "billing_error", "message": "No."}
-    engines = error({"message": "No.", "type": "BadRequestError", "code": 400, "param": "stop"}, "r", 400)
+    engines = error_from_openai({"message": "No.", "type": "BadRequestError", "code": 400, "param": "stop"}, "r", 400)
     assert engines["error"] == {"type": "invalid_request_error", "message": "No.", "details": {"param": "stop"}}
-    assert error({"message": "No.", "type": "invalid_request_error"}, "r")["error"]["type"] == "invalid_request_error"
-    assert error(None, None, 502)["error"]["type"] == "api_error"
+    assert (
+        error_from_openai({"message": "No.", "type": "invalid_request_error"}, "r")["error"]["type"]
+        == "invalid_request_error"
+    )
+    assert error_from_openai(None, None, 502)["error"]["type"] == "api_error"
 
 
 # streams

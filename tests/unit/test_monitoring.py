@@ -18,7 +18,7 @@ from tests.support.scraping import of_pods
 from flotilla.catalog.engines import load_profiles, metric_name
 from flotilla.console.metrics import Metrics
 from flotilla.cost.metrics import FleetFamilies
-from flotilla.gateway.app import Gateway, Settings
+from flotilla.gateway.app import Gateway, GatewayOptions
 from flotilla.reports.monitoring import dashboards, monitors
 from flotilla.reports.monitoring.panels import Dashboard, Panel
 from flotilla.reports.monitoring.rules import RUNBOOKS, Alert, Recording
@@ -95,8 +95,8 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
 async def of_a_gateway(folder: Path) -> list[Metric]:
     """The families of one that serves nothing."""
     absent = folder / "absent"
-    gateway = Gateway(Settings(document=absent, keys=absent, state=absent, access_log=False))
-    return list(gateway.shared.metrics.collect())
+    gateway = Gateway(GatewayOptions(document=absent, keys=absent, state=absent, access_log=False))
+    return list(gateway.state.metrics.collect())
 
 
 def emitted(folder: Path) -> set[str]:

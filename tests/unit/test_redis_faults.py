@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 from tests.support.redis import RedisServer, running_redis
 
-from flotilla.gateway import redis_calls
-from flotilla.gateway.limits import Budget, Clock, Limited, Rate, Reservation, Spent, Ticket, Unavailable
-from flotilla.gateway.redis_limits import RedisLimits
+from flotilla.gateway.limits import redis
+from flotilla.gateway.limits.redis import RedisLimitStore
+from flotilla.gateway.limits.store import (
+    BudgetExceeded,
+    Clock,
+    RateExceeded,
+    RateTicket,
+    Reservation,
+    StoreUnavailable,
+    SubjectBudget,
+    SubjectRate,
+)
 
-BUDGET = Budget("uid", "monthly", "", Decimal(1), 3600)
-RATE = Rate("uid", "fair", "", 2)
+BUDGET = SubjectBudget("uid", "monthly", "", Decimal(1), 3600)
+RATE = SubjectRate("uid", "fair", "", 2)
 HALF = Decimal("0.5")
 
 
@@ -39,30 +48,32 @@ def server(shared_server: RedisServer) -> RedisServer:
 @asynccontextmanager
 async def gateway(
     server: RedisServer, *, clock: Clock = lambda: 1e9, real: bool = False, timeout_s: float = 0.5
-) -> AsyncIterator[RedisLimits]:
+) -> AsyncIterator[RedisLimitStore]:
     """One replica's store, at a time that stands still unless `real`."""
     server_clock = None if real else clock
-    limits = RedisLimits(server.url, clock=time.time if real else clock, server_clock=server_clock, timeout_s=timeout_s)
+    limits = RedisLimitStore(
+        server.url, clock=time.time if real else clock, server_clock=server_clock, timeout_s=timeout_s
+    )
     try:
         yield limits
     finally:
         await limits.close()
 
 
-async def reserved(store: RedisLimits, usd: Decimal = HALF, ttl_s: float = 60) -> Reservation:
+async def reserved(store: RedisLimitStore, usd: Decimal = HALF, ttl_s: float = 60) -> Reservation:
     async with asyncio.timeout(30):
-        while (found := await store.reserve([BUDGET], usd, ttl_s)) == Unavailable():
+        while (found := await store.reserve([BUDGET], usd, ttl_s)) == StoreUnavailable():
             await asyncio.sleep(0.05)
     assert isinstance(found, Reservation)
     return found
 
 
-async def refused(store: RedisLimits, usd: Decimal) -> None:
+async def refused(store: RedisLimitStore, usd: Decimal) -> None:
     """No room, once the server answers."""
     async with asyncio.timeout(30):
-        while (found := await store.reserve([BUDGET], usd, 60)) == Unavailable():
+        while (found := await store.reserve([BUDGET], usd, 60)) == StoreUnavailable():
             await asyncio.sleep(0.05)
-    assert isinstance(found, Spent)
+    assert isinstance(found, BudgetExceeded)
 
 
 async def spent(server: RedisServer, expected: Decimal) -> None:
@@ -94,11 +105,11 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
     program = (
         "import asyncio, os, sys\n"
         "from decimal import Decimal\n"
-        "from flotilla.gateway.limits import Budget\n"
-        "from flotilla.gateway.redis_limits import RedisLimits\n"
+        "from flotilla.gateway.limits.store import SubjectBudget\n"
+        "from flotilla.gateway.limits.redis import RedisLimitStore\n"
         "async def main():\n"
-        "    store = RedisLimits(sys.argv[1], clock=lambda: 1e9, server_clock=lambda: 1e9)\n"
-        "    budget = [Budget('uid', 'monthly', '', Decimal(1), 3600)]\n"
+        "    store = RedisLimitStore(sys.argv[1], clock=lambda: 1e9, server_clock=lambda: 1e9)\n"
+        "    budget = [SubjectBudget('uid', 'monthly', '', Decimal(1), 3600)]\n"
         "    await store.settle(await store.reserve(budget, Decimal('0.25'), 60), Decimal('0.25'))\n"
         "    await store.reserve(budget, Decimal('0.5'), 60)\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -117,21 +128,21 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
 
 
 async def test_a_server_that_hangs_holds_no_request_up(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "flotilla.gateway.redis_limits")
+    caplog.set_level(logging.INFO, "flotilla.gateway.limits.redis")
     async with gateway(server) as store:
         held = await reserved(store)
         caplog.clear()
         with server.hanging():
             async with asyncio.timeout(20):
                 assert store.available
-                assert await store.reserve([BUDGET], HALF, 60) == Unavailable()
+                assert await store.reserve([BUDGET], HALF, 60) == StoreUnavailable()
                 assert not store.available
                 await store.settle(held, HALF)
                 found = await asyncio.gather(*(store.reserve([BUDGET], HALF, 60) for _ in range(200)))
-                assert set(found) == {Unavailable()}
+                assert set(found) == {StoreUnavailable()}
                 # Rates go on, by what this process alone lets through.
                 passed = [await store.admit([RATE], 1) for _ in range(3)]
-        assert [type(each) for each in passed] == [Ticket, Ticket, Limited]
+        assert [type(each) for each in passed] == [RateTicket, RateTicket, RateExceeded]
         # The call that was given up and the one that was repeated are the same settlement.
         await spent(server, HALF)
         async with asyncio.timeout(30):
@@ -148,7 +159,7 @@ async def test_what_was_reserved_without_an_answer_is_given_back(server: RedisSe
     async with gateway(server) as store:
         await store.settle(await reserved(store), Decimal("0.1"))
         with server.hanging():
-            assert await store.reserve([BUDGET], Decimal("0.9"), 3600) == Unavailable()
+            assert await store.reserve([BUDGET], Decimal("0.9"), 3600) == StoreUnavailable()
         async with asyncio.timeout(30):
             with server.client() as client:
                 while len(list(client.scan_iter("flotilla:settled:*"))) < 2:
@@ -170,8 +181,8 @@ async def test_without_a_server_no_money_is_reserved_and_the_end_is_not_held_up(
     server.kill()
     try:
         async with asyncio.timeout(20), gateway(server) as store:
-            assert await store.reserve([BUDGET], HALF, 60) == Unavailable()
-            assert isinstance(await store.admit([RATE], 1), Ticket)
+            assert await store.reserve([BUDGET], HALF, 60) == StoreUnavailable()
+            assert isinstance(await store.admit([RATE], 1), RateTicket)
             assert store.reserved_usd == 0
     finally:
         server.start()
@@ -182,15 +193,15 @@ async def test_replicas_share_budgets_and_rates(server: RedisServer) -> None:
         await reserved(one)
         await reserved(two)
         await refused(one, HALF)
-        assert isinstance(await one.admit([RATE], 1), Ticket)
-        assert isinstance(await two.admit([RATE], 1), Ticket)
-        assert isinstance(await one.admit([RATE], 1), Limited)
+        assert isinstance(await one.admit([RATE], 1), RateTicket)
+        assert isinstance(await two.admit([RATE], 1), RateTicket)
+        assert isinstance(await one.admit([RATE], 1), RateExceeded)
 
 
 async def test_by_the_servers_own_time(server: RedisServer) -> None:
     async with gateway(server, real=True, timeout_s=30) as store:
         ticket = await store.admit([RATE], 5)
-        assert isinstance(ticket, Ticket)
+        assert isinstance(ticket, RateTicket)
         await store.correct(ticket, 50)
         await store.settle(await reserved(store), HALF)
         await refused(store, Decimal("0.6"))
@@ -212,7 +223,7 @@ async def test_a_thousand_at_once_do_not_look_like_a_server_that_is_away(server:
     async with gateway(server, timeout_s=30) as store:
         found = await asyncio.gather(*(store.reserve([BUDGET], Decimal("0.002"), 60) for _ in range(1000)))
         assert [isinstance(each, Reservation) for each in found].count(True) == 500
-        assert {type(each) for each in found} == {Reservation, Spent}
+        assert {type(each) for each in found} == {Reservation, BudgetExceeded}
         with server.client() as client:
             assert client.info("clients")["connected_clients"] <= 3
 
@@ -223,25 +234,25 @@ async def test_a_server_that_was_emptied_learns_its_scripts_again(server: RedisS
         with server.client() as client:
             client.script_flush()
         found = await asyncio.gather(*(store.reserve([BUDGET], Decimal("0.2"), 60) for _ in range(3)))
-        assert [type(each) for each in found] == [Reservation, Reservation, Spent]
+        assert [type(each) for each in found] == [Reservation, Reservation, BudgetExceeded]
 
 
 async def test_who_waits_too_long_on_a_busy_server_calls_nobody_away(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_calls, "_TOGETHER", 1)
-    piped, passed = redis_calls.RedisCalls._piped, 0
+    monkeypatch.setattr(redis, "_BATCH", 1)
+    piped, passed = redis.ScriptClient._piped, 0
 
-    async def only_the_first(calls: redis_calls.RedisCalls, batch: Any) -> Any:
+    async def only_the_first(calls: redis.ScriptClient, batch: Any) -> Any:
         nonlocal passed
         passed += 1
         return await (piped(calls, batch) if passed == 1 else asyncio.sleep(30))
 
     async with gateway(server, timeout_s=2) as store:
         # The server knows the script from here on.
-        assert isinstance(await store.admit([RATE], 1), Ticket)
-        monkeypatch.setattr(redis_calls.RedisCalls, "_piped", only_the_first)
-        found = await asyncio.gather(*(store.admit([Rate("uid", "many", "", 9)], 1) for _ in range(5)))
+        assert isinstance(await store.admit([RATE], 1), RateTicket)
+        monkeypatch.setattr(redis.ScriptClient, "_piped", only_the_first)
+        found = await asyncio.gather(*(store.admit([SubjectRate("uid", "many", "", 9)], 1) for _ in range(5)))
         # Those that waited too long were counted here alone, and the server is none the worse for it.
-        assert {type(each) for each in found} == {Ticket}
+        assert {type(each) for each in found} == {RateTicket}
         assert store.available

@@ -55,7 +55,7 @@ def gateway(
     try:
         host, port = _address(listen, "--listen")
         admin_host, admin_port = _address(admin_listen, "--admin-listen")
-        settings = serving.Settings(
+        settings = serving.GatewayOptions(
             document=document,
             keys=keys,
             state=state,

@@ -1,4 +1,7 @@
-"""/healthz, /readyz, /metrics and /config, on a thread and port of their own: a busy event loop answers its probes."""
+"""The admin server: /healthz, /readyz, /metrics and /config.
+
+It has a port and threads of its own, so that probes are answered while the event loop is busy.
+"""
 
 import json
 import logging
@@ -15,12 +18,12 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10
 _POLL_S = 0.1
-"""How long the end may have to wait; the default of half a second is felt in each test."""
+"""How long `close` may wait. The default of half a second would slow each test down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What is asked; each is called on another thread than the event loop's."""
+    """What the server reports. Each function is called on a thread of the server, not of the event loop."""
 
     live: Callable[[], Mapping[str, bool]]
     ready: Callable[[], Mapping[str, bool]]
@@ -29,7 +32,7 @@ class Probes:
 
 
 class AdminServer:
-    """Serves from construction to `close`."""
+    """Serves from its construction until `close`."""
 
     def __init__(self, host: str, port: int, probes: Probes) -> None:
         self._server = _Server((host, port), probes)
@@ -62,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _TIMEOUT_S
 
     def do_GET(self) -> None:
-        """Answer one question."""
+        """Answer one request."""
         probes = self.server.probes
         match self.path.partition("?")[0]:
             case "/healthz":
@@ -77,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(404, "application/json", b"{}")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Probes are not worth a line."""
+        """Probes are not logged."""
 
     def _checks(self, results: Mapping[str, bool]) -> None:
         body = json.dumps({name: "ok" if good else "failed" for name, good in results.items()}).encode()

@@ -1,4 +1,9 @@
-"""What an attempt brought, read and judged."""
+"""What an attempt brought: read, checked and judged by the signals of the rule. Pure.
+
+A `TargetAnswer` collects it. `read_answer` fills it from a complete answer; for a stream it holds the relay.
+`answer_signals` says what is wrong with it, and `failure_refusal` makes the error that a client gets when the last
+attempt failed.
+"""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +13,19 @@ from typing import Any
 import orjson
 
 from flotilla.api.routing_policy import Failure, Signal
-from flotilla.gateway import wire
-from flotilla.gateway.dial import unix_s
+from flotilla.gateway.admission import AdmittedRequest
+from flotilla.gateway.attempt import Complete, Failed, Outcome
 from flotilla.gateway.dialect import Dialect
-from flotilla.gateway.intake import Accepted
-from flotilla.gateway.outcome import Failed, Outcome, Whole
-from flotilla.gateway.relay import Relay, without_logprobs
+from flotilla.gateway.openai import responses
+from flotilla.gateway.openai.responses import StreamRelay, without_logprobs
 from flotilla.routing import escalation as judgement
 from flotilla.routing.budgets import Usage, usage_of
 from flotilla.routing.check import choices_of
 from flotilla.routing.decide import SERVER_ERROR, Refusal
 from flotilla.routing.request import Operation
 
-_SHORT = 4096
+_USAGE_SEARCH_BYTES = 4096
+"""The usage of an embeddings answer is looked for in so many bytes of its end, and then of its beginning."""
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
 _CODES = {
     Failure.CONNECT: "upstream_unreachable",
@@ -33,92 +38,100 @@ _CODES = {
 
 
 @dataclass(slots=True)
-class Answered:
-    """What can be given to the client."""
+class TargetAnswer:
+    """What one attempt brought for the client."""
 
     target: str
     body: bytes = b""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Of `body`."""
+    """`body`, decoded."""
     status: int = 200
-    relay: Relay | None = None
-    """Of a stream; it may hold events back."""
+    relay: StreamRelay | None = None
+    """Set for a stream. The relay may hold events back until the answer has been judged."""
     signals: tuple[Signal, ...] | None = None
-    """None where nobody has judged."""
+    """What is wrong with the answer; None if it has not been judged yet."""
 
-    def refuse(self, status: int, body: bytes) -> Outcome:
-        """The target would not do what the client asked for."""
+    def set_error(self, status: int, body: bytes) -> Outcome:
+        """Take an error that is about the request itself, and that the client gets as it is."""
         self.status, self.body = status, body
-        return Whole(status, body)
+        return Complete(status, body)
 
     def usage(self, prompt_tokens: int) -> Usage | None:
-        """Tokens as the target counted them, or else by the pieces that came; None where nothing came."""
+        """Tokens as the target counted them; of a stream without a count, its events. None if nothing came."""
         if self.relay is not None and self.relay.events:
             return self.relay.usage or Usage(prompt_tokens, self.relay.events)
         return usage_of(self.fields.get("usage")) if self.status < 300 else None
 
 
-def read(outcome: Whole, answered: Answered, accepted: Accepted, dialect: Dialect, *, logprobs: bool) -> Outcome:
-    """Take a whole answer: it must be what it says, or it does not reach the client.
+def read_answer(
+    outcome: Complete,
+    answer: TargetAnswer,
+    admitted: AdmittedRequest,
+    dialect: Dialect,
+    *,
+    created: int,
+    logprobs: bool,
+) -> Outcome:
+    """Read a complete answer into `answer`; one that is not valid JSON of its API becomes a failure.
 
-    `logprobs`: token probabilities were asked for by us, and are taken out when they have been judged.
+    With `logprobs` the gateway asked for token probabilities: the answer is judged by them here, and they are removed.
     """
     try:
-        status, content = dialect.answer(outcome.status, outcome.body, unix_s())
-        fields = fields_of(content, accepted.operation)
+        status, content = dialect.to_openai(outcome.status, outcome.body, created)
+        fields = answer_fields(content, admitted.operation)
     except ValueError:
         if outcome.status < 300:
-            return Failed(Failure.SERVER_ERROR, "the answer is no JSON of its API")
+            return Failed(Failure.SERVER_ERROR, "the answer is not valid JSON of its API")
         status, fields, content = outcome.status, {}, b""
-    answered.fields = fields
+    answer.fields = fields
     if status >= 300:
         if type(fields.get("error")) is dict:
-            return answered.refuse(status, content)
+            return answer.set_error(status, content)
         message = fields.get("message")
-        said = message if isinstance(message, str) else "The target refused the request without saying why."
-        return answered.refuse(status, wire.error_body(said))
+        text = message if isinstance(message, str) else "The target refused the request without saying why."
+        return answer.set_error(status, responses.error_body(text))
     if logprobs:
-        answered.signals = judge(choices_of(fields), accepted)
+        answer.signals = judge_choices(choices_of(fields), admitted)
         without_logprobs(fields)
         content = orjson.dumps(fields)
-    answered.status, answered.body = status, content
+    answer.status, answer.body = status, content
     return outcome
 
 
-def fields_of(content: bytes, operation: Operation) -> dict[str, Any]:
-    """The fields of an answer; of embeddings, which are long lists of numbers, only the usage. Raises ValueError."""
-    if operation is Operation.EMBEDDINGS and len(content) > _SHORT:
+def answer_fields(content: bytes, operation: Operation) -> dict[str, Any]:
+    """The decoded answer. Of embeddings, which are long lists of numbers, only the usage. Raises ValueError."""
+    if operation is Operation.EMBEDDINGS and len(content) > _USAGE_SEARCH_BYTES:
         if not (content.lstrip()[:1] == b"{" and content.rstrip()[-1:] == b"}"):
-            raise ValueError("no JSON object")
-        found = _USAGE.search(content[-_SHORT:]) or _USAGE.search(content[:_SHORT])
+            raise ValueError("not a JSON object")
+        found = _USAGE.search(content[-_USAGE_SEARCH_BYTES:]) or _USAGE.search(content[:_USAGE_SEARCH_BYTES])
         return {"usage": orjson.loads(found[1])} if found else {}
     fields = orjson.loads(content)
     if type(fields) is not dict:
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     return fields
 
 
-def signals_of(answered: Answered, accepted: Accepted) -> tuple[Signal, ...]:
-    """What is wrong with an answer; nothing where a stream was not held back for judging."""
-    if answered.signals is not None:
-        return answered.signals
-    if answered.relay is None:
-        return judge(choices_of(answered.fields), accepted)
-    collected = answered.relay.collected
-    return () if collected is None else judge(collected.choices(), accepted)
+def answer_signals(answer: TargetAnswer, admitted: AdmittedRequest) -> tuple[Signal, ...]:
+    """What is wrong with an answer. Empty for a stream that was not held back to be judged."""
+    if answer.signals is not None:
+        return answer.signals
+    if answer.relay is None:
+        return judge_choices(choices_of(answer.fields), admitted)
+    collected = answer.relay.collected
+    return () if collected is None else judge_choices(collected.choices(), admitted)
 
 
-def judge(choices: tuple[judgement.Choice, ...], accepted: Accepted) -> tuple[Signal, ...]:
-    """The signals that the rule asked for."""
-    escalation = accepted.decision.route.escalation
-    if escalation is None or not accepted.signals:
+def judge_choices(choices: tuple[judgement.Choice, ...], admitted: AdmittedRequest) -> tuple[Signal, ...]:
+    """Those of the rule's signals that apply to the choices."""
+    escalation = admitted.decision.route.escalation
+    if escalation is None or not admitted.signals:
         return ()
-    expected = judgement.expectations(accepted.asked.fields, accepted.signals, escalation.confidence)
+    expected = judgement.expectations(admitted.body.fields, admitted.signals, escalation.confidence)
     return judgement.signals(choices, expected)
 
 
 def failure_refusal(target: str, outcome: Failed) -> Refusal:
-    """What a client hears of the last attempt."""
+    """The error for the client after the last attempt failed."""
     wait = outcome.retry_after
     return Refusal(
         outcome.status,

@@ -1,4 +1,8 @@
-"""The paths that clients may ask for."""
+"""The HTTP API: which handler a path has, and the frame of every routed request.
+
+`Api.handle` is called by the server for each request. Routed operations (chat, completions, embeddings, and Anthropic's
+messages, which become a chat) go to `_serve`: admit, exchange, settle, record. Everything else is answered here.
+"""
 
 import asyncio
 import logging
@@ -9,100 +13,102 @@ from itertools import count
 
 import orjson
 
-from flotilla.gateway import messages, wire
-from flotilla.gateway.body import Body, parse
+from flotilla.gateway.admission import admit_request
+from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH, read_request
+from flotilla.gateway.anthropic.inbound_responses import MessagesResponse, error_body_for
 from flotilla.gateway.config import Setup, operation_paths
 from flotilla.gateway.exchange import Exchange
-from flotilla.gateway.intake import take
+from flotilla.gateway.http.message import Request, header
+from flotilla.gateway.openai import responses
+from flotilla.gateway.openai.requests import Body, parse_body
 from flotilla.gateway.record import Record
-from flotilla.gateway.request import Request
-from flotilla.gateway.shared import Shared
-from flotilla.gateway.translated import MessagesAnswer, error_for
+from flotilla.gateway.state import GatewayState
 from flotilla.routing.decide import Refusal
 from flotilla.routing.request import Operation
 
 log = logging.getLogger(__name__)
 
 _MODELS = "/v1/models"
-_COUNT_TOKENS = f"{messages.PATH}/count_tokens"
+_COUNT_TOKENS = f"{MESSAGES_PATH}/count_tokens"
 _ID_LIMIT = 128
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
 
 
 class Api:
-    """Handles each request of the server."""
+    """The handler of the server."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    def __init__(self, state: GatewayState) -> None:
+        self._state = state
         self._operations = operation_paths()
         self._started_s = int(time.time())
         self._prefix = secrets.token_hex(6)
         self._numbers = count(1)
 
     async def handle(self, request: Request) -> None:
-        """Answer one request; a defect of ours is one request's and nobody else's."""
+        """Answer one request. An unexpected exception is logged and answered with 500, and affects no other request."""
         try:
-            await self._routed(request)
-        except Exception:  # the last line: whatever the defect is, the client is told and the others are served
-            log.exception("a request failed by a defect of the gateway")
-            if not request.answer.started:
-                body = wire.error_body("The gateway failed.", kind="server_error", code="internal_error")
-                request.answer.whole(500, error_for(request.path, 500, body))
+            await self._route(request)
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception("request failed with an unexpected error; please report this")
+            if not request.response.started:
+                body = responses.error_body("The gateway failed.", kind="server_error", code="internal_error")
+                request.response.send(500, error_body_for(request.path, 500, body))
 
-    async def _routed(self, request: Request) -> None:
+    async def _route(self, request: Request) -> None:
         operation = self._operations.get(request.path)
-        setup = self._shared.config.current
+        setup = self._state.config.current
         if operation is None:
-            if request.path.startswith(messages.PATH):
-                await self._messages(request, setup)
+            if request.path.startswith(MESSAGES_PATH):
+                await self._handle_messages(request, setup)
             else:
-                self._other(request, setup)
+                self._handle_other(request, setup)
         elif request.method != "POST":
             self._not_allowed(request, "POST, OPTIONS")
         elif setup is None:
             self._not_ready(request)
         else:
-            await self._exchange(request, setup, operation)
+            await self._serve(request, setup, operation)
 
-    async def _messages(self, request: Request, setup: Setup | None) -> None:
-        """A client of Anthropic's API: its request is translated and then one like any other."""
-        request = self._translated(request)
-        if request.path != messages.PATH:
-            self._other(request, setup)
+    async def _handle_messages(self, request: Request, setup: Setup | None) -> None:
+        """Serve a client of Anthropic's API: its request becomes a chat, and its answer is translated back."""
+        request = self._as_chat_request(request)
+        if request.path != MESSAGES_PATH:
+            self._handle_other(request, setup)
         elif request.method != "POST":
             self._not_allowed(request, "POST, OPTIONS")
         elif setup is None:
             self._not_ready(request)
         else:
-            await self._exchange(request, setup, Operation.CHAT, messages.read)
+            await self._serve(request, setup, Operation.CHAT, read_request)
 
-    def _translated(self, request: Request) -> Request:
-        """The same request with an answer in Anthropic's words; its key is where OpenAI's clients show theirs."""
-        request_id = self._id(request)
-        headers = {**request.headers, "x-request-id": request_id, "authorization": _shown(request.headers)}
+    def _as_chat_request(self, request: Request) -> Request:
+        """The request with a response that writes Anthropic's format, and with its key in the Authorization header."""
+        request_id = self._request_id(request)
+        headers = {**request.headers, "x-request-id": request_id, "authorization": _authorization(request.headers)}
         return Request(
             request.method,
             request.path,
             headers,
             request.body,
-            answer=MessagesAnswer(request.answer, request_id),
+            response=MessagesResponse(request.response, request_id),
             peer=request.peer,
             arrived_s=request.arrived_s,
         )
 
-    async def _exchange(
-        self, request: Request, setup: Setup, operation: Operation, read: Callable[[bytes], Body] = parse
+    async def _serve(
+        self, request: Request, setup: Setup, operation: Operation, read: Callable[[bytes], Body] = parse_body
     ) -> None:
-        record = Record(request, self._id(request))
-        record.span = self._shared.tracing.begin(request) if self._shared.tracing is not None else None
+        """Admit and answer a routed request; then settle its limits and write metrics and log, however it ended."""
+        record = Record(request, self._request_id(request))
+        record.span = self._state.tracing.start_request(request) if self._state.tracing is not None else None
         try:
-            taken = await take(self._shared, setup, request, operation, record, read)
-            if isinstance(taken, Refusal):
-                record.refusal, record.outcome = taken, "refused"
-                lines = b"x-request-id: %b\r\n" % record.id.encode() + wire.refusal_headers(taken)
-                request.answer.whole(taken.status, wire.refusal_body(taken), lines)
+            admitted = await admit_request(self._state, setup, request, operation, record, read)
+            if isinstance(admitted, Refusal):
+                record.refusal, record.outcome = admitted, "refused"
+                lines = b"x-request-id: %b\r\n" % record.id.encode() + responses.refusal_headers(admitted)
+                request.response.send(admitted.status, responses.refusal_body(admitted), lines)
                 return
-            await Exchange(self._shared, request, taken, record).run()
+            await Exchange(self._state, request, admitted, record).run()
         except asyncio.CancelledError:
             record.outcome = "cancelled"
             raise
@@ -111,16 +117,16 @@ class Api:
                 if record.lease is not None:
                     await record.lease.settle(record.usd, record.total_tokens)
             finally:
-                record.close(self._shared)
+                record.finish(self._state.loop.time(), self._state.metrics, self._state.access_log)
 
-    def _id(self, request: Request) -> str:
-        """The client's own, where it is one that cannot break a log; else a new one."""
+    def _request_id(self, request: Request) -> str:
+        """The client's own ID if it is short and of safe characters, else a new one."""
         given = request.headers.get("x-request-id")
         if given and len(given) <= _ID_LIMIT and _ID_CHARACTERS.issuperset(given):
             return given
         return f"{self._prefix}-{next(self._numbers):x}"
 
-    def _other(self, request: Request, setup: Setup | None) -> None:
+    def _handle_other(self, request: Request, setup: Setup | None) -> None:
         path = request.path
         if path == _MODELS or path.startswith(f"{_MODELS}/"):
             if request.method not in ("GET", "HEAD"):
@@ -128,45 +134,50 @@ class Api:
             elif setup is None:
                 self._not_ready(request)
             else:
-                self._models(request, setup, path[len(_MODELS) + 1 :])
+                self._list_models(request, setup, path[len(_MODELS) + 1 :])
             return
         why = " Only the target counts tokens; its answer has them." if path == _COUNT_TOKENS else ""
-        body = wire.error_body(f"There is no {path[:100]!r} here.{why}", code="unknown_url")
-        request.answer.whole(404, body)
+        body = responses.error_body(f"There is no {path[:100]!r} here.{why}", code="unknown_url")
+        request.response.send(404, body)
 
-    def _models(self, request: Request, setup: Setup, name: str) -> None:
-        """Models of the policies that the client may use."""
-        shown = _shown(request.headers)
+    def _list_models(self, request: Request, setup: Setup, name: str) -> None:
+        """List the models of all policies that the client may use, or describe one of them."""
+        authorization = _authorization(request.headers)
         models = [
             {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
             for policy in setup.document.policies
-            if not policy.clients or setup.client_of(policy, shown) is not None
+            if not policy.clients or setup.client_of(policy, authorization) is not None
             for model in policy.host_models
         ]
         if not name:
-            request.answer.whole(200, orjson.dumps({"object": "list", "data": models}))
+            request.response.send(200, orjson.dumps({"object": "list", "data": models}))
             return
         found = next((model for model in models if model["id"] == name), None)
         if found is None:
             message = f"The model {name[:100]!r} does not exist or you do not have access to it."
-            request.answer.whole(404, wire.error_body(message, code="model_not_found", param="model"))
+            request.response.send(404, responses.error_body(message, code="model_not_found", param="model"))
         else:
-            request.answer.whole(200, orjson.dumps(found))
+            request.response.send(200, orjson.dumps(found))
 
     def _not_allowed(self, request: Request, allowed: str) -> None:
-        lines = wire.header("allow", allowed)
+        lines = header("allow", allowed)
         if request.method == "OPTIONS":
-            request.answer.whole(200, b"", lines)
+            request.response.send(200, b"", lines)
             return
-        body = wire.error_body(f"Only {allowed} are allowed here.", code="method_not_allowed")
-        request.answer.whole(405, body, lines)
+        body = responses.error_body(f"Only {allowed} are allowed here.", code="method_not_allowed")
+        request.response.send(405, body, lines)
 
     def _not_ready(self, request: Request) -> None:
-        body = wire.error_body("The gateway has no policies yet.", kind="server_error", code="not_ready")
-        request.answer.whole(503, body, b"retry-after: 2\r\n")
+        body = responses.error_body("The gateway has no policies yet.", kind="server_error", code="not_ready")
+        request.response.send(503, body, b"retry-after: 2\r\n")
 
 
-def _shown(headers: Mapping[str, str]) -> str:
-    """A client's key as OpenAI's clients show it; older ones of Anthropic's have a header of their own."""
+def _authorization(headers: Mapping[str, str]) -> str:
+    """The Authorization header; Anthropic's older clients send the key as x-api-key instead."""
     key = headers.get("x-api-key")
     return headers.get("authorization") or (f"Bearer {key}" if key else "")
+
+
+def protocol_error_body(path: str, status: int, code: str, message: str) -> bytes:
+    """The body of an error of the HTTP layer, in the format of the API at `path`."""
+    return error_body_for(path, status, responses.error_body(message, code=code))

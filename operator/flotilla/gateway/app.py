@@ -1,4 +1,7 @@
-"""Wire the gateway: its parts, its start, its end."""
+"""The gateway process: makes its parts, starts and stops them, and keeps the endpoints up to date.
+
+`main` runs until SIGTERM. Tests use `Gateway` alone and set its endpoints themselves.
+"""
 
 import asyncio
 import contextlib
@@ -7,7 +10,7 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,37 +21,33 @@ from prometheus_client.registry import CollectorRegistry
 from flotilla import __version__, logs
 from flotilla.addresses import AddressMap
 from flotilla.errors import FlotillaError
-from flotilla.gateway.access_log import AccessLog
-from flotilla.gateway.accounts import Accounts
-from flotilla.gateway.addresses import SystemResolver
 from flotilla.gateway.admin import AdminServer, Probes
-from flotilla.gateway.api import Api
-from flotilla.gateway.attempt import Clocks
+from flotilla.gateway.api import Api, protocol_error_body
+from flotilla.gateway.attempt import Deadlines
 from flotilla.gateway.config import Config, Setup
-from flotilla.gateway.discovery import Discovery
-from flotilla.gateway.endpoints import EndpointBook
-from flotilla.gateway.hold import WaitingRoom
-from flotilla.gateway.limits import store_from
-from flotilla.gateway.metrics import Metrics
-from flotilla.gateway.reader import ServerLimits
-from flotilla.gateway.series import declare
-from flotilla.gateway.server import Server
-from flotilla.gateway.shared import Shared
-from flotilla.gateway.store_accounts import StoreAccounts
-from flotilla.gateway.tracing import tracing_from
-from flotilla.gateway.upstream import Upstream
+from flotilla.gateway.endpoints import EndpointRegistry
+from flotilla.gateway.http.client import SystemResolver, UpstreamPool
+from flotilla.gateway.http.server import HttpServer, ServerLimits
+from flotilla.gateway.limits.accounts import Accounts, StoreAccounts, store_from_environment
+from flotilla.gateway.metrics import GatewayMetrics, declare_series
+from flotilla.gateway.pending import PendingQueue
+from flotilla.gateway.record import AccessLog
+from flotilla.gateway.state import GatewayState
+from flotilla.gateway.tracing import tracing_from_environment
 from flotilla.kube.client import KubeClient
+from flotilla.kube.informer import Informer, Object
+from flotilla.kube.kinds import ENDPOINT_SLICE, Kind
 
 log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_CONFIG = 0, 2
-_BEAT_S = 0.5
-_STUCK_S = 30.0
+_HEARTBEAT_S = 0.5
+_STUCK_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Of `flotilla gateway`."""
+class GatewayOptions:
+    """Settings of `flotilla gateway`."""
 
     document: Path
     keys: Path
@@ -60,45 +59,45 @@ class Settings:
     kubeconfig: Path | None = None
     pod_address_map: AddressMap = field(default_factory=AddressMap)
     lame_duck_s: float = 3.0
-    """After SIGTERM new connections are still taken for so long: load balancers learn of it late."""
+    """How long new connections are still accepted after SIGTERM, because load balancers notice it late."""
     grace_s: float = 600.0
-    """Then requests may end for so long."""
+    """How long running requests may then take to end."""
     access_log: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 class Gateway:
-    """A running gateway; `start` and `stop` are called from its loop."""
+    """A gateway. Make it, start it and stop it on its event loop."""
 
     def __init__(
-        self, settings: Settings, *, accounts: Accounts | None = None, tls: ssl.SSLContext | None = None
+        self, settings: GatewayOptions, *, accounts: Accounts | None = None, tls: ssl.SSLContext | None = None
     ) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._resolver = SystemResolver(allow_private=False)
-        self._beat_s = self._loop.time()
+        self._heartbeat_s = self._loop.time()
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._admin: AdminServer | None = None
-        metrics = Metrics()
+        metrics = GatewayMetrics()
         self.config = Config(settings.document, settings.keys, settings.state)
-        self.config.on_change = self._changed
-        self.book = EndpointBook(settings.pod_address_map.translate)
-        self.shared = Shared(
+        self.config.on_change = self._apply_setup
+        self.endpoints = EndpointRegistry(settings.pod_address_map.translate)
+        self.state = GatewayState(
             self._loop,
             self.config,
-            self.book,
-            Upstream(resolver=self._resolver, tls=tls or ssl.create_default_context()),
-            WaitingRoom(),
-            Clocks(self._loop),
+            self.endpoints,
+            UpstreamPool(resolver=self._resolver, tls=tls or ssl.create_default_context()),
+            PendingQueue(),
+            Deadlines(self._loop),
             metrics,
-            AccessLog(sys.stdout.fileno() if settings.access_log else None, on_lost=self._lost),
+            AccessLog(sys.stdout.fileno() if settings.access_log else None, on_lost=self._count_lost_lines),
             accounts=accounts,
         )
-        self.book.on_ready = self.shared.room.ready
-        self.server = Server(Api(self.shared).handle, settings.limits)
+        self.endpoints.on_ready = self.state.pending.notify_ready
+        self.server = HttpServer(Api(self.state).handle, settings.limits, protocol_error_body)
         self.endpoints_known: Callable[[], bool] = lambda: True
-        self._gauges(metrics)
+        self._register_gauges(metrics)
 
     @property
     def admin_port(self) -> int:
@@ -107,61 +106,61 @@ class Gateway:
         return self._admin.port
 
     async def start(self) -> None:
-        """Serve."""
+        """Load the document and serve."""
         self.config.load()
         settings = self._settings
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(self.shared.metrics)
-        probes = Probes(self._live, self._ready, self._served, registry)
+        registry.register(self.state.metrics)
+        probes = Probes(self._liveness, self._readiness, self._config_status, registry)
         self._admin = AdminServer(settings.admin_host, settings.admin_port, probes)
         self._tasks = [
             asyncio.create_task(self.config.follow(), name="config"),
-            asyncio.create_task(self._beat(), name="beat"),
+            asyncio.create_task(self._heartbeat(), name="heartbeat"),
         ]
         await self.server.listen(settings.host, settings.port)
 
     async def stop(self) -> None:
-        """Leave in order: not ready, still serving; then no new connection, and requests may end; then close."""
+        """Stop in order: report not ready but still serve; then accept no connection and let requests end; then
+        close."""
         self._leaving = True
-        self.server.leave()
+        self.server.announce_close()
         await asyncio.sleep(self._settings.lame_duck_s)
         cut = await self.server.drain(self._settings.grace_s)
         if cut:
-            log.warning("requests were cut off at the end of the grace period", extra={"requests": cut})
+            log.warning("requests were aborted at the end of the grace period", extra={"requests": cut})
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.shared.room.close()
-        self.shared.clocks.close()
-        self.shared.upstream.close()
-        self.shared.access_log.close()
+        self.state.pending.close()
+        self.state.deadlines.close()
+        self.state.upstream.close()
+        self.state.access_log.close()
         if self._admin is not None:
             await self._loop.run_in_executor(None, self._admin.close)
 
-    def _changed(self, setup: Setup) -> None:
+    def _apply_setup(self, setup: Setup) -> None:
         self._resolver.allow_private = setup.document.allow_private_hosted_addresses
         live = {(policy.uid, target.name) for policy in setup.document.policies for target in policy.targets}
-        for key in [key for key in self.shared.breakers if key not in live]:
-            del self.shared.breakers[key]
-        declare(self.shared.metrics, setup.document.policies)
+        self.state.breakers.keep(live)
+        declare_series(self.state.metrics, setup.document.policies)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            self._beat_s = self._loop.time()
-            await asyncio.sleep(_BEAT_S)
+            self._heartbeat_s = self._loop.time()
+            await asyncio.sleep(_HEARTBEAT_S)
 
-    def _live(self) -> dict[str, bool]:
-        """A loop that is busy for seconds is no reason to kill its requests; one that never comes back is."""
-        return {"event-loop": self._loop.time() - self._beat_s < _STUCK_S}
+    def _liveness(self) -> dict[str, bool]:
+        """False if the event loop has been stuck for 30 s. A loop that is busy for seconds must not be killed."""
+        return {"event-loop": self._loop.time() - self._heartbeat_s < _STUCK_AFTER_S}
 
-    def _ready(self) -> dict[str, bool]:
+    def _readiness(self) -> dict[str, bool]:
         return {
             "document": self.config.current is not None,
             "endpoints": self.endpoints_known(),
             "staying": not self._leaving,
         }
 
-    def _served(self) -> dict[str, Any]:
+    def _config_status(self) -> dict[str, Any]:
         setup = self.config.current
         return {
             "hash": setup.document.hash if setup is not None else "",
@@ -169,29 +168,32 @@ class Gateway:
             "missingKeys": list(setup.missing_keys) if setup is not None else [],
         }
 
-    def _lost(self, lines: int) -> None:
-        self.shared.metrics.log_lost.add((), lines)
+    def _count_lost_lines(self, lines: int) -> None:
+        self.state.metrics.log_lost.add((), lines)
 
-    def _gauges(self, metrics: Metrics) -> None:
-        shared = self.shared
+    def _register_gauges(self, metrics: GatewayMetrics) -> None:
+        state = self.state
         model = ("modeldeployment",)
-        metrics.gauge("demand_requests", "Requests for a model: held, in flight, sent elsewhere.", model, shared.demand)
+        metrics.gauge("demand_requests", "Requests for a model: held, in flight, sent elsewhere.", model, state.demand)
 
         def held() -> dict[tuple[str, ...], float]:
             setup = self.config.current
             names = setup.document.model_deployments if setup is not None else ()
-            return {(name,): float(shared.room.waiting(name)) for name in names}
+            return {(name,): float(state.pending.count(name)) for name in names}
 
         metrics.gauge("held_requests", "Requests that wait for a replica.", model, held)
         metrics.gauge("connections", "Open connections of clients.", (), lambda: {(): len(self.server.connections)})
-        metrics.gauge("requests_in_flight", "Requests being answered.", (), lambda: {(): self.server.busy})
+        metrics.gauge("requests_in_flight", "Requests being answered.", (), lambda: {(): self.server.in_flight})
         metrics.gauge(
-            "target_info", "What a target is.", ("policy", "target", "modeldeployment", "model"), self._targets
+            "target_info", "What a target is.", ("policy", "target", "modeldeployment", "model"), self._target_info
         )
-        metrics.gauge("config_info", "The document in use.", ("hash",), lambda: {(self._served()["hash"],): 1.0})
+        metrics.gauge("config_info", "The document in use.", ("hash",), lambda: {(self._config_status()["hash"],): 1.0})
 
-    def _targets(self) -> dict[tuple[str, ...], float]:
-        """The model is an adapter's name where the target is one; hosted targets have no ModelDeployment."""
+    def _target_info(self) -> dict[tuple[str, ...], float]:
+        """Labels of `target_info`.
+
+        The model of an adapter target is the adapter; hosted targets have no ModelDeployment.
+        """
         setup = self.config.current
         return {
             (
@@ -205,18 +207,18 @@ class Gateway:
         }
 
 
-def main(settings: Settings, *, log_level: str = "INFO", log_format: str = "json") -> int:
-    """Run until SIGTERM; returns the exit code."""
+def main(settings: GatewayOptions, *, log_level: str = "INFO", log_format: str = "json") -> int:
+    """Run until SIGTERM. Returns the exit code."""
     logs.configure(log_level, log_format)
     try:
         return uvloop.run(_run(settings))
     except (FlotillaError, OSError) as error:
-        log.error("gateway ends", extra={"cause": str(error)})
+        log.error("gateway cannot run", extra={"cause": str(error)})
         return EXIT_CONFIG
 
 
-async def _run(settings: Settings) -> int:
-    # Requests leave no cycles behind; full collections would only pause streams.
+async def _run(settings: GatewayOptions) -> int:
+    # Requests leave no reference cycles behind, so that full collections would only pause streams.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -224,40 +226,69 @@ async def _run(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    accounts, tracing = StoreAccounts(store_from()), tracing_from()
+    accounts, tracing = StoreAccounts(store_from_environment()), tracing_from_environment()
     gateway = Gateway(settings, accounts=accounts)
-    gateway.shared.tracing = tracing
-    gateway.shared.metrics.gauge(
+    gateway.state.tracing = tracing
+    gateway.state.metrics.gauge(
         "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}
     )
-    gateway.shared.metrics.gauge(
+    gateway.state.metrics.gauge(
         "limit_store_available", "Whether the store of limits answers.", (), lambda: {(): float(accounts.available)}
     )
     known = asyncio.Event()
     gateway.endpoints_known = known.is_set
     await gateway.start()
-    following = asyncio.create_task(_follow(settings, gateway, known), name="endpoints")
+    watching = asyncio.create_task(_watch_endpoints(settings, gateway, known), name="endpoints")
     log.info("listening", extra={"port": gateway.server.port, "admin_port": gateway.admin_port})
     await stop.wait()
-    log.info("leaving", extra={"in_flight": gateway.server.busy})
+    log.info("shutting down", extra={"in_flight": gateway.server.in_flight})
     await gateway.stop()
     await accounts.close()
     if tracing is not None:
         await tracing.close()
-    following.cancel()
+    watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await following
+        await watching
     log.info("gateway stopped")
     return EXIT_OK
 
 
-async def _follow(settings: Settings, gateway: Gateway, known: asyncio.Event) -> None:
-    """Follow the EndpointSlices of the document's namespace, once there is a document."""
+async def _watch_endpoints(settings: GatewayOptions, gateway: Gateway, known: asyncio.Event) -> None:
+    """Keep the endpoints equal to the EndpointSlices of the document's namespace, as soon as there is a document.
+
+    `known` is set after the first complete list. While the API server is away, the last known endpoints are used.
+    """
     while gateway.config.current is None:
-        await asyncio.sleep(_BEAT_S)
+        await asyncio.sleep(_HEARTBEAT_S)
+    namespace = gateway.config.current.document.namespace
     client = await KubeClient.connect(kubeconfig=settings.kubeconfig, user_agent=f"flotilla-gateway/{__version__}")
+    informer = Informer(client, EndpointSliceCache(gateway.endpoints), ENDPOINT_SLICE, namespace=namespace)
     try:
-        discovery = Discovery(client, gateway.config.current.document.namespace, gateway.book, known)
-        await discovery.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(informer.run())
+            await informer.synced.wait()
+            known.set()
     finally:
         await client.close()
+
+
+class EndpointSliceCache:
+    """The cache of the informer of EndpointSlices; it updates an EndpointRegistry. See `kube.informer.Cache`."""
+
+    def __init__(self, endpoints: EndpointRegistry) -> None:
+        self._endpoints = endpoints
+        self._slices: dict[str, Object] = {}
+
+    def put(self, kind: Kind, obj: Object) -> None:
+        """Add or replace an EndpointSlice."""
+        self._slices[obj["metadata"]["name"]] = obj
+        self._endpoints.put(obj)
+
+    def drop(self, kind: Kind, obj: Object, *, resource_version: str = "") -> None:
+        """Remove an EndpointSlice."""
+        self._slices.pop(obj["metadata"]["name"], None)
+        self._endpoints.remove(obj["metadata"]["name"])
+
+    def objects(self, kind: Kind, namespace: str | None = None) -> Sequence[Object]:
+        """All EndpointSlices."""
+        return list(self._slices.values())

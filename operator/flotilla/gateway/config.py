@@ -1,4 +1,7 @@
-"""What the gateway serves: the document and the keys, read from mounted files, and taken over in one step."""
+"""The document and the keys that the gateway serves, followed in their mounted files and replaced in one step.
+
+`build_setup` makes a `Setup` of a document and its keys; `Config` reads the files and keeps the last good document.
+"""
 
 import asyncio
 import hashlib
@@ -11,7 +14,7 @@ from pathlib import Path
 from flotilla.api.routing_policy import Signal
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.dialect import Dialect
-from flotilla.gateway.origin import Origin
+from flotilla.gateway.http.client import Origin
 from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
 from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
 from flotilla.routing.request import Operation
@@ -25,30 +28,33 @@ _KEY_LIMIT_BYTES = 16 * 1024
 
 @dataclass(frozen=True)
 class Setup:
-    """One state of document and keys. A request uses the same one from its beginning to its end."""
+    """One version of document and keys. A request uses the same one from beginning to end."""
 
     document: GatewayDocument
     clients: Mapping[str, Mapping[bytes, str]] = field(default_factory=dict)
     """By policy: SHA-256 of an API key to the client's name. The keys themselves are not kept."""
     dialects: Mapping[tuple[str, str], Dialect] = field(default_factory=dict)
-    """By policy and target."""
+    """By names of policy and target."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """By base URL of hosted targets."""
     missing_keys: tuple[str, ...] = ()
-    """Files of keys that are not there, by `key_file`."""
+    """Missing files of keys, named by `key_file`."""
     signals: Mapping[tuple[str, str], frozenset[Signal]] = field(default_factory=dict)
-    """By policy and rule: what may escalate an answer."""
+    """By names of policy and rule: the signals that may escalate an answer."""
 
     def client_of(self, policy: Policy, authorization: str) -> str | None:
-        """Name of the client whose key is shown. Digests are compared, so that time tells nothing about a key."""
+        """Name of the client with this key, None if there is none.
+
+        Digests are compared, so that timing reveals nothing.
+        """
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
         return self.clients[policy.name].get(hashlib.sha256(key.strip().encode("latin-1")).digest())
 
 
-def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
-    """Make ready what requests need; `keys` by `key_file`."""
+def build_setup(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
+    """Prepare what requests need. `keys` are by `key_file`."""
     clients = {
         policy.name: {
             hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): client.name
@@ -73,7 +79,7 @@ def setup_of(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
 
 
 def origin_of(base_url: str) -> Origin:
-    """Where a hosted API is; the schema has seen to the URL's form."""
+    """The origin of a hosted API. The schema has checked the form of the URL."""
     scheme, _, rest = base_url.partition("://")
     host, _, port = rest.partition("/")[0].partition(":")
     tls = scheme == "https"
@@ -81,42 +87,42 @@ def origin_of(base_url: str) -> Origin:
 
 
 class Config:
-    """Follows the files. `current` is None until there is a first document."""
+    """Follows the files. `current` is None until a first document was read."""
 
     def __init__(self, document: Path, keys: Path, state: Path | None) -> None:
         self._document, self._keys = document, keys
         self._last_good = state / DOCUMENT_FILE if state is not None else None
-        self._seen: object = None
+        self._applied: object = None
         self.current: Setup | None = None
         self.problem = ""
-        """Why the newest file is not served."""
+        """Why the newest document is not served; empty if it is."""
         self.on_change: Callable[[Setup], None] = lambda setup: None
 
     def load(self) -> None:
-        """Take over what has changed. A file that cannot be read changes nothing: the last good one is served."""
+        """Apply changes of the files. While a file cannot be read, the last good document is served."""
         text, problem = self._read()
         if text is None and self.current is None:
-            text = self._kept()
+            text = self._last_good_text()
         if text is None:
-            self._complain(problem)
+            self._report_problem(problem)
             return
         document: GatewayDocument | None
         try:
             document = load_document(text)
         except InvalidSpec as error:
             problem = str(error)
-            kept = self._kept() if self.current is None else None
+            kept = self._last_good_text() if self.current is None else None
             document = None if kept is None else load_document(kept)
         if document is not None:
             keys = self._read_keys(document)
             seen = (document.hash, sorted(keys.items()))
-            if seen != self._seen:
-                self._seen = seen
-                self._take(document, keys)
-        self._complain(problem)
+            if seen != self._applied:
+                self._applied = seen
+                self._apply(document, keys)
+        self._report_problem(problem)
 
     async def follow(self) -> None:
-        """Look again every second until cancelled; the kubelet exchanges files by renaming, which no event tells of."""
+        """Look for changes every second until cancelled. The kubelet replaces files by renaming directories."""
         signature: object = None
         while True:
             now = self._signature()
@@ -125,17 +131,20 @@ class Config:
                 self.load()
             await asyncio.sleep(_POLL_S)
 
-    def _take(self, document: GatewayDocument, keys: Mapping[str, str]) -> None:
-        self.current = setup_of(document, keys)
+    def _apply(self, document: GatewayDocument, keys: Mapping[str, str]) -> None:
+        self.current = build_setup(document, keys)
         self.on_change(self.current)
-        log.info("document", extra={"hash": document.hash, "policies": len(document.policies), "keys": len(keys)})
+        log.info(
+            "serving a new document",
+            extra={"hash": document.hash, "policies": len(document.policies), "keys": len(keys)},
+        )
         if self._last_good is not None:
             try:
                 partial = self._last_good.with_suffix(".partial")
                 partial.write_bytes(document.text)
                 partial.replace(self._last_good)
             except OSError as error:
-                log.warning("the document cannot be kept for a restart", extra={"cause": str(error)})
+                log.warning("the document cannot be saved for a restart", extra={"cause": str(error)})
 
     def _read(self) -> tuple[bytes | None, str]:
         try:
@@ -143,7 +152,7 @@ class Config:
         except OSError as error:
             return None, f"{self._document} cannot be read: {error.strerror}"
 
-    def _kept(self) -> bytes | None:
+    def _last_good_text(self) -> bytes | None:
         try:
             return self._last_good.read_bytes() if self._last_good is not None else None
         except OSError:
@@ -158,7 +167,7 @@ class Config:
                     text = file.read(_KEY_LIMIT_BYTES).decode("latin-1").strip()
             except OSError:
                 continue
-            # A line break in a key would end a header.
+            # A line break in a key would end the header line.
             if text and text.isprintable():
                 found[name] = text
         return found
@@ -169,14 +178,14 @@ class Config:
             paths += [self._keys / key_file(secret) for secret in self.current.document.secrets]
         return tuple(_stat(path) for path in paths)
 
-    def _complain(self, problem: str) -> None:
+    def _report_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error("the newest document is not served", extra={"cause": problem})
         self.problem = problem
 
 
 def operation_paths() -> dict[str, Operation]:
-    """Paths of requests that are routed."""
+    """The routed paths and their operations."""
     return {f"/v1/{operation.value}": operation for operation in Operation}
 
 

@@ -1,44 +1,46 @@
-"""The ready pods of each ModelDeployment, and which of them takes a request. No I/O; time is given."""
+"""The ready pods of each ModelDeployment, and which of them gets a request. Pure; the caller gives the time."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-from flotilla.gateway.breaker import Breaker, BreakerSettings
-from flotilla.gateway.origin import Origin
+from flotilla.gateway.http.client import Origin
+from flotilla.gateway.resilience import Breaker, BreakerSettings
 
 LABEL_SERVICE = "kubernetes.io/service-name"
 _PORT_NAME = "http"
-_BREAKER = BreakerSettings(failures=3, open_s=1.0, open_limit_s=30.0)
+_BREAKER_SETTINGS = BreakerSettings(failures=3, open_s=1.0, open_limit_s=30.0)
 _BOUND_PERCENT = 125
-"""Affinity yields when an endpoint has more than this share of the mean: consistent hashing with bounded loads."""
+"""An endpoint with more than this share of the mean load gets no request by affinity: consistent hashing with bounded
+loads (Mirrokni, Thorup, Zadimoghaddam 2018)."""
 _MIX = 0x9E3779B1
+"""2^32 divided by the golden ratio, for multiplicative hashing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where one ready pod listens."""
+    """Address and port of a ready pod."""
 
     host: str
     port: int
 
 
 class Endpoint:
-    """One ready pod."""
+    """One ready pod, its breaker and its load."""
 
     __slots__ = ("address", "breaker", "digest", "origin", "outstanding")
 
     def __init__(self, address: Address, origin: Origin) -> None:
         self.address = address
         self.origin = origin
-        self.breaker = Breaker(_BREAKER)
+        self.breaker = Breaker(_BREAKER_SETTINGS)
         self.digest = crc32(f"{address.host}:{address.port}".encode())
         self.outstanding = 0
-        """Requests that have been sent and not ended."""
+        """Requests that were sent and have not ended."""
 
 
-class Pool:
+class EndpointPool:
     """The endpoints of one ModelDeployment."""
 
     def __init__(self, owner: str) -> None:
@@ -46,23 +48,23 @@ class Pool:
         self._turn = 0
         self.endpoints: tuple[Endpoint, ...] = ()
 
-    def set(self, addresses: Mapping[Address, Origin]) -> bool:
-        """Take new endpoints; those that stay keep their counts. True where any is new."""
+    def update(self, addresses: Mapping[Address, Origin]) -> bool:
+        """Set the endpoints; those that stay keep breaker and load. Returns whether any is new."""
         known = {endpoint.address: endpoint for endpoint in self.endpoints}
         self.endpoints = tuple(known.get(a) or Endpoint(a, origin) for a, origin in sorted(addresses.items(), key=_key))
         return any(address not in known for address in addresses)
 
     def pick(self, now_s: float, *, affinity: int | None = None, without: Iterable[Endpoint] = ()) -> Endpoint | None:
-        """The endpoint for a request, None where there is none that was not left out.
+        """Choose the endpoint for a request, other than those in `without`. None if there is none.
 
-        With `affinity` (a hash of the session or the prompt's beginning) the one that the hash prefers, unless it is
-        busier than the others; without, the least busy one. Ejected endpoints are taken only where all are: the
-        cluster says that they are ready.
+        With `affinity` (a hash of the session or of the prompt's beginning) it is the one that the hash prefers, unless
+        that is busier than the others; without, it is the least busy one. Endpoints whose breaker is open are chosen
+        only if all are open, because the cluster says that they are ready.
         """
         left = [endpoint for endpoint in self.endpoints if endpoint not in without] if without else self.endpoints
         if len(left) < 2:
             return left[0] if left else None
-        able = [endpoint for endpoint in left if endpoint.breaker.admits(now_s)] or list(left)
+        able = [endpoint for endpoint in left if endpoint.breaker.allows(now_s)] or list(left)
         if affinity is not None:
             bound = (_BOUND_PERCENT * (sum(e.outstanding for e in able) + 1) + 100 * len(able) - 1) // (100 * len(able))
             free = [endpoint for endpoint in able if endpoint.outstanding < bound]
@@ -73,25 +75,25 @@ class Pool:
         return min(able[start:] + able[:start] if start else able, key=lambda endpoint: endpoint.outstanding)
 
 
-class EndpointBook:
-    """The pools of all ModelDeployments that the namespace's EndpointSlices name."""
+class EndpointRegistry:
+    """The endpoint pools of all ModelDeployments, kept up to date from the namespace's EndpointSlices."""
 
     def __init__(self, translate: Callable[[str], str] = lambda address: address) -> None:
         self._translate = translate
         self._slices: dict[str, tuple[str, frozenset[Address]]] = {}
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[str, EndpointPool] = {}
         self.on_ready: Callable[[str], None] = lambda owner: None
-        """Told when a ModelDeployment has endpoints that it had not."""
+        """Called with the name of a ModelDeployment that has a new endpoint."""
 
-    def pool(self, owner: str) -> Pool:
-        """The pool of a ModelDeployment; empty where nothing is known of it."""
+    def pool(self, owner: str) -> EndpointPool:
+        """The pool of a ModelDeployment; empty if no EndpointSlice names it."""
         found = self._pools.get(owner)
         if found is None:
-            found = self._pools[owner] = Pool(owner)
+            found = self._pools[owner] = EndpointPool(owner)
         return found
 
     def put(self, endpoint_slice: Mapping[str, Any]) -> None:
-        """Take an EndpointSlice as the API hands it out."""
+        """Add or replace an EndpointSlice, given as the API returns it."""
         meta = endpoint_slice["metadata"]
         owner = (meta.get("labels") or {}).get(LABEL_SERVICE)
         before = self._slices.get(meta["name"])
@@ -104,13 +106,13 @@ class EndpointBook:
         self._refresh(owner)
 
     def remove(self, name: str) -> None:
-        """An EndpointSlice is gone."""
+        """Remove an EndpointSlice by its name."""
         before = self._slices.pop(name, None)
         if before is not None:
             self._refresh(before[0])
 
     def replace(self, slices: Iterable[Mapping[str, Any]]) -> None:
-        """Take a whole list: what is not in it is gone."""
+        """Replace all EndpointSlices by these."""
         kept = list(slices)
         names = {item["metadata"]["name"] for item in kept}
         for item in kept:
@@ -121,12 +123,12 @@ class EndpointBook:
     def _refresh(self, owner: str) -> None:
         addresses = frozenset[Address]().union(*(found for name, found in self._slices.values() if name == owner))
         origins = {a: Origin(owner, self._translate(a.host), a.port) for a in addresses}
-        if self.pool(owner).set(origins):
+        if self.pool(owner).update(origins):
             self.on_ready(owner)
 
 
 def ready_addresses(endpoint_slice: Mapping[str, Any]) -> frozenset[Address]:
-    """The addresses that serve: ready and not on their way out. Only the port of the engines' Services counts."""
+    """The addresses that serve: ready, not terminating, with the port that engine Services have."""
     ports = endpoint_slice.get("ports") or ()
     port = next((p["port"] for p in ports if p.get("name") == _PORT_NAME and p.get("port")), None)
     if port is None:
@@ -134,7 +136,7 @@ def ready_addresses(endpoint_slice: Mapping[str, Any]) -> frozenset[Address]:
     found: set[Address] = set()
     for endpoint in endpoint_slice.get("endpoints") or ():
         conditions = endpoint.get("conditions") or {}
-        # The API: a missing `ready` is to be read as true.
+        # The API says that a missing `ready` means true.
         if conditions.get("ready") is False or conditions.get("terminating") is True:
             continue
         found.update(Address(address, port) for address in (endpoint.get("addresses") or ())[:1])

@@ -1,35 +1,46 @@
-"""Counts of the gateway, and what /metrics shows of them.
+"""The gateway's metrics. Pure: samples are made when /metrics is read, on the admin server's thread.
 
-Counting is a dictionary's entry: a client library's objects and locks would cost more than the decision. The samples
-are made when somebody asks, on the admin server's thread.
+Counting is one dictionary update, because a client library's objects and locks would cost more than the routing
+decision. `declare_series` starts the series that a policy can have at 0: the `increase` of a series that begins with
+1 misses that 1, which may be the only failure or charge there is.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
+from itertools import islice
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from flotilla.api.routing_policy import Failure, OnExhausted, Route
+from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
+from flotilla.routing.document import Policy, Target
+
 _P: Final = "flotilla_gateway"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+
+FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
+"""Values of the label `answer`: the rule's own answer, the better one, one that it replaced, the classifier's."""
+OTHER = "other"
+"""Label value for a model that no policy serves and a team that no policy names: clients cannot invent values."""
 
 Labels = tuple[str, ...]
 
 
 class Histogram:
-    """Observations by label values."""
+    """A histogram by label values."""
 
     def __init__(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> None:
         self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
         self._rows: dict[Labels, list[float]] = {}
 
     def observe(self, labels: Labels, value: float) -> None:
-        """Count one; the last entry of a row is the sum."""
+        """Count a value. The last entry of a row is the sum."""
         row = self._rows.get(labels)
         if row is None:
             row = self._rows[labels] = [0.0] * (len(self._bounds) + 2)
@@ -37,7 +48,7 @@ class Histogram:
         row[-1] += value
 
     def family(self) -> Metric:
-        """Cumulative buckets."""
+        """The samples, with cumulative buckets."""
         family = HistogramMetricFamily(f"{_P}_{self._name}", self._text, labels=self._labels)
         for labels, row in list(self._rows.items()):
             total, buckets = 0.0, []
@@ -49,22 +60,22 @@ class Histogram:
 
 
 class Counter:
-    """A sum by label values."""
+    """A counter by label values."""
 
     def __init__(self, name: str, text: str, labels: Labels) -> None:
         self._name, self._text, self._labels = name, text, labels
         self.values: defaultdict[Labels, float | Decimal] = defaultdict(int)
 
     def add(self, labels: Labels, value: float | Decimal = 1) -> None:
-        """Count."""
+        """Add to the counter."""
         self.values[labels] += value  # type: ignore[operator]
 
     def declare(self, labels: Labels) -> None:
-        """Show 0 until something is counted."""
+        """Start the series at 0 if it does not exist."""
         self.values.setdefault(labels, 0)
 
     def family(self) -> Metric:
-        """One sample of each."""
+        """The samples."""
         family = CounterMetricFamily(f"{_P}_{self._name}", self._text, labels=self._labels)
         for labels, value in list(self.values.items()):
             family.add_metric(labels, float(value))
@@ -74,8 +85,8 @@ class Counter:
 Gauge = Callable[[], Mapping[Labels, float]]
 
 
-class Metrics(Collector):
-    """All of them. Label values are names in policies: a client cannot invent one."""
+class GatewayMetrics(Collector):
+    """All metrics. Label values are names from policies, so that clients cannot create series."""
 
     def __init__(self) -> None:
         route = ("policy", "rule", "target", "class")
@@ -106,11 +117,11 @@ class Metrics(Collector):
         self.gauges: list[tuple[str, str, Labels, Gauge]] = []
 
     def gauge(self, name: str, text: str, labels: Labels, read: Gauge) -> None:
-        """Show what `read` returns at the time of the question."""
+        """Add a gauge that `read` is called for whenever the metrics are read."""
         self.gauges.append((name, text, labels, read))
 
     def collect(self) -> Iterator[Metric]:
-        """Everything, as it is now."""
+        """All samples, as they are now."""
         for name, text, labels, read in self.gauges:
             family = GaugeMetricFamily(f"{_P}_{name}", text, labels=labels)
             for values, number in read().items():
@@ -119,3 +130,95 @@ class Metrics(Collector):
         for value in list(vars(self).values()):
             if isinstance(value, Counter | Histogram):
                 yield value.family()
+
+
+MAX_SERIES_PER_POLICY: Final = 2000
+"""64 rules with 64 targets could have 200,000. Series beyond this number begin when they first count."""
+_TOKEN_TYPES: Final = ("input", "cached_input", "output")
+_Series = tuple[str, Labels]
+
+
+def declare_series(metrics: GatewayMetrics, policies: Iterable[Policy]) -> None:
+    """Start the series of these policies at 0 if they do not exist."""
+    for policy in policies:
+        for counter, labels in islice(policy_series(policy), MAX_SERIES_PER_POLICY):
+            getattr(metrics, counter).declare(labels)
+
+
+def policy_series(policy: Policy) -> Iterator[_Series]:
+    """Name of the counter in `GatewayMetrics` and label values, those of money and failures first."""
+    answers = [(target, answer) for target in policy.targets for answer in _answer_kinds(policy, target)]
+    teams = sorted(policy.team_names | {client.name for client in policy.clients} | {OTHER})
+    priced = [(target, answer) for target, answer in answers if target.hosted is not None and target.price is not None]
+    yield from (("cost", (policy.name, target.name, answer)) for target, answer in priced)
+    yield from (("counterfactual", (policy.name, comparator)) for comparator in policy.comparators)
+    for target in policy.targets:
+        yield from (("attempts", (policy.name, target.name, outcome)) for outcome in ("ok", *map(str, Failure)))
+        if target.cluster is not None:
+            yield "retries", (policy.name, target.name)
+    yield from (("denied", (policy.name, name)) for name in policy.allowed)
+    if policy.limits.rates:
+        yield "limited", (policy.name, "rate_limit_exceeded")
+    if policy.limits.budgets:
+        yield "limited", (policy.name, "budget_exceeded")
+    yield from _rule_series(policy)
+    for target, answer in answers:
+        yield from (("tokens", (policy.name, target.name, answer, kind)) for kind in _TOKEN_TYPES)
+    for name in dict.fromkeys(target.name for target, _ in priced):
+        yield from (("team_cost", (policy.name, name, team)) for team in teams)
+    for name in dict.fromkeys(target.name for target, _ in answers):
+        yield from (("team_tokens", (policy.name, name, team, kind)) for team in teams for kind in _TOKEN_TYPES)
+
+
+def _rule_series(policy: Policy) -> Iterator[_Series]:
+    yield "requests", (policy.name, "", "", "", "refused")
+    followed = {
+        (target, str(failure))
+        for _, route in _routes(policy)
+        if route.fallback is not None
+        for target in _split_targets(route) | _fallback_targets(route)
+        for failure in route.fallback.on
+    }
+    yield from (("fallbacks", (policy.name, *pair)) for pair in sorted(followed))
+    for rule, route in _routes(policy):
+        if route.escalation is not None:
+            yield from (("escalations", (policy.name, rule, str(signal))) for signal in wanted_signals(route))
+        rejects = route.escalation is not None and route.escalation.on_exhausted is OnExhausted.FAIL
+        ends = ("ok", "client_error", "cancelled", *(("failed",) if rejects else ()))
+        for data_class, allowed in policy.allowed.items():
+            for target in _all_targets(route) & allowed:
+                yield from (("requests", (policy.name, rule, target, data_class, end)) for end in ends)
+            for end in ("failed", "refused", "interrupted", "cancelled"):
+                yield "requests", (policy.name, rule, "", data_class, end)
+
+
+def _routes(policy: Policy) -> Iterator[tuple[str, Route]]:
+    yield DEFAULT_RULE, policy.default_route
+    yield from ((rule.name, rule.route) for rule in policy.rules)
+
+
+def _answer_kinds(policy: Policy, target: Target) -> Iterator[str]:
+    """The values that the label `answer` can have for a target."""
+    routes = [route for _, route in _routes(policy)]
+    before = [route for route in routes if target.name in _split_targets(route) | _fallback_targets(route)]
+    if before:
+        yield FIRST
+    if any(route.escalation is not None for route in before):
+        yield REPLACED
+    if any(route.escalation is not None and route.escalation.target == target.name for route in routes):
+        yield ESCALATION
+    if policy.classifier is not None and policy.classifier.target == target.name:
+        yield CLASSIFIER
+
+
+def _all_targets(route: Route) -> frozenset[str]:
+    better = frozenset() if route.escalation is None else frozenset({route.escalation.target})
+    return _split_targets(route) | _fallback_targets(route) | better
+
+
+def _split_targets(route: Route) -> frozenset[str]:
+    return frozenset(share.target for share in route.split if share.weight > 0)
+
+
+def _fallback_targets(route: Route) -> frozenset[str]:
+    return frozenset(route.fallback.targets) if route.fallback is not None else frozenset()

@@ -1,93 +1,155 @@
-"""What is remembered of a request: metrics and one line of log, and no word of it."""
+"""What is recorded of a request: metrics, a trace span and a line of the access log. Never its text or its answer.
 
+A `Record` belongs to one request and is filled in the order of the code: `api` makes it, `admission` sets policy,
+features, lease and decision, `dispatch` adds time, `exchange` adds attempts, usage and the outcome, and `finish` writes
+it all.
+"""
+
+import os
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from flotilla.gateway.accounts import Lease
-from flotilla.gateway.dial import Dialer
-from flotilla.gateway.metrics import Metrics
-from flotilla.gateway.request import Request
-from flotilla.gateway.shared import Shared
+import orjson
+
+from flotilla.gateway.http.message import Request
+from flotilla.gateway.limits.accounts import LimitLease
+from flotilla.gateway.metrics import ESCALATION, FIRST, OTHER, REPLACED, GatewayMetrics
 from flotilla.gateway.tracing import RequestSpan
 from flotilla.routing.budgets import ZERO, Usage, cost, spent
 from flotilla.routing.decide import Attempt, Decision, Refusal
 from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features
 
-FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
-"""What an answer was to its request."""
-OTHER = "other"
-"""Stands for a model that no policy serves, and a team that none names: clients must not invent label values."""
+_FLUSH_INTERVAL_S = 0.2
+_MAX_LINES = 50_000
+
+
+class AccessLog:
+    """One JSON object a line for each request, written by a thread.
+
+    A slow reader of the log does not delay requests: lines beyond 50,000 waiting ones are dropped and counted.
+    """
+
+    def __init__(self, descriptor: int | None, *, on_lost: Callable[[int], None]) -> None:
+        self._descriptor = descriptor
+        self._on_lost = on_lost
+        self._lines: deque[bytes] = deque()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        if descriptor is not None:
+            self._thread.start()
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add a line."""
+        if self._descriptor is None:
+            return
+        if len(self._lines) >= _MAX_LINES:
+            self._on_lost(1)
+            return
+        self._lines.append(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> None:
+        """Write the remaining lines, for a second at most."""
+        self._stop.set()
+        if self._descriptor is not None:
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_FLUSH_INTERVAL_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        count = len(self._lines)
+        if not count:
+            return
+        data = memoryview(b"".join([self._lines.popleft() for _ in range(count)]))
+        assert self._descriptor is not None
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except OSError:
+                self._on_lost(count)
+                return
 
 
 class Record:
-    """One request's."""
+    """Everything that is recorded of one request."""
 
     __slots__ = (
-        "_counted",
         "_first_byte_s",
+        "_usages",
+        "attempts",
         "decision",
         "detail",
-        "dialer",
         "features",
         "id",
         "lease",
-        "ledger",
         "outcome",
         "policy",
         "refusal",
         "request",
         "span",
         "total_tokens",
+        "upstream_s",
         "usd",
     )
 
     def __init__(self, request: Request, request_id: str) -> None:
         self.request, self.id = request, request_id
-        self.ledger: list[Attempt] = []
-        self.dialer: Dialer | None = None
-        self.lease: Lease | None = None
-        """Where the policy has limits."""
         self.span: RequestSpan | None = None
-        """Where requests are traced."""
-        self._counted: list[tuple[Target, Usage, str]] = []
-        """With what the answer was: `first`, `escalation` or `classifier`."""
-        self._first_byte_s: float | None = None
+        """Set by `api` if requests are traced."""
+        # Set by admission, as far as it comes.
         self.policy: Policy | None = None
         self.features: Features | None = None
+        self.lease: LimitLease | None = None
+        """Set if the policy has limits."""
         self.decision: Decision | None = None
-        self.refusal: Refusal | None = None
+        # Set by the exchange.
+        self.attempts: list[Attempt] = []
+        """All attempts in their order; the last one without a failure gave the answer."""
         self.outcome = "failed"
         self.detail = ""
+        """Why the request failed, for the log."""
+        self.refusal: Refusal | None = None
+        """The error that the client got; from admission, or from the exchange when no target answered."""
+        # Summed up over all calls, the classifier's included.
         self.usd: Decimal = ZERO
         self.total_tokens = 0
+        self.upstream_s = 0.0
+        """Seconds that targets took, including the wait for a replica."""
+        self._usages: list[tuple[Target, Usage, str]] = []
+        """Tokens by target and kind of answer: `first`, `escalation` or `classifier`."""
+        self._first_byte_s: float | None = None
 
-    def first_byte(self, at_s: float) -> None:
-        """When an attempt's answer began; NaN where it did not."""
+    def response_began(self, at_s: float) -> None:
+        """Note when the answer of an attempt began, on the loop's clock; NaN if it did not. The first one counts."""
         if self._first_byte_s is None and at_s == at_s:
             self._first_byte_s = at_s
 
-    def count(self, target: Target, usage: Usage | None, answer: str) -> None:
-        """The tokens of one answer. All are paid, those too that were asked again."""
+    def add_usage(self, target: Target, usage: Usage | None, answer: str) -> None:
+        """Add the tokens of one answer. Answers that were replaced by a better one are paid too."""
         if usage is None:
             return
-        self._counted.append((target, usage, answer))
+        self._usages.append((target, usage, answer))
         self.total_tokens += usage.prompt_tokens + usage.completion_tokens
         self.usd += spent(target, usage) or ZERO
 
-    def close(self, shared: Shared) -> None:
-        """The request has ended."""
-        upstream_s = self.dialer.upstream_s if self.dialer is not None else 0.0
-        given = next((attempt for attempt in reversed(self.ledger) if attempt.failure is None), None)
+    def finish(self, now_s: float, metrics: GatewayMetrics, access_log: AccessLog) -> None:
+        """The request has ended: count it and log it. `now_s` is the loop's time."""
+        upstream_s = self.upstream_s
+        given = next((attempt for attempt in reversed(self.attempts) if attempt.failure is None), None)
         target = given.target if given is not None else ""
-        policy, now = self.policy, shared.loop.time()
-        duration_s = now - self.request.arrived_s
+        policy = self.policy
+        duration_s = now_s - self.request.arrived_s
         name = policy.name if policy is not None else OTHER
         decision = self.decision
         rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
         data_class = decision.data_class if decision is not None else self.refusal.data_class if self.refusal else ""
-        metrics = shared.metrics
         metrics.requests.add((name, rule, target, data_class, self.outcome))
         if decision is not None:
             metrics.duration.observe((name, target), duration_s)
@@ -95,18 +157,27 @@ class Record:
             if self._first_byte_s is not None:
                 metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
         if self.refusal is not None:
-            self._refused(shared, name, self.refusal)
+            self._refused(metrics, name, self.refusal)
         if policy is not None:
-            self._tokens(shared.metrics, policy, given)
-        shared.access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
+            self._tokens(metrics, policy, given)
+        access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
         if self.span is not None:
-            self.span.end(self)
+            self.span.end(
+                status=self.request.response.status,
+                request_id=self.id,
+                outcome=self.outcome,
+                policy=policy.name if policy is not None else "",
+                rule=decision.rule if decision is not None else "",
+                data_class=decision.data_class if decision is not None else "",
+                usd=float(self.usd),
+                error_code=self.refusal.code if self.refusal is not None else "",
+            )
 
-    def _tokens(self, metrics: Metrics, policy: Policy, given: Attempt | None) -> None:
-        """What each answer used: the classifier's, the rule's own, one that a better one replaced, and that one."""
+    def _tokens(self, metrics: GatewayMetrics, policy: Policy, given: Attempt | None) -> None:
+        """Count the tokens and the cost of every answer, and what the comparators would have cost."""
         name, team, served = policy.name, self._team(policy), None
         replaced = given is not None and given.escalated
-        for target, usage, kind in self._counted:
+        for target, usage, kind in self._usages:
             answer = REPLACED if replaced and kind == FIRST else kind
             for token_type, tokens in (
                 ("input", usage.prompt_tokens - usage.cached_tokens),
@@ -122,24 +193,24 @@ class Record:
             if given is not None and target.name == given.target and kind == (ESCALATION if replaced else FIRST):
                 served = usage
         if served is not None:
-            # One model for all would have answered once, whatever was asked again.
+            # A single model for everything would have answered once, so only the answer that was sent counts.
             for comparator in policy.comparators:
                 price = policy.target[comparator].price
                 if price is not None:
                     metrics.counterfactual.add((name, comparator), cost(served, price))
 
     def _team(self, policy: Policy) -> str:
-        """Who is billed, among those that the policy names: the team of the header, else the client."""
+        """Who is billed: the team of the header if the policy names it, else the client."""
         features = self.features
         if features is None:
             return OTHER
         return features.team if features.team in policy.team_names else features.client or OTHER
 
-    def _refused(self, shared: Shared, name: str, refusal: Refusal) -> None:
+    def _refused(self, metrics: GatewayMetrics, name: str, refusal: Refusal) -> None:
         if refusal.code == "sovereignty_no_target":
-            shared.metrics.denied.add((name, refusal.data_class))
+            metrics.denied.add((name, refusal.data_class))
         elif refusal.code in ("rate_limit_exceeded", "budget_exceeded"):
-            shared.metrics.limited.add((name, refusal.code))
+            metrics.limited.add((name, refusal.code))
 
     def _entry(
         self,
@@ -150,19 +221,19 @@ class Record:
         duration_s: float,
         upstream_s: float,
     ) -> dict[str, Any]:
-        features, answer = self.features, self.request.answer
+        features = self.features
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
             "id": self.id,
             "peer": self.request.peer,
             "path": self.request.path[:100],
-            "status": answer.status,
+            "status": self.request.response.status,
             "outcome": self.outcome,
             "policy": name,
             "rule": rule,
             "target": target,
             "class": data_class,
-            "attempts": len(self.ledger),
+            "attempts": len(self.attempts),
             "ms": round(duration_s * 1000, 2),
             "upstream_ms": round(upstream_s * 1000, 2),
         }
@@ -172,7 +243,7 @@ class Record:
             entry["stream"] = features.stream
             named = (("client", features.client), ("team", features.team), ("task", features.task))
             entry |= {key: value for key, value in named if value is not None}
-        if self._counted:
+        if self._usages:
             entry["tokens"] = self.total_tokens
             if self.usd:
                 entry["usd"] = str(self.usd)

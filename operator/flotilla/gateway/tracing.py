@@ -1,8 +1,8 @@
-"""Traces by OTLP over HTTP, where OTEL_EXPORTER_OTLP_ENDPOINT says whereto: one span for a client's request, and one
-below it for each attempt, with the names of OpenTelemetry's GenAI conventions. No word of a prompt or an answer.
+"""Traces of OpenTelemetry by OTLP over HTTP: a span for each request and one below it for each attempt.
 
-The conventions are not stable (semantic-conventions-genai, November 2026), so that their names are here and nowhere
-else. What they have no name for begins with `flotilla.`.
+Traces are made if OTEL_EXPORTER_OTLP_ENDPOINT is set. Names follow OpenTelemetry's GenAI conventions, which are not
+stable (semantic-conventions-genai, November 2026) and so appear in no other module; other names begin with
+`flotilla.`. No text of a prompt or an answer is traced.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flotilla import __version__
 from flotilla.errors import InvalidSpec
-from flotilla.gateway.origin import Origin
-from flotilla.gateway.outcome import Broken, Failed, Outcome
-from flotilla.gateway.request import Request
+from flotilla.gateway.attempt import Failed, Interrupted, Outcome
+from flotilla.gateway.http.client import Origin
+from flotilla.gateway.http.message import Request
 from flotilla.routing.budgets import Usage
 from flotilla.routing.document import Target
 from flotilla.routing.request import Features, Operation
@@ -23,8 +23,6 @@ from flotilla.routing.request import Features, Operation
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
-
-    from flotilla.gateway.record import Record
 
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -36,10 +34,10 @@ _OPERATIONS: Final[Mapping[Operation, str]] = {
 }
 
 
-def tracing_from(environ: Mapping[str, str] = os.environ) -> "Tracing | None":
-    """None where no endpoint is set; nothing of OpenTelemetry is loaded then. Its other settings are OTEL_* too.
+def tracing_from_environment(environ: Mapping[str, str] = os.environ) -> "Tracing | None":
+    """The tracing that the OTEL_* variables ask for. None, without loading OpenTelemetry, if no endpoint is set.
 
-    Raises InvalidSpec where one is set and the library is not installed.
+    Raises InvalidSpec if an endpoint is set and the library is not installed.
     """
     endpoint = environ.get(_TRACES_ENDPOINT) or environ.get(ENDPOINT)
     if not endpoint or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -62,7 +60,7 @@ def tracing_from(environ: Mapping[str, str] = os.environ) -> "Tracing | None":
 
 
 class Tracing:
-    """Makes the spans of one gateway; they are sent by a thread of the SDK's own."""
+    """Makes the spans of one gateway. A thread of the SDK sends them."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -71,8 +69,8 @@ class Tracing:
         self._tracer = provider.get_tracer("flotilla.gateway", __version__)
         self._context = TraceContextTextMapPropagator()
 
-    def begin(self, request: Request) -> "RequestSpan":
-        """The span of one request, as part of the client's trace where it has one."""
+    def start_request(self, request: Request) -> "RequestSpan":
+        """Start the span of a request, as part of the client's trace if its headers name one."""
         from opentelemetry.trace import SpanKind
 
         span = self._tracer.start_span(
@@ -84,7 +82,7 @@ class Tracing:
         return RequestSpan(self, span)
 
     async def close(self) -> None:
-        """Send what is left; not for longer than a collector that is away deserves."""
+        """Send the remaining spans, for five seconds at most."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -93,7 +91,7 @@ class Tracing:
             return
 
     def traceparent(self, span: "Span") -> str:
-        """For the header of that name."""
+        """The value of the header traceparent for a span."""
         from opentelemetry.trace import set_span_in_context
 
         carrier: dict[str, str] = {}
@@ -101,7 +99,7 @@ class Tracing:
         return carrier.get("traceparent", "")
 
     def attempt(self, parent: "Span", name: str, attributes: dict[str, Any], since_ns: int) -> "Span":
-        """The span of one attempt below the request's."""
+        """Start the span of an attempt, which began at `since_ns` (Unix nanoseconds)."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         return self._tracer.start_span(
@@ -114,7 +112,7 @@ class Tracing:
 
 
 class RequestSpan:
-    """One request's spans."""
+    """The spans of one request."""
 
     __slots__ = ("_span", "_tracing")
 
@@ -123,10 +121,10 @@ class RequestSpan:
 
     @property
     def traceparent(self) -> str:
-        """Names this span to engines in the cluster, which may trace too."""
+        """The header value that makes the spans of engines in the cluster part of this trace."""
         return self._tracing.traceparent(self._span)
 
-    def attempt(
+    def record_attempt(
         self,
         target: Target,
         origin: Origin,
@@ -140,9 +138,9 @@ class RequestSpan:
         escalated: bool = False,
         classifier: bool = False,
     ) -> None:
-        """One attempt, when it has ended. `first_byte_s` is the time from its start, NaN where no byte came."""
+        """Write the span of an attempt that has ended. `first_byte_s` counts from its start; NaN if no byte came."""
         operation = _OPERATIONS[features.operation]
-        attributes = _asked(target, origin, features, operation) | _answered(answer, usage)
+        attributes = _request_attributes(target, origin, features, operation) | _response_attributes(answer, usage)
         attributes["flotilla.target"] = target.name
         attributes["flotilla.attempt.escalated"] = escalated
         if classifier:
@@ -151,40 +149,53 @@ class RequestSpan:
             attributes["gen_ai.response.time_to_first_chunk"] = first_byte_s
         span = self._tracing.attempt(self._span, f"{operation} {target.served_model}", attributes, since_ns)
         if type(outcome) is Failed:
-            _failed(span, str(outcome.failure))
-        elif type(outcome) is Broken:
-            _failed(span, "interrupted")
+            _mark_failed(span, str(outcome.failure))
+        elif type(outcome) is Interrupted:
+            _mark_failed(span, "interrupted")
         span.end()
 
-    def end(self, record: "Record") -> None:
-        """The request has ended."""
-        request = record.request
+    def end(
+        self,
+        *,
+        status: int,
+        request_id: str,
+        outcome: str,
+        policy: str = "",
+        rule: str = "",
+        data_class: str = "",
+        usd: float = 0.0,
+        error_code: str = "",
+    ) -> None:
+        """End the span of the request.
+
+        Unknown names are empty and an unknown cost is 0: those attributes are left out.
+        """
         attributes: dict[str, Any] = {
-            "http.response.status_code": request.answer.status,
-            "flotilla.request.id": record.id,
-            "flotilla.outcome": record.outcome,
+            "http.response.status_code": status,
+            "flotilla.request.id": request_id,
+            "flotilla.outcome": outcome,
         }
-        if record.policy is not None:
-            attributes["flotilla.policy"] = record.policy.name
-        if record.decision is not None:
-            attributes["flotilla.rule"] = record.decision.rule
-            attributes["flotilla.data_class"] = record.decision.data_class
-        if record.usd:
-            attributes["flotilla.cost_usd"] = float(record.usd)
+        if policy:
+            attributes["flotilla.policy"] = policy
+        if rule:
+            attributes["flotilla.rule"] = rule
+            attributes["flotilla.data_class"] = data_class
+        if usd:
+            attributes["flotilla.cost_usd"] = usd
         self._span.set_attributes(attributes)
-        if record.refusal is not None:
-            self._span.set_attribute("error.type", record.refusal.code)
-        if request.answer.status >= 500 or record.outcome == "interrupted":
-            _failed(self._span, record.refusal.code if record.refusal is not None else record.outcome)
+        if error_code:
+            self._span.set_attribute("error.type", error_code)
+        if status >= 500 or outcome == "interrupted":
+            _mark_failed(self._span, error_code or outcome)
         self._span.end()
 
 
 def now_ns() -> int:
-    """Nanoseconds since 1970, as spans count."""
+    """The time in Unix nanoseconds."""
     return time.time_ns()
 
 
-def _asked(target: Target, origin: Origin, features: Features, operation: str) -> dict[str, Any]:
+def _request_attributes(target: Target, origin: Origin, features: Features, operation: str) -> dict[str, Any]:
     provider = target.hosted.provider.lower() if target.hosted is not None else None
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": operation,
@@ -206,7 +217,7 @@ def _asked(target: Target, origin: Origin, features: Features, operation: str) -
     return attributes
 
 
-def _answered(answer: Mapping[str, Any], usage: Usage | None) -> dict[str, Any]:
+def _response_attributes(answer: Mapping[str, Any], usage: Usage | None) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     for name in ("id", "model"):
         if isinstance(answer.get(name), str):
@@ -226,7 +237,7 @@ def _answered(answer: Mapping[str, Any], usage: Usage | None) -> dict[str, Any]:
     return attributes
 
 
-def _failed(span: "Span", kind: str) -> None:
+def _mark_failed(span: "Span", kind: str) -> None:
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", kind)

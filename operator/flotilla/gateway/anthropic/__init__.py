@@ -1,23 +1,12 @@
-"""OpenAI's chat completions spoken to a hosted model of Anthropic's Messages API, version 2026-10-21.
+"""Translation between Anthropic's Messages API and OpenAI's chat completions, both ways. Pure.
 
-Requests go one way (`request`), answers, errors (`answer`) and streams (`stream`) the other. What Anthropic has no word
-for is refused where the client would miss it in the answer, and dropped and named where it only steers.
+Inbound is the side of clients that call /v1/messages, outbound the side of targets that speak this API (2026-10-21).
+
+- `inbound_requests`: a client's message request becomes a chat
+- `inbound_responses`: chat completions, streams and errors become messages for the client
+- `outbound_requests`: a chat becomes a request of a target
+- `outbound_responses`: a target's messages, streams and errors become chat completions
+
+A field that the other API does not have is refused if the client would miss it in the answer; if it only steers, it is
+left out, and its name is in the response header x-flotilla-dropped.
 """
-
-from flotilla.gateway.anthropic.answer import answer, error
-from flotilla.gateway.anthropic.messages import Untranslatable
-from flotilla.gateway.anthropic.request import DROPPED_HEADER, PATH, Request, headers, passed_on, request
-from flotilla.gateway.anthropic.stream import StreamTranslator
-
-__all__ = [
-    "DROPPED_HEADER",
-    "PATH",
-    "Request",
-    "StreamTranslator",
-    "Untranslatable",
-    "answer",
-    "error",
-    "headers",
-    "passed_on",
-    "request",
-]

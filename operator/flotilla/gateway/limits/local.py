@@ -1,4 +1,7 @@
-"""Rate limits and budgets of one process: two replicas let through twice as much, and a restart forgets."""
+"""Rate limits and budgets that are counted in this process.
+
+Each replica counts for itself, so that two replicas admit twice as much, and a restart forgets what was counted.
+"""
 
 import math
 import time
@@ -7,25 +10,25 @@ from decimal import Decimal
 from heapq import heappop, heappush
 from typing import Final, TypeVar
 
-from flotilla.gateway.limits import (
+from flotilla.gateway.limits.store import (
     RATE_WINDOW_S,
-    Budget,
+    BudgetExceeded,
     Clock,
-    Limited,
-    Rate,
+    RateExceeded,
+    RateTicket,
     Reservation,
-    Spent,
-    Ticket,
+    SubjectBudget,
+    SubjectRate,
     new_id,
 )
 from flotilla.routing.budgets import ZERO
 
 _MAX_SUBJECTS: Final = 10_000
-"""Of one limit. A team is what the caller says it is: beyond so many, further ones are counted together."""
+"""Clients or teams that one limit counts apart. Callers choose the names of teams; more are counted together."""
 
 
 class _Minute:
-    """Requests and tokens by second, the oldest first, and what they come to."""
+    """Requests and tokens of the last minute by second, oldest first, and their sums."""
 
     __slots__ = ("_totals", "requests", "tokens")
 
@@ -35,7 +38,7 @@ class _Minute:
         self._totals = [0, 0]
 
     def room(self, requests: int | None, tokens: int | None, more_tokens: int, now_s: int) -> int:
-        """Seconds until one request of so many tokens fits; 0 now."""
+        """Seconds until a request of so many tokens fits; 0 if it does now."""
         self.forget(now_s)
         wait_s = 0
         if requests is not None and self._totals[0] >= requests:
@@ -62,7 +65,7 @@ class _Minute:
 
 
 class _Window:
-    """One window of a budget."""
+    """One window of a budget: what was spent and what is reserved."""
 
     __slots__ = ("_expiring", "_held", "ends", "number", "reserved", "spent")
 
@@ -77,13 +80,13 @@ class _Window:
         self.reserved += usd
         heappush(self._expiring, (until, name))
 
-    def let_go(self, name: str) -> None:
-        """Of one reservation, where it has not expired."""
+    def release(self, name: str) -> None:
+        """Release a reservation, unless it has expired."""
         self.reserved -= self._held.pop(name, ZERO)
 
     def expire(self, now: float) -> None:
         while self._expiring and self._expiring[0][0] <= now:
-            self.let_go(heappop(self._expiring)[1])
+            self.release(heappop(self._expiring)[1])
 
     def idle(self, now: float) -> bool:
         self.expire(now)
@@ -93,7 +96,7 @@ class _Window:
 _Counted = TypeVar("_Counted", _Minute, _Window)
 
 
-class LocalLimits:
+class LocalLimitStore:
     """A LimitStore in memory. Nothing in it waits, so that each call is one step of the event loop."""
 
     def __init__(self, clock: Clock = time.time) -> None:
@@ -111,28 +114,30 @@ class LocalLimits:
     def available(self) -> bool:
         return True
 
-    async def admit(self, rates: Sequence[Rate], tokens: int) -> Ticket | Limited:
+    async def admit(self, rates: Sequence[SubjectRate], tokens: int) -> RateTicket | RateExceeded:
         now = self._clock()
         now_s = math.floor(now)
         minutes = [self._minute(rate, now) for rate in rates]
         for rate, minute in zip(rates, minutes, strict=True):
             wait_s = minute.room(rate.requests_per_minute, rate.tokens_per_minute, tokens, now_s)
             if wait_s > 0:
-                return Limited(rate.name, wait_s)
+                return RateExceeded(rate.name, wait_s)
         for minute in minutes:
             minute.count(now_s, 1, tokens)
-        return Ticket(tuple(rates), tokens, now_s)
+        return RateTicket(tuple(rates), tokens, now_s)
 
-    async def correct(self, ticket: Ticket, tokens: int) -> None:
+    async def correct(self, ticket: RateTicket, tokens: int) -> None:
         more, now = tokens - ticket.tokens, self._clock()
-        # Tokens beyond the estimate came since; those that did not come never were.
+        # Tokens beyond the estimate count now; tokens that were not used are taken back where they were counted.
         second = math.floor(now) if more > 0 else ticket.at_s
         for rate in ticket.rates:
             minute = self._minute(rate, now)
             if more > 0 or second in minute.tokens:
                 minute.count(second, 0, more)
 
-    async def reserve(self, budgets: Sequence[Budget], usd: Decimal, ttl_s: float) -> Reservation | Spent:
+    async def reserve(
+        self, budgets: Sequence[SubjectBudget], usd: Decimal, ttl_s: float
+    ) -> Reservation | BudgetExceeded:
         if not budgets or usd <= 0:
             return Reservation(new_id(), (), usd)
         now = self._clock()
@@ -140,7 +145,7 @@ class LocalLimits:
         for budget, window in zip(budgets, windows, strict=True):
             window.expire(now)
             if window.spent + window.reserved + usd > budget.limit:
-                return Spent(budget, budget.left_s(now))
+                return BudgetExceeded(budget, budget.left_s(now))
         name = new_id()
         for window in windows:
             window.hold(name, usd, now + ttl_s)
@@ -155,21 +160,21 @@ class LocalLimits:
         now = self._clock()
         for budget, number in reservation.held:
             window = self._window(budget, now)
-            window.let_go(reservation.id)
+            window.release(reservation.id)
             if window.number == number:
                 window.spent += usd
 
     async def close(self) -> None:
-        """There is nothing to let go."""
+        """There is nothing to close."""
 
-    def _minute(self, rate: Rate, now: float) -> _Minute:
+    def _minute(self, rate: SubjectRate, now: float) -> _Minute:
         key = (rate.policy, rate.name)
         minutes = self._minutes.get(key)
         if minutes is None:
             minutes = self._minutes[key] = {}
         return minutes.get(rate.subject) or _of_subject(minutes, rate.subject, now, _Minute)
 
-    def _window(self, budget: Budget, now: float) -> _Window:
+    def _window(self, budget: SubjectBudget, now: float) -> _Window:
         key = (budget.policy, budget.name, budget.window_s)
         windows = self._windows.get(key)
         if windows is None:
@@ -198,7 +203,7 @@ def _of_subject(known: dict[str, _Counted], subject: str, now: float, new: Calla
 
 
 def _wait_s(counts: dict[int, int], more: int, limit: int | None, now_s: int) -> int:
-    """Seconds until `more` fit; 0 now. What alone exceeds the limit fits when nothing else is counted."""
+    """Seconds until `more` fits; 0 if it does now. What exceeds the limit alone fits when nothing else is counted."""
     if limit is None:
         return 0
     counted = [(second, count) for second, count in counts.items() if count > 0]

@@ -1,6 +1,7 @@
-"""A request's body: read once, refused where programs could read it differently, and changed without touching the rest.
+"""The body of a request in OpenAI's format: parse and check it, and rewrite it for a target. Pure.
 
-Pure functions over bytes.
+A body is parsed once. One that two programs could read differently (repeated keys, odd types) is refused, because what
+was decided must be what the engine does. `rewrite_body` changes only what it must.
 """
 
 import json
@@ -15,9 +16,9 @@ import orjson
 from flotilla.routing.check import base_url_problem
 
 MAX_DEPTH: Final = 64
-FORBIDDEN: Final = frozenset(
+FORBIDDEN_FIELDS: Final = frozenset(
     {
-        # Of gateways and SDKs: where a request goes and with whose key is the policy's to say.
+        # Known to gateways and SDKs: the policy alone says where a request goes and with which key.
         "api_base",
         "api_key",
         "api_version",
@@ -30,7 +31,7 @@ FORBIDDEN: Final = frozenset(
         "litellm_params",
         "user_config",
         "webhook_url",
-        # Of engines: a template is a program, a processor is code, and KV transfer names a host to connect to.
+        # Known to engines: a template is a program, a processor is code, KV transfer names a host to connect to.
         "chat_template",
         "kv_transfer_params",
         "logits_processors",
@@ -39,8 +40,8 @@ FORBIDDEN: Final = frozenset(
         "prompt_embeds",
     }
 )
-"""Refused at any depth, but not in the client's own data."""
-OWN_DATA: Final = frozenset(
+"""Field names that are refused at any depth, except in the client's own data."""
+CLIENT_DATA_FIELDS: Final = frozenset(
     {
         "functions",
         "guided_json",
@@ -53,14 +54,14 @@ OWN_DATA: Final = frozenset(
         "tools",
     }
 )
-"""Top-level fields in which these names are data: a tool may well have a parameter called api_key."""
+"""Top-level fields that hold the client's own data: a tool may well have a parameter called api_key."""
 _SPACED_KEY = re.compile(rb'"[ \t\r\n]+:')
 _MODEL_KEY = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*')
 _IMAGE_SCHEMES = ("data:", "https://", "http://")
 
 
-class BadBody(Exception):
-    """The body is refused; the message says why and the code names the kind."""
+class InvalidBody(Exception):
+    """The body is refused. The message says why; `code` and `param` are those of OpenAI's errors."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -70,51 +71,51 @@ class BadBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body and what it says."""
+    """A body as bytes and decoded."""
 
     raw: bytes
     fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Translated(Body):
-    """A chat that a client of Anthropic's Messages API asked for."""
+class TranslatedBody(Body):
+    """A chat that was translated from a request of Anthropic's Messages API."""
 
     message: dict[str, Any]
-    """What the client wrote."""
+    """The client's request, decoded."""
     dropped: tuple[str, ...]
-    """Fields of `message` that a chat has no word for."""
+    """Fields of `message` that a chat does not have, and that were left out."""
 
 
-def parse(raw: bytes, own_data: frozenset[str] = OWN_DATA) -> Body:
-    """Read a body; raises BadBody. Forbidden names are no matter in the top-level fields `own_data`."""
+def parse_body(raw: bytes, own_data: frozenset[str] = CLIENT_DATA_FIELDS) -> Body:
+    """Parse a body; raises InvalidBody. Forbidden names are allowed in the top-level fields `own_data`."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise BadBody("invalid_json", f"The body is not valid JSON: {error}.") from error
+        raise InvalidBody("invalid_json", f"The body is not valid JSON: {error}.") from error
     if type(fields) is not dict:
-        raise BadBody("invalid_json", "The body must be a JSON object.")
-    keys = _walk(fields, own_data)
-    if _may_repeat(raw, keys):
-        _find_repeated(raw)
+        raise InvalidBody("invalid_json", "The body must be a JSON object.")
+    keys = _check_fields(fields, own_data)
+    if _may_repeat_key(raw, keys):
+        _refuse_repeated_key(raw)
     model = fields.get("model")
     if type(model) is not str or not model:
-        raise BadBody("missing_model", "The field model must name a model.", "model")
+        raise InvalidBody("missing_model", "The field model must name a model.", "model")
     for name in ("messages", "tools"):
         if fields.get(name) is not None and type(fields[name]) is not list:
-            raise BadBody("invalid_type", f"The field {name} must be a list.", name)
+            raise InvalidBody("invalid_type", f"The field {name} must be a list.", name)
     stream = fields.get("stream")
     if stream is not None and type(stream) is not bool:
-        # Python would take "false" and 1 for true, others would not: what was decided must be what is done.
-        raise BadBody("invalid_type", "The field stream must be true or false.", "stream")
+        # Python takes "false" and 1 for true, and other programs do not.
+        raise InvalidBody("invalid_type", "The field stream must be true or false.", "stream")
     return Body(raw, fields)
 
 
-def rewritten(body: Body, model: str, *, usage: bool = False, logprobs: bool = False) -> bytes:
-    """The body for a target: its model name, `usage` asked for in a stream, token probabilities where a rule needs
-    them.
+def rewrite_body(body: Body, model: str, *, usage: bool = False, logprobs: bool = False) -> bytes:
+    """The body for a target, with its model name. With `usage` a stream ends with the usage; with `logprobs` the answer
+    has token probabilities.
 
-    Where it can be, bytes are exchanged in place, so that everything else is as the client wrote it.
+    If possible, bytes are replaced in place, so that everything else stays as the client wrote it.
     """
     fields, raw = body.fields, body.raw
     added: dict[str, Any] = {}
@@ -137,9 +138,10 @@ def rewritten(body: Body, model: str, *, usage: bool = False, logprobs: bool = F
 
 
 def image_problem(messages: Any, *, allow_private: bool = False) -> str | None:
-    """What is wrong with an image's URL: the engine would fetch it, from inside of the cluster.
+    """What is wrong with the URL of an image, audio or video, which an engine would fetch from inside the cluster.
 
-    Names are judged by their spelling; where a public one leads to only the engine sees, and its NetworkPolicy.
+    Host names are judged as they are written. What a public name resolves to only the engine sees; its NetworkPolicy
+    limits that.
     """
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
@@ -153,12 +155,12 @@ def image_problem(messages: Any, *, allow_private: bool = False) -> str | None:
                     continue
                 if not (isinstance(url, str) and url.startswith(_IMAGE_SCHEMES)):
                     return f"The URL of {name} must begin with data:, https:// or http://."
-                if not allow_private and not url.startswith("data:") and _inside(url):
+                if not allow_private and not url.startswith("data:") and _leads_inside(url):
                     return f"The URL of {name} does not lead to a public host."
     return None
 
 
-def _inside(url: str) -> bool:
+def _leads_inside(url: str) -> bool:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -168,11 +170,11 @@ def _inside(url: str) -> bool:
     return "@" in parts.netloc or "\\" in url or base_url_problem(f"https://{bracketed}") is not None
 
 
-def _walk(fields: dict[str, Any], own_data: frozenset[str]) -> int:
-    """Count the keys; raises BadBody for forbidden ones and for too deep a nesting."""
+def _check_fields(fields: dict[str, Any], own_data: frozenset[str]) -> int:
+    """Count the keys. Raises InvalidBody for forbidden names and for too deep nesting."""
     count = len(fields)
-    if not FORBIDDEN.isdisjoint(fields):
-        raise _forbidden(fields)
+    if not FORBIDDEN_FIELDS.isdisjoint(fields):
+        raise _forbidden_field(fields)
     mine: list[Any] = []
     theirs: list[Any] = []
     for name, value in fields.items():
@@ -183,30 +185,30 @@ def _walk(fields: dict[str, Any], own_data: frozenset[str]) -> int:
         while level:
             depth += 1
             if depth > MAX_DEPTH:
-                raise BadBody("invalid_json", f"The body nests deeper than {MAX_DEPTH} levels.")
+                raise InvalidBody("invalid_json", f"The body nests deeper than {MAX_DEPTH} levels.")
             below: list[Any] = []
             for item in level:
                 if type(item) is dict:
                     count += len(item)
-                    if guarded and not FORBIDDEN.isdisjoint(item):
-                        raise _forbidden(item)
+                    if guarded and not FORBIDDEN_FIELDS.isdisjoint(item):
+                        raise _forbidden_field(item)
                     item = item.values()
                 below += [value for value in item if type(value) is dict or type(value) is list]
             level = below
     return count
 
 
-def _forbidden(fields: Mapping[str, Any]) -> BadBody:
-    name = min(FORBIDDEN.intersection(fields))
-    return BadBody("forbidden_field", f"The field {name} is not accepted: the gateway decides that.", name)
+def _forbidden_field(fields: Mapping[str, Any]) -> InvalidBody:
+    name = min(FORBIDDEN_FIELDS.intersection(fields))
+    return InvalidBody("forbidden_field", f"The field {name} is not accepted: the gateway decides that.", name)
 
 
-def _may_repeat(raw: bytes, keys: int) -> bool:
-    """Whether a key may have come twice: False only where there are as many `":` as there are keys.
+def _may_repeat_key(raw: bytes, keys: int) -> bool:
+    """Whether a key may be repeated. False only if there are as many `":` as keys.
 
-    Outside of texts `":` ends a key. Inside of one the quote is escaped and not counted; a text that begins with a
-    colon is counted, which only makes us look. What could hide a key from the count (blanks before the colon, an
-    escaped backslash before the quote) makes us look too.
+    Outside of strings `":` ends a key. Inside of a string the quote is escaped and not counted; a string that begins
+    with a colon is counted, which only causes a closer look. So does everything that could hide a key from the count:
+    blanks before the colon, and an escaped backslash before the quote.
     """
     found = raw.count(b'":')
     if b"\\" in raw:
@@ -216,14 +218,14 @@ def _may_repeat(raw: bytes, keys: int) -> bool:
     return found != keys or _SPACED_KEY.search(raw) is not None
 
 
-def _find_repeated(raw: bytes) -> None:
-    """Read again, slowly, and raise BadBody for a key that came twice in one object."""
+def _refuse_repeated_key(raw: bytes) -> None:
+    """Parse again, slowly, and raise InvalidBody for a key that is repeated within one object."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         seen = set()
         for name, _ in pairs:
             if name in seen:
-                raise BadBody("duplicate_key", f"The key {name[:100]!r} is given twice.", name[:100])
+                raise InvalidBody("duplicate_key", f"The key {name[:100]!r} is given twice.", name[:100])
             seen.add(name)
 
     json.loads(raw, object_pairs_hook=once)

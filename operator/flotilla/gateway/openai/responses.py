@@ -1,0 +1,215 @@
+"""Responses in OpenAI's format: error bodies and events, and the relay of a stream. Pure.
+
+`StreamRelay` passes on complete events only, so that an error can be sent between two of them. It reads the usage,
+removes what only the gateway asked for, and holds the beginning back as long as a rule may replace the answer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from flotilla.gateway.http.message import Response
+from flotilla.routing.budgets import Usage, usage_of
+from flotilla.routing.check import Collector
+from flotilla.routing.decide import INVALID_REQUEST, SERVER_ERROR, Refusal
+
+
+def error_body(
+    message: str, *, kind: str = INVALID_REQUEST, code: str | None = None, param: str | None = None
+) -> bytes:
+    """An error body."""
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    return orjson.dumps({"error": error})
+
+
+def error_event(message: str, code: str) -> bytes:
+    """An error as an event within a stream. No [DONE] may follow it."""
+    return b"data: " + error_body(message, kind=SERVER_ERROR, code=code) + b"\n\n"
+
+
+def refusal_body(refusal: Refusal) -> bytes:
+    """The error body of a refusal."""
+    return error_body(refusal.message, kind=refusal.type, code=refusal.code, param=refusal.param)
+
+
+def refusal_headers(refusal: Refusal) -> bytes:
+    """The header lines of a refusal: when and whether to retry."""
+    lines = b""
+    if refusal.retry_after_s is not None:
+        lines += b"retry-after: %d\r\n" % refusal.retry_after_s
+    if not refusal.retryable:
+        lines += b"x-should-retry: false\r\n"
+    return lines
+
+
+_EVENT_LIMIT = 8 * 2**20
+_DONE = (b"data: [DONE]", b"data:[DONE]")
+
+
+@dataclass(slots=True)
+class Buffering:
+    """How much of a stream is held back so that it can be judged before the client gets it."""
+
+    limit: int
+    """Pieces of text, each about a token. Beyond this number the stream is sent."""
+    collector: Collector
+
+
+class StreamRelay:
+    """Relays the events of one attempt to the client. `on_start` is called before the first one is sent."""
+
+    def __init__(
+        self,
+        response: Response,
+        *,
+        on_start: Callable[[], None],
+        strip_usage: bool,
+        strip_logprobs: bool = False,
+        buffering: Buffering | None = None,
+    ) -> None:
+        self._response = response
+        self._on_start = on_start
+        self._strip_usage = strip_usage
+        self._strip_logprobs = strip_logprobs
+        self._buffering = buffering
+        self._partial = b""
+        self._held: list[bytes] = []
+        self.usage: Usage | None = None
+        self.events = 0
+        """Events that were sent or held back: about the number of tokens, if the target does not count them."""
+        self.started = False
+        self.done = False
+        """Whether [DONE] has come."""
+
+    def feed(self, data: bytes) -> str | None:
+        """Relay bytes, cut anywhere. Returns why the stream is broken, None if it is not."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        if not data.endswith((b"\n\n", b"\r\n\r\n")):
+            end = _end_of_last_event(data)
+            if len(data) - end > _EVENT_LIMIT:
+                return "an event without an end"
+            self._partial = data[end:]
+            data = data[:end]
+            if not data:
+                return None
+        if self.done:
+            return None
+        if not self.started:
+            return self._feed_before_start(data)
+        self._forward(data)
+        return None
+
+    def flush(self) -> None:
+        """Start the stream if it has not started, and send what was held back."""
+        self._buffering = None
+        held, self._held = self._held, []
+        self._start_stream()
+        if held:
+            self._response.write(b"".join(held))
+
+    @property
+    def collected(self) -> Collector | None:
+        """The answer so far, if it is held back to be judged; else None."""
+        return None if self._buffering is None else self._buffering.collector
+
+    def _feed_before_start(self, data: bytes) -> str | None:
+        """Nothing was sent yet.
+
+        Comments do not start the stream, and an error can still be answered by another attempt.
+        """
+        if data.startswith(b":") and b"\ndata:" not in data:
+            return None
+        if self.events == 0 and data.startswith((b'data: {"error"', b'data:{"error"')):
+            return "an error instead of a stream"
+        if self._buffering is None:
+            self._start_stream()
+        self._forward(data)
+        return None
+
+    def _start_stream(self) -> None:
+        self.started = True
+        self._on_start()
+
+    def _forward(self, data: bytes) -> None:
+        if (
+            b'"usage"' in data
+            or b"[DONE]" in data
+            or b"\r" in data
+            or self._buffering is not None
+            or self._strip_logprobs
+        ):
+            data = self._inspect(data)
+            if not data:
+                return
+        else:
+            self.events += data.count(b"\n\n")
+        if self.started:
+            self._response.write(data)
+        else:
+            self._hold_back(data)
+
+    def _hold_back(self, data: bytes) -> None:
+        self._held.append(data)
+        assert self._buffering is not None
+        if self._buffering.collector.pieces > self._buffering.limit:
+            self.flush()
+
+    def _inspect(self, data: bytes) -> bytes:
+        out = []
+        for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
+            if not event.strip():
+                continue
+            if event.startswith(_DONE):
+                self.done = True
+                out.append(event)
+                break
+            changed = self._inspect_event(event)
+            if changed:
+                self.events += 1
+                out.append(changed)
+        return b"\n\n".join(out) + b"\n\n" if out else b""
+
+    def _inspect_event(self, event: bytes) -> bytes:
+        """The event as the client gets it; empty if only the gateway asked for it."""
+        if not event.startswith(b"data:") or b"\n" in event.strip():
+            return event
+        try:
+            chunk = orjson.loads(event[5:])
+        except orjson.JSONDecodeError:
+            return event
+        if not isinstance(chunk, dict):
+            return event
+        if self._buffering is not None:
+            self._buffering.collector.add(chunk)
+        changed = False
+        if "usage" in chunk:
+            self.usage = usage_of(chunk["usage"]) or self.usage
+            if self._strip_usage:
+                changed = True
+                del chunk["usage"]
+                if not chunk.get("choices"):
+                    return b""
+        if self._strip_logprobs:
+            changed = without_logprobs(chunk) or changed
+        return b"data: " + orjson.dumps(chunk) if changed else event
+
+
+def without_logprobs(chunk: dict[str, Any]) -> bool:
+    """Remove token probabilities from a chunk or an answer. Returns whether there were any."""
+    found = False
+    choices = chunk.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("logprobs") is not None:
+            choice["logprobs"] = None
+            found = True
+    return found
+
+
+def _end_of_last_event(data: bytes) -> int:
+    """The offset at which the last complete event ends."""
+    plain, carriage = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+    return max(plain + 2 if plain >= 0 else 0, carriage + 4 if carriage >= 0 else 0)

@@ -1,0 +1,92 @@
+"""The queue of requests that wait for a model without a replica, bounded in time, number and bytes.
+
+When a replica becomes ready, requests are released one after another in their order, and not all at once: that would
+fill the queue of the new engine in one step.
+"""
+
+import asyncio
+from collections import deque
+from enum import StrEnum
+
+from flotilla.api.routing_policy import Hold
+
+RELEASED_PER_S = 50.0
+"""Requests of one model that are released in a second: about what a small engine admits."""
+HEARTBEAT_S = 15.0
+"""Interval of comments in a waiting stream. Load balancers close silent connections after 30 to 60 s."""
+
+
+class WaitResult(StrEnum):
+    """How a wait ended."""
+
+    READY = "Ready"
+    FULL = "Full"
+    EXPIRED = "Expired"
+
+
+class PendingQueue:
+    """The waiting requests of one gateway, in one queue for each ModelDeployment (`owner`)."""
+
+    def __init__(self, *, released_per_s: float = RELEASED_PER_S, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.heartbeat_s = heartbeat_s
+        self._release_interval_s = 1 / released_per_s
+        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}
+        self._releasing: dict[str, asyncio.TimerHandle] = {}
+        self._requests: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
+
+    def count(self, owner: str) -> int:
+        """How many requests wait for a ModelDeployment."""
+        return len(self._waiters.get(owner, ()))
+
+    async def wait(self, owner: str, policy: str, bounds: Hold, *, size: int, timeout_s: float) -> WaitResult:
+        """Wait until `owner` has an endpoint, within the bounds of the policy (by uid) and `timeout_s`."""
+        count, held_bytes = self._requests.get(policy, 0), self._bytes.get(policy, 0)
+        wait_s = min(bounds.max_wait_seconds, timeout_s)
+        if count >= bounds.max_requests or held_bytes + size > bounds.max_bytes or wait_s <= 0:
+            return WaitResult.FULL
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.setdefault(owner, deque()).append(waiter)
+        self._requests[policy], self._bytes[policy] = count + 1, held_bytes + size
+        try:
+            async with asyncio.timeout(wait_s):
+                await waiter
+        except TimeoutError:
+            return WaitResult.EXPIRED
+        finally:
+            self._requests[policy] -= 1
+            self._bytes[policy] -= size
+            self._leave(owner, waiter)
+        return WaitResult.READY
+
+    def notify_ready(self, owner: str) -> None:
+        """A ModelDeployment has a new endpoint: release its waiting requests, one by one."""
+        if self._waiters.get(owner) and owner not in self._releasing:
+            self._release(owner)
+
+    def close(self) -> None:
+        """Stop the timers."""
+        for timer in self._releasing.values():
+            timer.cancel()
+        self._releasing.clear()
+
+    def _release(self, owner: str) -> None:
+        queue = self._waiters.get(owner)
+        while queue:
+            waiter = queue.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+        if queue:
+            self._releasing[owner] = self._loop.call_later(self._release_interval_s, self._release, owner)
+        else:
+            self._releasing.pop(owner, None)
+            self._waiters.pop(owner, None)
+
+    def _leave(self, owner: str, waiter: "asyncio.Future[None]") -> None:
+        queue = self._waiters.get(owner)
+        if queue is not None and waiter in queue:
+            queue.remove(waiter)
+            if not queue:
+                self._waiters.pop(owner, None)
