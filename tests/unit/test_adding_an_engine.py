@@ -13,7 +13,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.catalog.engines import load_profiles
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import Resolved, load_catalog, resolve
-from flotilla.render.workload import children
+from flotilla.render.workload import children, pod_template
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "adding-an-engine.md"
 PROFILE, SETTING, MANIFEST = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
@@ -40,7 +40,7 @@ def test_the_guides_engine_becomes_a_pod(folder: Path) -> None:
         "--weights", "Qwen/Qwen2.5-7B-Instruct", "--listen", "0.0.0.0:9000", "--name", "flux", "--quant", "f8",
         "--context", "32768", "--drain-seconds", "30",
     ]  # fmt: skip
-    deployment = children(model, found, replicas=1)[0]
+    deployment = children(model, found, pod_template(model, found), replicas=1)[0]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example.com/tensorflux:2.1.0"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"

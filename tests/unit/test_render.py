@@ -14,7 +14,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.render import rbac
-from flotilla.render.workload import children
+from flotilla.render.workload import children, pod_template
 from flotilla_devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,8 @@ PARSERS: dict[str, Callable[..., Any]] = {
 def rendered(spec: dict[str, Any], replicas: int = 1) -> list[dict[str, Any]]:
     meta = {"name": "tiny", "namespace": "models", "uid": "0000-1111", "generation": 1}
     model = ModelDeployment.model_validate({"metadata": meta, "spec": spec})
-    return children(model, resolve("tiny", model.spec, CATALOG), replicas=replicas)
+    resolved = resolve("tiny", model.spec, CATALOG)
+    return children(model, resolved, pod_template(model, resolved), replicas=replicas)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,7 @@ from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 from flotilla.render import gateway
-from flotilla.render.workload import children
+from flotilla.render.workload import children, pod_template
 from flotilla.routing.budgets import Admission, Candidate, admit
 from flotilla.routing.check import Problem
 from flotilla.routing.document import DOCUMENT_FILE, DeploymentFacts, facts_of
@@ -94,7 +94,9 @@ def _deployment(found: Outcome, model: ModelDeployment, catalog: Catalog) -> Non
     scaling = model.spec.scaling
     wanted = scaling.min_replicas if scaling.mode is ScalingMode.INTERNAL else model.spec.replicas
     replicas = 1 if wanted is None else wanted
-    found.objects = [_unowned(child) for child in children(model, resolved, replicas=replicas)]
+    found.objects = [
+        _unowned(child) for child in children(model, resolved, pod_template(model, resolved), replicas=replicas)
+    ]
 
 
 def _summary(resolved: Resolved) -> str:

@@ -14,14 +14,12 @@ from flotilla.controller.apply import Executor, StatusWriter, record_transition_
 from flotilla.controller.rollout import PodDeletionCosts, Rollouts
 from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
-from flotilla.kube import observed
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.keys import Key
-from flotilla.kube.kinds import DEPLOYMENT, POD
+from flotilla.kube.kinds import DEPLOYMENT
 from flotilla.kube.store import Store
 from flotilla.planning.resolve import Catalog, Resolved, resolve
-from flotilla.render.objects import digest
-from flotilla.render.workload import children, template
+from flotilla.render.workload import PodTemplate, children, pod_template
 from flotilla.scaling.scaling_loop import Scaler
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class Compiled:
     model: ModelDeployment
     resolved: Resolved
     pricing: PricingPlan
-    template_hash: str
+    template: PodTemplate
 
 
 class ModelDeploymentReconciler:
@@ -98,14 +96,14 @@ class ModelDeploymentReconciler:
             self._store.get(DEPLOYMENT, key.namespace, key.name),
             strategy=compiled.model.spec.rollout.strategy,
             resolved=compiled.resolved,
-            template_hash=compiled.template_hash,
+            template_hash=compiled.template.hash,
         )
         tracked = self._scaler.tracked.get(key)
         await self._deletion_costs.annotate(key, desired, tracked.load if tracked else {})
         return await self._executor.converge(
             key,
             (meta["uid"],),
-            lambda: children(compiled.model, compiled.resolved, replicas=desired, surge=surge),
+            lambda: children(compiled.model, compiled.resolved, compiled.template, replicas=desired, surge=surge),
             revision=(*_revision(meta), surge),
             replicas=desired,
         )
@@ -118,7 +116,7 @@ class ModelDeploymentReconciler:
         error: InvalidSpec | NameTaken | None,
     ) -> float | None:
         """Write the status and an event per transition; returns when to look again."""
-        load = observed.workload(self._store.get(DEPLOYMENT, key.namespace, key.name), self._store.owned_by(POD, key))
+        load = self._scaler.workloads.of(key)
         tracked = self._scaler.tracked.get(key)
         desired = tracked.state.desired if tracked else load.wanted
         warnings = compiled.resolved.warnings if compiled else ()
@@ -185,7 +183,7 @@ class ModelDeploymentReconciler:
             raise _invalid(error) from error
         resolved = resolve(key.name, model.spec, self._catalog)
         pricing = await self._pricing.basis(model.spec, resolved)
-        compiled = Compiled(model, resolved, pricing, digest(template(model, resolved)))
+        compiled = Compiled(model, resolved, pricing, pod_template(model, resolved))
         self._compiled[key] = (revision, compiled)
         if len(self._compiled) > _COMPILED_LIMIT:
             self._compiled.popitem(last=False)

@@ -1,5 +1,7 @@
 """A ModelDeployment's Deployment, Service and PodDisruptionBudget, from the resolved plan."""
 
+from dataclasses import dataclass
+
 from flotilla.api.model_deployment import EnvVar, ModelDeployment, SchedulingSpec, TopologySpread
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.constants import ANNOTATION_TEMPLATE_HASH, LABEL_QUEUE_NAME
@@ -74,8 +76,22 @@ _MARGIN_S = 15
 """Between the engine's own drain limit and SIGKILL: it unloads the GPU in that time."""
 
 
-def template(md: ModelDeployment, resolved: Resolved) -> Object:
-    """A pod template; the same input gives the same bytes, for a changed byte restarts a model."""
+@dataclass(frozen=True, slots=True)
+class PodTemplate:
+    """A rendered pod template and its hash: a new hash is a rollout."""
+
+    manifest: Object
+    hash: str
+
+
+def pod_template(md: ModelDeployment, resolved: Resolved) -> PodTemplate:
+    """The template of the Deployment's pods, rendered once for a generation of the spec."""
+    manifest = _template(md, resolved)
+    return PodTemplate(manifest, digest(manifest))
+
+
+def _template(md: ModelDeployment, resolved: Resolved) -> Object:
+    """The same input gives the same bytes, because a changed byte restarts a model."""
     queue = md.spec.scheduling.queue_name
     return {
         "metadata": {"labels": {**labels(md), **({LABEL_QUEUE_NAME: queue} if queue else {})}},
@@ -240,21 +256,22 @@ _PATIENCE_S = 600
 """Beyond what a start may take: pulling an image of many gigabytes."""
 
 
-def children(md: ModelDeployment, resolved: Resolved, *, replicas: int, surge: bool = False) -> list[Object]:
+def children(
+    md: ModelDeployment, resolved: Resolved, template: PodTemplate, *, replicas: int, surge: bool = False
+) -> list[Object]:
     """Deployment, Service and, from two replicas on, a PodDisruptionBudget, in the order to apply them.
 
     The Deployment has no `spec.replicas`: that field belongs to the scaler.
     """
-    result = [deployment(md, resolved, surge=surge), service(md)]
+    result = [deployment(md, resolved, template, surge=surge), service(md)]
     if replicas > 1:
         result.append(budget(md))
     return result
 
 
-def deployment(md: ModelDeployment, resolved: Resolved, *, surge: bool) -> Object:
+def deployment(md: ModelDeployment, resolved: Resolved, template: PodTemplate, *, surge: bool) -> Object:
     """apps/v1 Deployment. Without `surge` a rollout takes one replica at a time: with it, it would wait for a GPU that
     a full cluster never has."""
-    pod = template(md, resolved)
     spec: Object = {
         "selector": {"matchLabels": selector(md)},
         "strategy": {
@@ -263,9 +280,9 @@ def deployment(md: ModelDeployment, resolved: Resolved, *, surge: bool) -> Objec
         },
         "progressDeadlineSeconds": md.spec.rollout.timeout_seconds or resolved.startup_seconds + _PATIENCE_S,
         "revisionHistoryLimit": 3,
-        "template": pod,
+        "template": template.manifest,
     }
-    hashed = {ANNOTATION_TEMPLATE_HASH: digest(pod)}
+    hashed = {ANNOTATION_TEMPLATE_HASH: template.hash}
     return child(md, api_version="apps/v1", kind="Deployment", spec=spec, annotations=hashed)
 
 
