@@ -11,7 +11,7 @@ from flotilla.catalog.chips import find_chip, load_chips
 from flotilla.catalog.models import Architecture, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import Weights
-from flotilla.planning.speed import MEASURED, Limits, Shape, SpeedModel, compute_type
+from flotilla.planning.speed import MEASURED, SPREAD_UNMEASURED, Limits, Shape, SpeedModel, compute_type
 
 WHOLE = Weights(bits=Decimal(16), kv_element_bytes=2)
 HALF = Weights(bits=Decimal("8.1"), kv_element_bytes=2)
@@ -155,3 +155,34 @@ def test_the_first_token_comes_later_the_more_there_is_to_do() -> None:
     assert busy is not None
     assert 0.02 < quiet < busy < 1
     assert speed.first_token_p99_s(shape, 1000, limits) is None
+
+
+def test_a_tower_for_images_costs_no_time_for_text() -> None:
+    with_tower, without = (
+        model(f"Qwen/{name}-7B-Instruct", "nvidia-h100-80gb").decode_step_s(1, 1000)
+        for name in ("Qwen2.5-VL", "Qwen2.5")
+    )
+
+    assert with_tower == pytest.approx(without, rel=0.01)
+
+
+def test_the_state_of_recurrent_layers_is_read_and_written_in_each_step() -> None:
+    hybrid = model("nvidia/NVIDIA-Nemotron-Nano-9B-v2", "nvidia-h100-80gb")
+    state = hybrid.architecture.recurrent
+    assert state is not None
+    plain = replace(hybrid, architecture=replace(hybrid.architecture, recurrent=replace(state, layers=0)))
+    bandwidth = hybrid.chip.bandwidth_gb_per_s * 1e9
+
+    per_request = hybrid.decode_step_s(200, 1000) - hybrid.decode_step_s(100, 1000)
+    without = plain.decode_step_s(200, 1000) - plain.decode_step_s(100, 1000)
+
+    assert per_request - without >= 100 * 2 * state.layers * state.bytes_per_layer(1) / bandwidth
+    tasks = hybrid.estimate(Shape(1000, 150), Limits(400_000, 256)).tasks_per_s
+    assert tasks.low == pytest.approx(tasks.expected / SPREAD_UNMEASURED)
+
+
+def test_parts_that_a_checkpoint_keeps_in_16_bits_are_read_so() -> None:
+    narrow = model("openai/gpt-oss-20b", "nvidia-h100-80gb", "fp8")
+    kept = replace(narrow, weights=replace(HALF, keeps=frozenset({"attention"})))
+
+    assert kept.decode_step_s(1, 1000) > narrow.decode_step_s(1, 1000)

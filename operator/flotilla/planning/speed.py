@@ -7,7 +7,8 @@ are made in
     answer tokens x decode step(B)  +  B x prefill(prompt)
 
 decode step: the weights are read once (of a mixture of experts those that B tokens reach), the KV cache of all B
-requests is read, and B tokens are multiplied with the weights; reading and multiplying overlap. Prefill: the uncached
+requests (and the state of recurrent layers) is read, and B tokens are multiplied with the weights; reading and
+multiplying overlap. Towers for images are left out: speeds are of text. Prefill: the uncached
 part of the prompt is multiplied with the weights, and attends to the whole prompt. With tensor parallelism all of that
 is divided, and two sums over all GPUs are added per layer. To each step, layer, token and request a fixed time of the
 engine is added, which is what bounds tiny requests. B is limited by the KV cache and by the engine's own maximum.
@@ -23,6 +24,7 @@ from decimal import Decimal
 from functools import cached_property
 
 from flotilla.catalog.chips import WIDE_TYPES, Chip, find_chip
+from flotilla.catalog.model_config import ATTENTION
 from flotilla.catalog.models import Architecture
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import Fit, Settings, Weights, fit_memory
@@ -30,6 +32,8 @@ from flotilla.planning.resolve import Resolved
 
 _GIGA, _TERA = 1e9, 1e12
 _WIDE = "bf16"
+_LAYER_PARTS = frozenset({"attention", "mlp", "recurrent"})
+"""Parts of a model (fields of Parts) that every token is multiplied with; routed experts are counted apart."""
 _TAIL = 0.01
 """Of the requests, what is beyond the 99th percentile."""
 
@@ -221,17 +225,27 @@ class SpeedModel:
         return self.architecture.vocab_size * self.architecture.hidden_size
 
     @cached_property
+    def _inner_parameters(self) -> int:
+        """Those of the layers, without routed experts. Towers for images and draft layers do nothing for a token."""
+        a = self.architecture
+        idle = a.parts.vision + a.parts.draft if a.parts else 0
+        return max(0, a.parameters - min(a.embedding_parameters, a.parameters) - a.expert_parameters - idle)
+
+    @cached_property
     def _read_once(self) -> tuple[float, float]:
         """Bytes of the weights that every step reads, and of all routed experts. The input table is only looked up."""
         a, per_parameter = self.architecture, float(self.weights.bits) / 8
-        inner = a.parameters - min(a.embedding_parameters, a.parameters) - a.expert_parameters
-        return inner * per_parameter + 2.0 * self._head_parameters, a.expert_parameters * per_parameter
+        kept = {name for name in self.weights.keeps if name in _LAYER_PARTS} if a.parts else set()
+        wide = min(self._inner_parameters, sum(getattr(a.parts, name) for name in kept))
+        inner = (self._inner_parameters - wide) * per_parameter + 2.0 * wide
+        experts = a.expert_parameters * (2.0 if "experts" in self.weights.keeps else per_parameter)
+        return inner + 2.0 * self._head_parameters, experts
 
     @cached_property
     def _flops_per_token(self) -> float:
         """As if all were one large multiplication: those of the routed experts count for as long as they take."""
         a = self.architecture
-        dense = a.parameters - min(a.embedding_parameters, a.parameters) - a.expert_parameters + self._head_parameters
+        dense = self._inner_parameters + self._head_parameters
         routed = a.expert_parameters * a.experts_per_token / a.experts if a.experts else 0.0
         return 2.0 * (dense + routed / self.factors.experts)
 
@@ -249,23 +263,29 @@ class SpeedModel:
 
     @cached_property
     def _layers(self) -> int:
-        return self.architecture.full_layers + self.architecture.sliding_layers
+        a, state = self.architecture, self.architecture.recurrent
+        # Attention and a recurrent block beside each other are one layer.
+        recurrent = state.layers if state and state.kind not in ATTENTION else 0
+        return a.full_layers + a.sliding_layers + a.shared_kv_layers + recurrent
 
-    @cached_property
-    def _row_bytes(self) -> float:
+    def _row_bytes(self, kv_heads: int, head_dim: int) -> float:
         """Of one token in the KV cache of one layer, on all GPUs: a latent row is on each, and so are KV heads that are
         fewer than the GPUs."""
         a, size = self.architecture, self.weights.kv_element_bytes
         if a.latent_width:
             return float(a.latent_width * size * self.gpus)
-        return 2.0 * max(a.kv_heads, self.gpus) * a.head_dim * size
+        return 2.0 * max(kv_heads, self.gpus) * head_dim * size
 
-    def _kv_bytes(self, context: float) -> float:
-        """What one token's attention reads: the whole context in full layers, the window in the others."""
+    def _cache_bytes(self, context: float) -> float:
+        """What one token reads of its request: the whole context in full layers, the window in others, and the state of
+        recurrent ones, which it also writes."""
         a = self.architecture
-        return self._row_bytes * (
-            a.full_layers * context + a.sliding_layers * min(context, float(a.sliding_window or context))
-        )
+        full = self._row_bytes(a.full_kv_heads or a.kv_heads, a.full_head_dim or a.head_dim) * context
+        near = self._row_bytes(a.kv_heads, a.head_dim) * min(context, float(a.sliding_window or context))
+        state = 2.0 * self.gpus * a.recurrent.layers * a.recurrent.bytes_per_layer(self.gpus) if a.recurrent else 0.0
+        # Layers that share another's cache read it too; which kind it is of is not known, so it counts as the mean.
+        reads = 1 + a.shared_kv_layers / max(1, a.full_layers + a.sliding_layers)
+        return reads * (a.full_layers * full + a.sliding_layers * near) + state
 
     def _sums_s(self, tokens: float) -> float:
         """The sums over all GPUs that a step with so many tokens needs."""
@@ -285,7 +305,7 @@ class SpeedModel:
         always, experts = self._read_once
         read = (always + self._touched(batch) * experts) / (self._bytes_per_s * f.weights_bandwidth)
         multiply = batch * self._flops_per_token / self._flops_per_s
-        cache = batch * self._kv_bytes(context) / (self._bytes_per_s * f.kv_bandwidth)
+        cache = batch * self._cache_bytes(context) / (self._bytes_per_s * f.kv_bandwidth)
         fixed = f.step_s + self._layers * (f.layer_s + (2 * f.reduce_s if self.gpus > 1 else 0.0))
         return math.hypot(read, multiply) + cache + fixed + batch * f.token_s + self._sums_s(batch)
 
@@ -321,7 +341,8 @@ class SpeedModel:
             )
         tasks = self.tasks_per_s(shape, batch)
         measured = (self.chip.slice_of or self.chip.class_name) in MEASURED and not self.chip.slice_of
-        spread = SPREAD_MEASURED if measured and self.architecture.kv_known else SPREAD_UNMEASURED
+        plain = self.architecture.kv_known and self.architecture.recurrent is None
+        spread = SPREAD_MEASURED if measured and plain else SPREAD_UNMEASURED
         return Estimate(
             tasks_per_s=Range.around(tasks, spread),
             output_tokens_per_s=Range.around(tasks * shape.output_tokens, spread),
@@ -339,7 +360,7 @@ class SpeedModel:
             "reading the weights": out
             * (always + self._touched(batch) * experts)
             / (self._bytes_per_s * f.weights_bandwidth),
-            "reading the KV cache": out * batch * self._kv_bytes(context) / (self._bytes_per_s * f.kv_bandwidth),
+            "reading the KV cache": out * batch * self._cache_bytes(context) / (self._bytes_per_s * f.kv_bandwidth),
             "computing the answers": out * batch * self._flops_per_token / self._flops_per_s,
             "computing the prompts": batch * self.prefill_s(shape),
             "the overhead per request": batch * f.request_s,
