@@ -20,7 +20,7 @@ from flotilla.cli.advise import Wishes, machine
 from flotilla.cli.estimate import two_digits
 from flotilla.cost import gpu_prices
 from flotilla.cost.gpu_prices import PriceSources
-from flotilla.cost.hosted_prices import HostedPrice, Tiers
+from flotilla.cost.hosted_prices import HostedPrice, Tiers, catalogue_date
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import load_catalog
 from flotilla.simulation.advice import Machine, Terms, Workload, advise
@@ -159,6 +159,7 @@ def test_the_words_say_decision_table_and_assumptions() -> None:
         "nvidia-l4 at 0.8048",
         "Overhead beside the GPUs: 10 USD/day.",
         "openai/gpt-5-mini: 0.25 USD in, 2 USD out per million tokens (genai-prices",
+        f"Hosted prices of genai-prices, which was published on {catalogue_date()}, are those for 20",
         "built-in: AWS g6.xlarge us-east-1, as of 2026-11-09",
         "meta-llama/Llama-3.1-8B-Instruct with fp8 weights: 1.9 tasks/s at saturation, 1.4 to 2.7, computed",
         "(2 to 4)",
@@ -251,8 +252,10 @@ def test_the_models_size_decides_how_fast_it_is(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(load_models().rows["Qwen/Qwen2.5-7B-Instruct"]["config"]))
     assert own_machine(model=str(file)).tasks_per_second == pytest.approx(middle, rel=D("0.01"))
-    with pytest.raises(InvalidSpec, match="catalogue"):
-        own_machine(model="acme/unknown")
+    for name in ("Qwen2.5-7B-Instruct", "https://huggingface.co/Qwen/Qwen2.5-7B-Instruct"):
+        assert own_machine(model=name).tasks_per_second == middle
+    with pytest.raises(InvalidSpec, match="Did you mean"):
+        own_machine(model="Qwen/Qwen2.5-7B-Instrukt")
 
 
 def test_a_target_for_the_first_token_takes_load_away_or_is_refused() -> None:

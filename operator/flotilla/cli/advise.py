@@ -223,6 +223,11 @@ def ask(
     more = [hosted(given, "--compare", batch=batch) for given in others]
     advice = advise(work, terms, machines=machines, small=low, frontier=top, others=more)
     basis = assumptions(work, terms, machines, [low, top, *more])
+    published = hosted_prices.catalogue_date()
+    basis.append(
+        f"Hosted prices of genai-prices, which was published on {published or 'an unknown day'}, are those for "
+        f"{datetime.now(UTC):%Y-%m-%d}."
+    )
     if wishes.first_token_s is not None:
         basis.append("How soon hosted models send the first token is not known here.")
     return advice, basis

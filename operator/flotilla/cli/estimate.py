@@ -100,7 +100,7 @@ def planned(
     """What vLLM would run of a model of the catalogue, or of a config.json; raises InvalidSpec with the option."""
     file = Path(model)
     architecture = described(file, None) if file.suffix == ".json" else None
-    source = "pvc://described/model" if architecture else model if "://" in model else f"hf://{model}"
+    source = "pvc://described/model" if architecture else _source(model, catalog)
     wanted = {
         "engine": {"name": "vllm"},
         "quantization": {"method": method},

@@ -3,7 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import version
 from typing import Any, Literal, Protocol
@@ -237,6 +237,15 @@ def token_factor(model: str) -> Decimal:
     found = _CLAUDE_VERSION.search(model)
     version = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
     return _NEW_CLAUDE_TOKENS if version >= _NEW_CLAUDE else _CLAUDE_TOKENS
+
+
+CATALOGUE_PUBLISHED = {"0.2.3": date(2026, 11, 10)}
+"""Day on which a version of genai-prices was published (uv.lock); the package itself does not say."""
+
+
+def catalogue_date(installed: str | None = None) -> date | None:
+    """Of the installed version of the price catalogue, or another; None where it is not known."""
+    return CATALOGUE_PUBLISHED.get(installed or version("genai-prices"))
 
 
 def find(provider: str, model: str, *, field: str, at: datetime, batch: bool = False) -> HostedPrice:
