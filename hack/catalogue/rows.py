@@ -257,8 +257,12 @@ def add_checkpoint(
     quantization: str = "",
     context: int = 0,
     declared: int = 0,
+    padded: int = 0,
 ) -> None:
-    """Put a checkpoint into a row that is known to have its facts."""
+    """Put a checkpoint into a row that is known to have its facts.
+
+    `padded` is its intermediate_size where the publisher made the MLP wider to quantize it.
+    """
     if find(catalogue, name):
         return
     entry: dict[str, Any] = {}
@@ -269,6 +273,8 @@ def add_checkpoint(
         entry["context"] = context
     if declared and abs(declared - owner["parameters"]) * 1000 > TOLERANCE_PERMILLE * owner["parameters"]:
         entry["parameters"] = declared
+    if padded and padded != owner["config"].get("intermediate_size"):
+        entry["intermediate_size"] = padded
     if source != owner["source"]:
         entry["source"] = source
     owner["checkpoints"][name] = entry

@@ -50,7 +50,7 @@ def test_more_gpus_never_shorten_the_context(
     of: Architecture, how: Weights, engine: Settings, memory_gib: Decimal, data: st.DataObject
 ) -> None:
     assume(of.kv_known)
-    legal = memory_fit.legal_counts(of, engine)
+    legal = memory_fit.legal_counts(of, engine, how)
     few, many = sorted((data.draw(st.sampled_from(legal)), data.draw(st.sampled_from(legal))))
     shorter = judge(of, how, engine, memory_gib, few, None)
     longer = judge(of, how, engine, memory_gib, many, None)
@@ -71,7 +71,7 @@ def test_a_plan_that_says_it_fits_is_within_the_budget(
     budget = float(memory_gib * engine.utilization) * GIB
     assert plan.weights_bytes + plan.working_bytes + cache <= budget
     assert plan.concurrency >= 1
-    assert plan.gpus in memory_fit.legal_counts(of, engine)
+    assert plan.gpus in memory_fit.legal_counts(of, engine, how)
     assert context is None or plan.context_length == context
 
 
@@ -81,6 +81,6 @@ def test_no_smaller_count_fits_than_the_one_chosen(
 ) -> None:
     plan = judge(of, how, engine, memory_gib, None, context)
     assume(plan.verdict == memory_fit.FITS)
-    for fewer in memory_fit.legal_counts(of, engine):
+    for fewer in memory_fit.legal_counts(of, engine, how):
         if fewer < plan.gpus:
             assert judge(of, how, engine, memory_gib, fewer, context).verdict != memory_fit.FITS

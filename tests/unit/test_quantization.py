@@ -141,3 +141,50 @@ def test_each_profile_says_something_of_each_method_and_cache_type(engine: str) 
     profile = CATALOG.profiles[engine]
     assert set(profile.quantization) == {str(method) for method in QuantizationMethod} - {"auto"}
     assert set(profile.kv_cache) == {"auto", "fp8", "fp8_e4m3", "fp8_e5m2"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf://amd/Qwen3-8B-MXFP4-Quark",
+        "hf://pytorch/Phi-4-mini-instruct-INT4",
+        "hf://acme/support-bot-v3",
+        "pvc://weights/support-bot-v3",
+        "s3://bucket/support-bot-v3",
+    ],
+)
+def test_auto_leaves_the_flag_out_where_it_is_not_known_how_the_weights_are_stored(source: str) -> None:
+    found = resolved("auto", "nvidia-l4", source=source).quantization
+    assert (found.method, found.engine_value) == ("none", "")
+    assert "as they are stored" in found.note
+    assert "fp8 as spec.quantization.method" in found.note
+
+
+def test_auto_leaves_an_encoder_as_it_is() -> None:
+    found = resolved("auto", "nvidia-l4", source="hf://BAAI/bge-m3").quantization
+    assert (found.method, found.engine_value, found.note) == ("none", "", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3-8B-Quark", "Phi-4-INT4", "x-hqq", "x-4bit", "x-AutoRound", "bitnet-b1.58-BitNet"]
+)
+def test_another_method_than_the_name_tells_is_refused(name: str) -> None:
+    with pytest.raises(InvalidSpec, match="is quantized already") as refused:
+        resolved("fp8", "nvidia-l4", source=f"hf://acme/{name}")
+    assert "Use auto" in str(refused.value)
+
+
+def test_a_method_that_needs_a_checkpoint_of_its_own_is_refused_with_the_checkpoint_to_use() -> None:
+    with pytest.raises(InvalidSpec, match="Qwen/Qwen3-8B has 16-bit weights") as refused:
+        resolved("awq", "nvidia-l4", source="hf://Qwen/Qwen3-8B")
+    assert "Qwen/Qwen3-8B-AWQ" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "model", ["google/gemma-3-4b-it", "google/gemma-3-1b-it", "google/gemma-2-9b-it", "zai-org/GLM-4-9B-0414"]
+)
+def test_a_model_that_is_unstable_in_float16_is_refused_on_a_card_without_bfloat16(model: str) -> None:
+    with pytest.raises(InvalidSpec, match="refuses float16 for models of type") as refused:
+        resolved("none", "nvidia-t4", source=f"hf://{model}")
+    assert refused.value.field == "spec.accelerator.class"
+    resolved("none", "nvidia-a100-80gb", source=f"hf://{model}")

@@ -71,7 +71,8 @@ def test_a_pre_quantized_checkpoint_is_known_by_its_name(source: str, method: st
 @pytest.mark.parametrize(
     ("source", "engine", "gpu", "wish", "method", "flag"),
     [
-        ("hf://a/plain", "vllm", "nvidia-l4", "auto", "fp8", "fp8"),
+        ("hf://Qwen/Qwen3-8B", "vllm", "nvidia-l4", "auto", "fp8", "fp8"),
+        ("hf://a/plain", "vllm", "nvidia-l4", "auto", "none", ""),
         ("hf://a/plain", "vllm", "nvidia-a100-80gb", "auto", "none", ""),
         ("hf://a/plain", "vllm", "amd-mi300x", "auto", "none", ""),
         ("hf://a/x-AWQ", "vllm", "nvidia-l4", "auto", "awq", ""),

@@ -260,3 +260,28 @@ def test_a_described_hybrid_is_judged_like_the_one_of_the_catalogue() -> None:
     assert described is not None
     assert known is not None
     assert abs(described.concurrency / known.concurrency - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("source", "legal", "refused", "why"),
+    [
+        # 13824 / 8 is no multiple of 128 (Qwen3-VL#831, vllm#5675).
+        ("Qwen/Qwen2.5-14B-Instruct-AWQ", (1, 2, 4), 8, r"width of the MLP \(13824\) over 8 GPUs"),
+        ("Qwen/Qwen2.5-14B-Instruct-GPTQ-Int4", (2, 4), 8, r"multiple of the 128 weights"),
+        # 9728 / 8 = 1216: no square of 128 x 128.
+        ("Qwen/Qwen3-4B-FP8", (1, 2, 4), 8, r"width of the MLP \(9728\) over 8 GPUs"),
+        ("Qwen/Qwen3-30B-A3B-FP8", (1, 2), 4, r"width of an expert \(768\) over 4 GPUs"),
+        # Padded when it was quantized: 29696 instead of 29568.
+        ("Qwen/Qwen2.5-72B-Instruct-AWQ", (2, 4, 8), 3, "64 attention heads and 8 KV heads"),
+    ],
+)
+def test_a_quantized_checkpoint_is_not_split_within_weights_that_share_a_scale(
+    source: str, legal: tuple[int, ...], refused: int, why: str
+) -> None:
+    for count in legal:
+        wanted = {"accelerator": {"count": count}, "quantization": {"method": "auto"}}
+        assert fit_of(f"hf://{source}", "nvidia-h100-80gb", **wanted).gpus == count
+    with pytest.raises(InvalidSpec, match=why) as error:
+        fit_of(f"hf://{source}", "nvidia-h100-80gb", accelerator={"count": refused}, quantization={"method": "auto"})
+    assert error.value.field == "spec.accelerator.count"
+    assert "Use one of 1, 2" in str(error.value)

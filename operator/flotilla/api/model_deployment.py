@@ -221,7 +221,8 @@ class QuantizationSpec(Model):
     method: QuantizationMethod = QuantizationMethod.AUTO
     """method of the weights.
 
-    auto leaves pre-quantized checkpoints alone and else takes fp8 where the GPU runs it natively."""
+    auto takes fp8 where the GPU runs it natively and the catalogue knows that the weights have 16 bits; else it leaves
+    the checkpoint as it is stored."""
     kv_cache: KvCacheType = KvCacheType.AUTO
     """kvCache is the type of the KV cache; auto takes that of the model."""
 

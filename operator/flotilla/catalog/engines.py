@@ -207,6 +207,8 @@ class Profile(_Data):
     quantization: dict[str, Support]
     kv_cache: dict[str, Support]
     minimum_compute_capability: float
+    float16_refused: frozenset[str] = frozenset()
+    """Model types that the engine does not run in float16."""
 
     @cached_property
     def _compiled(self) -> list[list[str | Template]]:

@@ -111,6 +111,8 @@ class Architecture:
     """Routed experts of a layer; 0 for a model without."""
     experts_per_token: int = 0
     """How many of them one token goes through."""
+    expert_width: int = 0
+    """Width of one expert's MLP."""
     expert_parameters: int = 0
     """Of all routed experts of all layers; 0 with experts: how many layers have them is not known."""
 
@@ -177,6 +179,7 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
         tower=_tower(text),
         experts=routed,
         experts_per_token=min(used, routed),
+        expert_width=number(text, "moe_intermediate_size", number(text, "intermediate_size")) if routed else 0,
         expert_parameters=parts.experts if parts else 0,
     )
 
@@ -304,7 +307,7 @@ class ModelCatalogue:
             )
             for name, recipe in data["quantizations"].items()
         }
-        self._read: dict[tuple[str, int, int], Architecture] = {}
+        self._read: dict[tuple[str, int, int, int], Architecture] = {}
         self._matched: dict[str, names.Match] = {}
         self._found = {
             name.lower(): (row, name) for row, entry in self._rows.items() for name in (row, *entry["checkpoints"])
@@ -321,7 +324,12 @@ class ModelCatalogue:
         source = self._sources[own.get("source", entry["source"])]
         return KnownModel(
             id=name,
-            architecture=self._architecture(row, own.get("parameters", entry["parameters"]), own.get("context", 0)),
+            architecture=self._architecture(
+                row,
+                own.get("parameters", entry["parameters"]),
+                own.get("context", 0),
+                0 if own is entry else own.get("intermediate_size", 0),
+            ),
             recipe=self._recipes.get(own.get("quantization", "")),
             task=entry.get("task", "generate"),
             verified=source.get("verified", True),
@@ -339,12 +347,26 @@ class ModelCatalogue:
             self._matched[typed] = names.match(typed, self._found)
         return self._matched[typed]
 
-    def _architecture(self, row: str, parameters: int, context: int) -> Architecture:
-        key = (row, parameters, context)
+    def checkpoints(self, known: KnownModel, method: str) -> list[str]:
+        """Checkpoints of the same architecture that were quantized with `method`, those of the same model first."""
+        row, _ = self._found[known.id.lower()]
+        own = known.id.rpartition("/")[2].lower()
+        recipes = {name for name, recipe in self._recipes.items() if recipe.method == method}
+        found = [
+            name
+            for name, checkpoint in self._rows[row]["checkpoints"].items()
+            if checkpoint.get("quantization") in recipes
+        ]
+        return sorted(found, key=lambda name: not name.rpartition("/")[2].lower().startswith(own))
+
+    def _architecture(self, row: str, parameters: int, context: int, padded: int) -> Architecture:
+        key = (row, parameters, context, padded)
         if key not in self._read:
             facts = self._rows[row]["config"]
             if context:
                 facts = {**facts, "max_position_embeddings": context}
+            if padded:
+                facts = {**facts, "intermediate_size": padded}
             self._read[key] = from_facts(facts, parameters=parameters)
         return self._read[key]
 

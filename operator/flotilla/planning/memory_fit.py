@@ -153,6 +153,10 @@ class Weights:
     kv_element_bytes: int
     keeps: frozenset[str] = frozenset()
     """Parts of the model (fields of Parts) that stay in 16 bits beside those that always do."""
+    group_size: int = 0
+    """Inputs of a layer that share a scale, and must lie on one GPU; 0 where nothing forbids to divide them."""
+    block_size: int = 0
+    """Side of the squares of inputs and outputs that share a scale; 0 likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +221,45 @@ def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) 
     return int(settings.base_gib * GIB) + settings.batched_tokens * per_token + logits
 
 
-def legal_counts(architecture: Architecture, settings: Settings, *, at_most: int = MAX_GPUS) -> list[int]:
+def legal_counts(
+    architecture: Architecture, settings: Settings, weights: Weights, *, at_most: int = MAX_GPUS
+) -> list[int]:
     """The GPU counts over which the model can be split."""
-    return [
-        gpus for gpus in range(1, at_most + 1) if not settings.tensor_parallel or architecture.tensor_parallel(gpus)
-    ]
+    if not settings.tensor_parallel:
+        return list(range(1, at_most + 1))
+    return [gpus for gpus in range(1, at_most + 1) if not unsplittable(architecture, weights, gpus)]
+
+
+def unsplittable(architecture: Architecture, weights: Weights, gpus: int) -> str:
+    """Why tensor parallelism over `gpus` is impossible, as a clause; empty where it is possible.
+
+    Heads are not divided, and neither are the groups or squares of a quantized checkpoint that share a scale: engines
+    refuse them when they load (vllm/model_executor/layers/quantization).
+    """
+    if not architecture.tensor_parallel(gpus):
+        heads = f"{architecture.heads} attention heads and {architecture.kv_heads} KV heads"
+        return f"{heads} cannot be split over {gpus} GPUs"
+    unit = weights.group_size or weights.block_size
+    if gpus == 1 or not unit:
+        return ""
+    widths = {}
+    if not architecture.latent_width:
+        widths["of the attention's output"] = architecture.heads * architecture.head_dim
+    parts = architecture.parts
+    if parts is None or parts.mlp:
+        widths["of the MLP"] = architecture.intermediate_size
+    if architecture.experts and weights.block_size:
+        widths["of an expert"] = architecture.expert_width
+    if architecture.experts and parts is not None and not weights.block_size:
+        # What counts as MLP beside experts is shared ones, of another width.
+        widths.pop("of the MLP", None)
+    for name, width in widths.items():
+        if width % (unit * gpus):
+            return (
+                f"the width {name} ({width}) over {gpus} GPUs is no multiple of the {unit} weights that share a scale "
+                "in this checkpoint"
+            )
+    return ""
 
 
 @lru_cache(maxsize=256)
@@ -238,7 +276,7 @@ def fit_memory(
 
     Where nothing fits the answer is that of the largest legal count.
     """
-    counts = [gpus] if gpus is not None else legal_counts(architecture, settings)
+    counts = [gpus] if gpus is not None else legal_counts(architecture, settings, weights)
     answers = [
         _judge(architecture, weights, settings, memory_gib=memory_gib, gpus=count, context_length=context_length)
         for count in counts
@@ -350,11 +388,11 @@ def fitted(
         # Other engines keep the states of recurrent layers in a pool of their own, by rules that are not known here.
         architecture = replace(architecture, kv_known=False)
     engine = settings(profile.memory, accelerator, spec.engine.args)
-    _check_count(architecture, engine, count)
+    _check_count(architecture, engine, weights, count)
     memory_gib = accelerator.memory_gib or _pod_memory_gib(spec)
     fit = fit_memory(architecture, weights, engine, memory_gib=memory_gib, gpus=count, context_length=asked)
     if fit.verdict == DOES_NOT_FIT:
-        raise DoesNotFit(_refusal(spec, fit, accelerator, architecture), fit)
+        raise DoesNotFit(_refusal(spec, fit, accelerator, architecture, weights), fit)
     if fit.most_sequences and fit.most_sequences < engine.sequences:
         raise DoesNotFit(
             f"{fit.gpus} x {accelerator.class_name} can hold the recurrent state of {fit.most_sequences} requests, and "
@@ -450,13 +488,15 @@ def _context_checked(architecture: Architecture, asked: int | None, args: Sequen
     )
 
 
-def _check_count(architecture: Architecture, engine: Settings, count: int | None) -> None:
-    if count is None or not engine.tensor_parallel or architecture.tensor_parallel(count):
+def _check_count(architecture: Architecture, engine: Settings, weights: Weights, count: int | None) -> None:
+    if count is None or not engine.tensor_parallel:
         return
-    legal = ", ".join(map(str, legal_counts(architecture, engine, at_most=16)))
+    why = unsplittable(architecture, weights, count)
+    if not why:
+        return
+    legal = ", ".join(map(str, legal_counts(architecture, engine, weights, at_most=16)))
     raise InvalidSpec(
-        f"{architecture.heads} attention heads and {architecture.kv_heads} KV heads cannot be split over {count} GPUs. "
-        f"Use one of {legal}, or leave spec.accelerator.count out.",
+        f"{why[0].upper()}{why[1:]}. Use one of {legal}, or leave spec.accelerator.count out.",
         field="spec.accelerator.count",
         reason="IllegalCount",
     )
@@ -467,7 +507,9 @@ def _pod_memory_gib(spec: ModelDeploymentSpec) -> Decimal:
     return wanted / GIB if wanted is not None else Decimal(DEFAULT_MEMORY_GIB)
 
 
-def _refusal(spec: ModelDeploymentSpec, fit: Fit, accelerator: Accelerator, architecture: Architecture) -> str:
+def _refusal(
+    spec: ModelDeploymentSpec, fit: Fit, accelerator: Accelerator, architecture: Architecture, weights: Weights
+) -> str:
     """The figures, and every remedy that would really help."""
     needed = fit.context_length
     figures = (
@@ -478,7 +520,7 @@ def _refusal(spec: ModelDeploymentSpec, fit: Fit, accelerator: Accelerator, arch
     remedies = []
     if fit.longest_context >= 256:
         remedies.append(f"spec.model.contextLength of at most {fit.longest_context}")
-    if spec.accelerator.count is not None and architecture.tensor_parallel(fit.gpus * 2):
+    if spec.accelerator.count is not None and not unsplittable(architecture, weights, fit.gpus * 2):
         remedies.append(f"spec.accelerator.count above {fit.gpus} (or none, for the fewest that fit)")
     if str(spec.quantization.method) in ("auto", "none"):
         remedies.append("a checkpoint with fewer bits (awq, gptq, fp8) in spec.model.source")

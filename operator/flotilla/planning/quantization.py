@@ -1,6 +1,7 @@
 """Which quantization a checkpoint can be served with on an engine and an accelerator."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -23,6 +24,10 @@ _PREQUANTIZED = (
 )
 """Publishers mark pre-quantized checkpoints in the name; where the catalogue of models has one, it knows better."""
 
+_OTHER = re.compile(
+    r"[-_.](quark|auto-?round|int4|hqq|4bit|bitnet|exl[23]|torchao|mlx|fp6|int2|2bit|3bit)\b|/.*-[48]bit\b"
+)
+"""Names of checkpoints that were quantized in a way that only the engine finds out."""
 _BITS = {
     "none": Decimal(16),
     "fp8": Decimal("8.1"),
@@ -47,6 +52,7 @@ _BITS_BY_NAME = (
 )
 """Checkpoints of the methods that come in several widths say theirs in the name."""
 _SEVERAL_WIDTHS = frozenset({"gguf", "gptq", "compressed-tensors"})
+_GENERATE = "generate"
 _ONLINE_NOTE_FREE = frozenset({"none", "fp8", "fp8-per-channel", "bitsandbytes"})
 
 
@@ -60,6 +66,12 @@ class Quantization:
     kv_engine_value: str
     note: str
     weights: Weights
+
+
+_UNKNOWN_NOTE = (
+    "The catalogue does not know this checkpoint, so the engine takes its weights as they are stored. Where they have "
+    "16 bits, {method} as spec.quantization.method would save memory."
+)
 
 
 def checkpoint_method(source: str, known: KnownModel | None = None) -> str | None:
@@ -79,11 +91,25 @@ def choose(
     profile: Profile,
     version: str,
     accelerator: Accelerator,
+    alternatives: Sequence[str] = (),
 ) -> Quantization:
-    """Resolve both wishes; raises InvalidSpec(UnsupportedQuantization) with field, cause and remedy."""
+    """Resolve both wishes; raises InvalidSpec(UnsupportedQuantization) with field, cause and remedy.
+
+    `alternatives` are checkpoints of the same model that were quantized with `method`.
+    """
     checkpoint = checkpoint_method(source, known)
+    stored = ""
     if method == "auto":
         method = checkpoint or _automatic(profile, version, accelerator)
+        if checkpoint is None and method != "none" and (known is None or known.task != _GENERATE):
+            # A flag that differs from what the checkpoint is stops the engine; encoders gain nothing.
+            stored, method = ("" if known else _UNKNOWN_NOTE.format(method=method)), "none"
+    elif checkpoint is None and known is None and _OTHER.search(source.lower()):
+        raise _refuse(
+            "spec.quantization.method",
+            f"The name of the checkpoint {source} says that it is quantized already, and {method} may differ from "
+            "that. Use auto, with which the engine reads it from the checkpoint.",
+        )
     elif method == "none" and checkpoint is not None:
         raise _refuse(
             "spec.quantization.method",
@@ -93,6 +119,13 @@ def choose(
     support = profile.quantization.get(method, Support(refused="is not known to this engine"))
     _admit(support, method, "spec.quantization.method", profile, version, accelerator)
     prequantized = checkpoint is not None and checkpoint == method
+    if known is not None and checkpoint is None and method not in _ONLINE_NOTE_FREE and not support.online:
+        remedy = f"Use auto, or name such a checkpoint in spec.model.source: {', '.join(alternatives[:3])}"
+        raise _refuse(
+            "spec.quantization.method",
+            f"{method} needs a checkpoint that was quantized with it, and {known.id} has 16-bit weights. "
+            + (f"{remedy}." if alternatives else "Use auto, or name a checkpoint that was, in spec.model.source."),
+        )
     if checkpoint is not None and not prequantized and method != "compressed-tensors":
         raise _refuse(
             "spec.quantization.method",
@@ -108,13 +141,17 @@ def choose(
         engine_value=support.value if told else "",
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
-        note=_note(method, support, accelerator, prequantized=prequantized),
-        weights=Weights(
-            bits=_bits(method, source, known),
-            kv_element_bytes=2 if kv_cache == "auto" else 1,
-            keeps=known.recipe.keeps if known is not None and known.recipe is not None else frozenset(),
-        ),
+        note=stored or _note(method, support, accelerator, prequantized=prequantized),
+        weights=_weights(method, source, known, kv_element_bytes=2 if kv_cache == "auto" else 1),
     )
+
+
+def _weights(method: str, source: str, known: KnownModel | None, *, kv_element_bytes: int) -> Weights:
+    bits = _bits(method, source, known)
+    if known is None or known.recipe is None:
+        return Weights(bits, kv_element_bytes)
+    recipe = known.recipe
+    return Weights(bits, kv_element_bytes, recipe.keeps, recipe.group_size, recipe.block_size)
 
 
 def _bits(method: str, source: str, known: KnownModel | None) -> Decimal:

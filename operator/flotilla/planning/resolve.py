@@ -8,7 +8,7 @@ from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.engines import Profile, at_least, load_profiles
-from flotilla.catalog.models import Architecture, ModelCatalogue, load_models
+from flotilla.catalog.models import Architecture, KnownModel, ModelCatalogue, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
 from flotilla.planning.memory_fit import GIB, Fit, Settings, fitted, settings, startup_seconds
@@ -135,7 +135,9 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         profile=profile,
         version=version,
         accelerator=accelerator,
+        alternatives=catalog.models.checkpoints(known, str(spec.quantization.method)) if known else (),
     )
+    _check_dtype(profile, version, accelerator, known)
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
     memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
@@ -211,6 +213,21 @@ def _check_gpu(profile: Profile, version: str, accelerator: Accelerator) -> None
         raise InvalidSpec(
             f"{profile.name} {version} holds no kernels for {accelerator.class_name} (compute capability "
             f"{capability}, needed {profile.minimum_compute_capability}). Choose another spec.accelerator.class.",
+            field="spec.accelerator.class",
+            reason="UnsupportedAccelerator",
+        )
+
+
+def _check_dtype(profile: Profile, version: str, accelerator: Accelerator, known: KnownModel | None) -> None:
+    """A card without bfloat16 is given float16, in which some models compute nonsense and engines refuse them."""
+    if accelerator.bf16 or known is None:
+        return
+    kind = known.architecture.multimodal or known.architecture.model_type
+    if kind.removesuffix("_text") in profile.float16_refused:
+        raise InvalidSpec(
+            f"{accelerator.class_name} has no bfloat16, and {profile.name} {version} refuses float16 for models of "
+            f"type {kind}, which become unstable in it. Choose a class of compute capability 8.0 or higher, such as "
+            "nvidia-l4.",
             field="spec.accelerator.class",
             reason="UnsupportedAccelerator",
         )
