@@ -1,4 +1,4 @@
-"""What a ModelDeployment is priced at and held against."""
+"""spec.cost: what a ModelDeployment is priced at, and the hosted models it is compared with."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -67,7 +67,7 @@ class ComparatorSpec(HostedModelRef):
     output_tokens_percent: Annotated[int, Field(ge=10, le=10_000)] | None = None
     """outputTokensPercent is the same for answers; more for a model that reasons and bills that. Default: as input."""
     cache_credit: CacheCreditMode = CacheCreditMode.OBSERVED
-    """cacheCredit says which input gets the provider's price for cached input.
+    """cacheCredit selects which input gets the provider's price for cached input.
 
     None, what our own prefix cache hit (Observed), or cachedPercent of all (Fixed)."""
     cached_percent: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -103,7 +103,7 @@ _POWER_PRICE = Cel(
 
 
 class CostSpec(Model):
-    """What the deployment is priced at and held against."""
+    """What the deployment is priced at, and the hosted models it is compared with."""
 
     compare_with: Annotated[
         list[Annotated[ComparatorSpec, _CACHED_PERCENT, _OWN_PRICES]], ListMap(("provider", "model"), 5)
@@ -153,7 +153,7 @@ class CostStatus(Model):
     gpu_hourly_price: Annotated[str, StringConstraints(max_length=40)] | None = None
     """gpuHourlyPrice of one whole GPU in US dollars; the highest where replicas run on nodes of several prices."""
     price_source: Annotated[str, StringConstraints(max_length=253)] | None = None
-    """priceSource says where the price is from: resource, owned, node, catalog, opencost or built-in, and which."""
+    """priceSource is where the price is from: resource, owned, node, catalog, opencost or built-in, and which."""
     price_as_of: Annotated[str, StringConstraints(max_length=40)] | None = None
     """priceAsOf is the date of the price."""
     comparators: Annotated[list[ComparatorStatus], ListMap(("provider", "model"), 5)] | None = None

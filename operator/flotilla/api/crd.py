@@ -2,7 +2,7 @@
 
 pydantic's JSON schema is not what Kubernetes calls structural: references, `null` branches, titles and numeric
 exclusive bounds are refused or mangled by the apiserver. Nothing that equals a server-side default is written, or every
-GitOps tool would see a difference for ever.
+GitOps tool would always see a difference.
 """
 
 import re
@@ -54,7 +54,7 @@ _CAMEL = re.compile(r"^[a-z][a-z0-9]*(?:[A-Z][a-z0-9]*)*$")
 
 
 class SchemaError(FlotillaError):
-    """A model says something that a CRD must not."""
+    """A model holds something that a CRD must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def _condition(type_: str, field: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a CRD says beside its schema."""
+    """The parts of a CRD beside its schema."""
 
     kind: str
     plural: str
@@ -316,7 +316,7 @@ def dump() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write crds/, or with --check say what is out of date."""
+    """Write crds/, or with --check report what is out of date."""
     check = "--check" in arguments
     folder = Path(next((word for word in arguments if not word.startswith("-")), "crds"))
     stale = [name for name, text in files().items() if not _same(folder / name, text)]

@@ -101,7 +101,7 @@ class ModelCache(Model):
     claim_name: DnsSubdomain | None = None
     """claimName is a PersistentVolumeClaim, so that the next start finds them; ReadWriteMany for several replicas.
 
-    Default: a folder that goes with the pod."""
+    Default: a folder that is deleted with the pod."""
 
 
 class ModelSpec(Model):
@@ -141,7 +141,7 @@ class ModelSpec(Model):
 
     SGLang takes SERVEDNAME:ADAPTER as the model of a request."""
     cache: ModelCache = ModelCache()
-    """cache says where downloaded weights and compiled kernels are kept."""
+    """cache specifies where downloaded weights and compiled kernels are kept."""
 
 
 class QuantizationMethod(StrEnum):
@@ -202,7 +202,7 @@ class EngineSpec(Model):
     version: (
         Annotated[str, StringConstraints(pattern=r"^b?[0-9]+(\.[0-9]+)*$|^latest$", min_length=1, max_length=20)] | None
     ) = None
-    """version of the engine, such as 0.33.0. Default: the newest that this release of Flotilla knows."""
+    """version of the engine, such as 0.33.0. Default: the newest that this release of Flotilla supports."""
     image: (
         Annotated[str, StringConstraints(pattern=r"^[a-z0-9][-._:/@a-zA-Z0-9]*$", min_length=1, max_length=500)] | None
     ) = None
@@ -258,7 +258,7 @@ class ScalingSpec(Model):
     min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
     """minReplicas is the least number of replicas in mode Internal.
 
-    0 needs something that tells of requests for a model without replicas: a gateway, or the operator's wake_query."""
+    0 needs a source of demand for a model without replicas: a gateway, or the operator's wake_query."""
     max_replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1
     """maxReplicas is the greatest number of replicas in mode Internal."""
     queue_depth_per_replica: Annotated[int, Field(ge=1, le=10_000)] = 8
@@ -307,7 +307,7 @@ class RolloutSpec(Model):
     """How a change of the model, the engine or its flags reaches the pods."""
 
     strategy: RolloutStrategy = RolloutStrategy.AUTO
-    """strategy is Surge (a new replica starts before an old one goes) or Replace (an old one makes room first).
+    """strategy is Surge (a new replica starts before an old one is deleted) or Replace (an old one is deleted first).
 
     Auto surges where a node has the accelerators free when the change is made."""
     timeout_seconds: Annotated[int, Field(ge=60, le=86_400)] | None = None
@@ -388,7 +388,7 @@ class QuantizationStatus(Model):
     kv_cache: Annotated[str, StringConstraints(max_length=63)] | None = None
     """kvCache type in use."""
     note: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    """note says what is slower or different than one may expect."""
+    """note is what is slower or different than one may expect."""
 
 
 class AcceleratorStatus(Model):
@@ -422,7 +422,7 @@ class FitStatus(Model):
 
 
 class ScalingStatus(Model):
-    """What the autoscaler last decided; a restarted operator goes on from here."""
+    """What the autoscaler last decided; a restarted operator continues from here."""
 
     mode: Annotated[str, StringConstraints(max_length=63)] | None = None
     """mode in force."""
@@ -440,7 +440,7 @@ class ModelDeploymentStatus(Model):
     conditions: Annotated[list[Condition], ListMap(("type",), 16)] | None = None
     """conditions: Ready, Reconciling and Stalled sum up.
 
-    SpecValid, FitsMemory, Scheduled, ModelLoaded, ScalingActive and CostKnown say why."""
+    SpecValid, FitsMemory, Scheduled, ModelLoaded, ScalingActive and CostKnown give the reasons."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """observedGeneration is the metadata.generation that this status is about."""
     replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
@@ -484,27 +484,27 @@ class ModelDeploymentSpec(Model):
     """What is wanted."""
 
     model: ModelSpec
-    """model says which weights are served, under which name."""
+    """model specifies which weights are served, under which name."""
     engine: EngineSpec
     """engine is the inference server."""
     quantization: QuantizationSpec = QuantizationSpec()
-    """quantization says how weights and KV cache are stored."""
+    """quantization specifies how weights and KV cache are stored."""
     accelerator: AcceleratorSpec
-    """accelerator says which GPUs a replica gets."""
+    """accelerator specifies which GPUs a replica gets."""
     replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
     """replicas is the number of pods in scaling.mode External, where /scale writes it, and None.
 
     Leave it out of Git where an autoscaler writes it."""
     scaling: Annotated[ScalingSpec, BOUNDS, ZERO] = ScalingSpec()
-    """scaling says how many replicas there are and who decides."""
+    """scaling specifies how many replicas there are and who decides."""
     rollout: RolloutSpec = RolloutSpec()
-    """rollout says how a change reaches the pods."""
+    """rollout specifies how a change reaches the pods."""
     scheduling: SchedulingSpec = SchedulingSpec()
-    """scheduling says where pods may run."""
+    """scheduling specifies where pods may run."""
     resources: ResourcesSpec = ResourcesSpec()
     """resources override the CPU and memory of the engine's container."""
     cost: Annotated[CostSpec, ONE_PRICE] = CostSpec()
-    """cost says what the deployment is priced at and held against."""
+    """cost specifies what the deployment is priced at and compared with."""
 
 
 class ModelDeployment(Model):

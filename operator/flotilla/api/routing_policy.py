@@ -26,7 +26,7 @@ class Provider(StrEnum):
 
 
 class Support(StrEnum):
-    """Whether a target can do something; left out where nobody knows, and then it is tried."""
+    """Whether a target can do something; left out where it is unknown, and then it is tried."""
 
     SUPPORTED = "Supported"
     UNSUPPORTED = "Unsupported"
@@ -79,11 +79,11 @@ class Capabilities(Model):
     context_length: Annotated[int, Field(ge=256, le=100_000_000)] | None = None
     """contextLength is the most tokens of prompt and answer together. Default: that of the ModelDeployment."""
     tools: Support | None = None
-    """tools says whether the model can call tools."""
+    """tools is whether the model can call tools."""
     json_schema: Support | None = None
-    """jsonSchema says whether answers can be held to a JSON schema."""
+    """jsonSchema is whether answers can be constrained to a JSON schema."""
     vision: Support | None = None
-    """vision says whether the model reads images."""
+    """vision is whether the model reads images."""
 
 
 class Target(Model):
@@ -244,7 +244,7 @@ class Fallback(Model):
         ],
         min_length=1,
     )
-    """on these failures. Without NoEndpoints a request waits for a model at zero as spec.hold says."""
+    """on these failures. Without NoEndpoints a request waits for a model at zero by spec.hold."""
 
 
 class CalibrationPoint(Model):
@@ -278,7 +278,7 @@ class Escalation(Model):
     confidence: Confidence | None = None
     """confidence escalates answers that a calibration calls doubtful; for short structured answers only."""
     on_exhausted: OnExhausted = OnExhausted.RETURN_BEST
-    """onExhausted says what the client gets when the escalated attempt fails too."""
+    """onExhausted is what the client gets when the escalated attempt fails too."""
     max_rate_percent: Annotated[int, Field(ge=1, le=100)] = 20
     """maxRatePercent of the rule's requests that may escalate; above it answers are returned as they are."""
     max_added_latency_seconds: Annotated[int, Field(ge=1, le=600)] = 30
@@ -307,7 +307,7 @@ class Route(Model):
     split: Annotated[list[WeightedTarget], ListMap(("target",), 16)] = Field(min_length=1)
     """split the requests over targets by weight. Those of a session (x-session-id) stay on one target."""
     fallback: Fallback | None = None
-    """fallback says where requests go when the chosen target fails."""
+    """fallback specifies where requests go when the chosen target fails."""
     escalation: Annotated[Escalation, _SOME_SIGNAL] | None = None
     """escalation asks another target when the answer is not good enough."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
@@ -325,9 +325,9 @@ class Rule(Model):
     name: DnsLabel
     """name of the rule, in metrics and the decision header."""
     match: Match = Match()
-    """match says which requests the rule is for."""
+    """match specifies which requests the rule is for."""
     route: Annotated[Route, WEIGHTS]
-    """route says where they go."""
+    """route specifies where they go."""
 
 
 class Scope(StrEnum):
@@ -393,7 +393,7 @@ class ClassifierTask(Model):
     name: TaskName
     """name of the task, as rules match it."""
     description: Annotated[str, StringConstraints(min_length=1, max_length=500)]
-    """description that tells the model which requests the task is made of."""
+    """description for the model of which requests the task is made of."""
 
 
 class Classifier(Model):
@@ -406,7 +406,7 @@ class Classifier(Model):
     max_prompt_bytes: Annotated[int, Field(ge=100, le=100_000)] = 4000
     """maxPromptBytes of the last user message that the classifier reads."""
     timeout_seconds: Annotated[int, Field(ge=1, le=60)] = 5
-    """timeoutSeconds after which the request goes on without a task."""
+    """timeoutSeconds after which the request continues without a task."""
 
 
 class RateLimit(Model):
@@ -471,11 +471,11 @@ class RoutingPolicySpec(Model):
     targets: Annotated[list[Annotated[Target, ONE_PLACE]], ListMap(("name",), 64)] = Field(min_length=1)
     """targets are the only places that traffic can go to."""
     data_policy: Annotated[DataPolicy, _UNKNOWN_CLASS]
-    """dataPolicy says which data may go where; it fails closed."""
+    """dataPolicy specifies which data may go where; it fails closed."""
     clients: Annotated[list[Client], ListMap(("name",), 64)] = Field(default_factory=list)
     """clients that may send requests; without any, everybody who reaches the gateway may."""
     teams: Annotated[list[DnsLabel], ListSet(64)] = Field(default_factory=list)
-    """teams that metrics tell apart by the header x-flotilla-team; others count as their client, or as other."""
+    """teams that metrics distinguish by the header x-flotilla-team; others count as their client, or as other."""
     classifier: Classifier | None = None
     """classifier names the task of requests that do not name it themselves."""
     rules: Annotated[list[Rule], ListMap(("name",), 64)] = Field(default_factory=list)

@@ -174,7 +174,7 @@ class Condition(Model):
     """metav1.Condition."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=316)]
-    """type says what is judged, such as Ready."""
+    """type of the condition, such as Ready."""
     status: ConditionStatus
     """status is True, False or Unknown."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -189,7 +189,7 @@ class Condition(Model):
     ]
     """reason is a CamelCase constant; the documentation lists them."""
     message: Annotated[str, StringConstraints(max_length=32768)]
-    """message says what is so, and what to do where something can be done."""
+    """message describes the state, and what to do where something can be done."""
 
 
 class SecretKeyRef(Model):
@@ -226,7 +226,7 @@ _SUFFIXES = {
 
 
 def amount(text: str) -> Decimal | None:
-    """The value of a Kubernetes quantity; None when it is none."""
+    """The value of a Kubernetes quantity; None for anything else."""
     number = text.rstrip("mkKMGTPi")
     try:
         return Decimal(number) * _SUFFIXES.get(text[len(number) :], Decimal(1))

@@ -62,7 +62,7 @@ class Executor:
         `uids` owns is ours. `replicas` None leaves the count to the manifest.
 
         Raises NameTaken when an object of a child's name belongs to somebody else, InvalidSpec when the apiserver
-        refuses a child, NotReady while the children of a deleted namesake are still being collected.
+        refuses a child, NotReady while the children of a deleted resource of that name are still being collected.
         """
         goal = (revision, replicas)
         if self._settled.get(key) == (goal, self._parts(key)):
@@ -105,7 +105,7 @@ class Executor:
         return writes, seen
 
     def forget(self, key: Key) -> None:
-        """The resource is gone, and with it its children, some of which the watches may not have reported yet."""
+        """Drop a deleted resource and its children, some of which the watches may not have reported yet."""
         self._settled.pop(key, None)
         self._forget_named(key)
 
@@ -134,9 +134,9 @@ class Executor:
     async def _live(self, key: Key, kind: Kind, child: Object, uids: Collection[str]) -> Object | None:
         meta = child["metadata"]
         live = self._store.get(kind, meta["namespace"], meta["name"])
-        # Selectors of Services and budgets merge, so that an apply would take over a stranger's object without a
-        # conflict, and strangers' objects are not in the store. A Deployment's selector is immutable and atomic: there
-        # the apply itself says no.
+        # Selectors of Services and budgets merge, so that an apply would take over another owner's object without a
+        # conflict, and objects of other owners are not in the store. A Deployment's selector is immutable and atomic:
+        # there the apply itself is refused.
         fetched = live is None and kind != DEPLOYMENT
         if fetched or (live is not None and kind in LISTED_KINDS and not owned_by_any(live, uids)):
             known, live = live, await self._client.get(kind, meta["name"], namespace=meta["namespace"])
@@ -149,7 +149,9 @@ class Executor:
         if not owned_by_any(live, uids):
             owners = [reference.get("kind") for reference in live["metadata"].get("ownerReferences") or ()]
             if meta["ownerReferences"][0]["kind"] in owners:
-                raise NotReady(f"{kind.kind} {meta['name']} of a deleted namesake is still being collected.")
+                raise NotReady(
+                    f"{kind.kind} {meta['name']} of a deleted resource of that name is still being collected."
+                )
             raise _taken(kind, meta["name"])
         if fetched and self._store.put(kind, live, writer=key):
             return self._store.get(kind, meta["namespace"], meta["name"])
@@ -160,7 +162,7 @@ class Executor:
     ) -> Part | None:
         meta = child["metadata"]
         if replicas is not None and kind == DEPLOYMENT and SCALER_MANAGER not in replicas_managers(live):
-            # Until the scaler has written once, nobody else owns spec.replicas: leaving it out would reset it to 1.
+            # Until the scaler has written once, no other manager owns spec.replicas, and without it it would become 1.
             child = {**child, "spec": {**child["spec"], "replicas": replicas}}
         try:
             applied = await self._client.apply(kind, child, manager=MANAGER, force=live is not None)
@@ -181,7 +183,7 @@ class Executor:
         body = {
             "apiVersion": DEPLOYMENT.api_version,
             "kind": DEPLOYMENT.kind,
-            # The uid makes the apply fail rather than create, should the Deployment be gone by now.
+            # The uid makes the apply fail rather than create, if the Deployment was deleted meanwhile.
             "metadata": {"name": key.name, "namespace": key.namespace, "uid": live["metadata"]["uid"]},
             "spec": {"replicas": replicas},
         }
@@ -244,7 +246,7 @@ class StatusWriter:
         """Write if different. Returns None when the cluster has `status`, else the seconds to come back in.
 
         `urgent` skips the wait: for errors, which a user waits for, and for a spec that was not answered before. Raises
-        Conflict when the resource is another by now: the answer would hold a spec that nobody has looked at, and its
+        Conflict when the resource is another by now: the answer would hold a spec that was not reconciled, and its
         event, being older, would tell the store nothing new. This write does not wake `writer`, by default `key`.
         """
         old: Mapping[str, Any] = live.get("status") or {}
@@ -274,14 +276,14 @@ class StatusWriter:
         self._earliest[key] = self._clock() + self._interval_s
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Drop a resource that was deleted."""
         self._earliest.pop(key, None)
 
 
 def record_transition_events(
     events: EventRecorder, kind: Kind, live: Mapping[str, Any], conditions: Iterable[Mapping[str, Any]]
 ) -> None:
-    """An event where the summary of a resource turned; after a restart nothing did, so nothing is said."""
+    """Record an event for each summary condition that changed; a restart changes none."""
     before = {c["type"]: (c["status"], c["reason"]) for c in (live.get("status") or {}).get("conditions") or ()}
     for now in conditions:
         bad = now["type"] == "Stalled" and now["status"] == "True"

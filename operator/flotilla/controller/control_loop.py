@@ -258,7 +258,7 @@ class ControlLoop:
                 start(f"informer of {informer.kind.plural}", informer.run)
             await self._resync.first()
             await self._ledger_store.load()
-            # With the prices of before the restart known, no status changes.
+            # Prices are read before the first pass, so that a restart changes no status.
             async for pods in in_slices(self.store.objects(POD)):
                 for obj in pods:
                     with isolated("price of a node", obj["metadata"]["name"]):

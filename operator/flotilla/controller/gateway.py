@@ -56,7 +56,7 @@ def _read(body: bytes) -> Report | ScrapeError:
 
 
 def report(answer: Any) -> Report:
-    """Read an answer; raises ValueError where it is none."""
+    """Read an answer; raises ValueError for anything else."""
     if not isinstance(answer, dict) or not isinstance(answer.get("hash"), str):
         raise ValueError("no hash")
     problem, missing = answer.get("problem"), answer.get("missingKeys")
@@ -70,7 +70,7 @@ def report(answer: Any) -> Report:
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 2.0
-"""The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and nothing tells when it has."""
+"""The kubelet takes up to a minute to bring a changed ConfigMap into the pods, and no event reports it."""
 _ASK_FOR_KEYS_S = 5.0
 """Of a gateway that lacks the key of some Secret, which only it can see."""
 _CONFLICT_RETRY_S = 30.0
@@ -136,7 +136,7 @@ class GatewayReconciler:
         models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
         facts = tuple(facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
         live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY) or {}
-        # The ConfigMap is the record, so that a restarted operator knows what was accepted.
+        # The ConfigMap holds it, so that a restarted operator knows what was accepted.
         text = (live.get("data") or {}).get(DOCUMENT_FILE)
         versions = tuple((policy["metadata"]["uid"], policy["metadata"]["generation"]) for policy in policies)
         judged = self._judged.get(key)
@@ -155,7 +155,7 @@ class GatewayReconciler:
         return admitted
 
     async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
-        # A policy that was never sound owns nothing: with the last one that is served the gateway goes.
+        # A policy that was never sound owns nothing: when the last served policy is deleted, so is the gateway.
         served = document.by_name
         metas = (policy["metadata"] for policy in policies)
         owners = tuple(Owner(meta["name"], meta["uid"]) for meta in metas if meta["name"] in served)
@@ -230,6 +230,6 @@ def _candidate(live: Object) -> Candidate:
 def _too_large(document: GatewayDocument) -> InvalidSpec:
     return InvalidSpec(
         f"The policies of this namespace make a document of {len(document.text)} bytes, more than the {MAX_BYTES} that "
-        "a ConfigMap holds. The gateway goes on with what it has. Move some policies to another namespace.",
+        "a ConfigMap holds. The gateway keeps its last configuration. Move some policies to another namespace.",
         reason="DocumentTooLarge",
     )

@@ -1,4 +1,4 @@
-"""Reconcile one ModelDeployment: parse, resolve, render, converge, say."""
+"""Reconcile one ModelDeployment: parse, resolve, render, converge, write the status."""
 
 import logging
 from collections import OrderedDict
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _COMPILED_LIMIT = 256
 """Those that just moved are looked at again within seconds; a compiled spec takes 20 KB and half a millisecond."""
 _CONFLICT_RETRY_S = 30.0
-"""Strangers' objects are not watched, so nothing wakes us when one of them goes."""
+"""Objects of other owners are not watched, so their deletion does not trigger a pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None, near: st
     figures = f"{fit.context_length} tokens of context for {float(fit.concurrency):.1f} requests at one time"
     if fit.verdict == memory_fit.TIGHT:
         message = (
-            f"It is too close to tell: {figures} by a cautious estimate. A shorter context or more memory is safe."
+            f"Whether it fits is uncertain: {figures} by a cautious estimate. A shorter context or more memory is safe."
         )
         return Verdict("FitsMemory", "Unknown", memory_fit.TIGHT, message)
     return Verdict("FitsMemory", "True", memory_fit.FITS, f"There is room for {figures}.")
@@ -66,7 +66,7 @@ def _live(pods: Iterable[Pod]) -> list[Pod]:
 
 
 def scheduled(load: Workload) -> Verdict:
-    """Whether the scheduler found a place for every pod; its own words if not."""
+    """Whether the scheduler found a node for every pod, else its message."""
     pods = _live(load.pods)
     if load.failure:
         return Verdict("Scheduled", "False", "PodCreationFailed", f"Pods cannot be created: {load.failure}")

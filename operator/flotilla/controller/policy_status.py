@@ -16,7 +16,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a pod of a gateway says of itself."""
+    """What a pod of a gateway reports about itself."""
 
     hash: str
     """Of the document that it serves."""
@@ -39,7 +39,7 @@ class GatewayView:
 
     @property
     def behind(self) -> bool:
-        """Whether some ready pod has yet to report the document: then it is asked again, for nothing else tells."""
+        """Whether a ready pod has yet to report the document. It is asked again then, because no event reports it."""
         return any(pod.uid not in self.reports or not self.serves(self.reports[pod.uid]) for pod in self.ready)
 
     def serves(self, report: Report) -> bool:
@@ -90,7 +90,7 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
     if admission.served_generation != generation:
         return no(
             "OlderGenerationServed",
-            f"The gateway goes on with generation {admission.served_generation}, the last sound one: see Accepted and "
+            f"The gateway keeps serving generation {admission.served_generation}, the last valid one: see Accepted and "
             "SovereigntyEnforceable.",
         )
     if isinstance(gateway.error, NameTaken):

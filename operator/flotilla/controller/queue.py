@@ -93,7 +93,7 @@ class Queue(Generic[K]):
             self.add_after(key, again_s)
 
     async def get(self) -> K:
-        """The next key; the caller must say `done` in the end."""
+        """The next key; the caller must say `done` when the work is finished."""
         while True:
             wait_s = self._promote()
             if self._since:
@@ -109,7 +109,7 @@ class Queue(Generic[K]):
                 continue
 
     def done(self, key: K) -> None:
-        """The key is no longer at work; if it was added meanwhile, it goes in line again."""
+        """The key is no longer at work; if it was added meanwhile, it is queued again."""
         self._working.discard(key)
         if key in self._again:
             self._again.discard(key)
@@ -156,7 +156,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler(Protocol):
-    """Level-triggered: looks at the store, not at what happened."""
+    """Level-triggered: reads the store, not the event."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the cluster in line; returns the seconds after which to look again, or None for the next event."""

@@ -3,7 +3,7 @@
 What the operator made (children and pods) is kept by informers, which list by themselves whenever that is needed. Its
 own kinds are watched by kopf, which does not report what was deleted while it did not watch: so each LIST of kopf's is
 followed by one of ours (`trigger`), which drops what is gone. A LIST each `interval_s` bounds the damage if a moment is
-missed. Then every resource is looked at again too, because some facts (a quota, a stranger's object) send no event.
+missed. Then every resource is reconciled again too, because some facts (a quota, another owner's object) send no event.
 """
 
 import asyncio

@@ -26,7 +26,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """`surge`: a new pod starts before an old one goes, else an old one makes room for it."""
+    """`surge`: a new pod starts before an old one is deleted; otherwise an old one is deleted first."""
 
     surge: bool
     reason: str
@@ -34,9 +34,9 @@ class Rollout:
 
 
 def decide(strategy: RolloutStrategy, *, gpus: int, free: Iterable[int] | None) -> Rollout:
-    """`free` are the unused accelerators of each node that has the class; None where nobody knows.
+    """`free` are the unused accelerators of each node that has the class; None where that is unknown.
 
-    A surge that finds no room would wait for ever, and the old model would stay; a replacement without need takes
+    A surge that finds no room would wait without end, and the old model would stay; a replacement without need takes
     capacity away for as long as a model loads.
     """
     if strategy is RolloutStrategy.SURGE:
@@ -172,4 +172,4 @@ class PodDeletionCosts:
             patched = await self._client.patch(POD, name, body, namespace=key.namespace)
             self._store.put(POD, patched, writer=key)
         except (Conflict, NotReady) as gone:
-            log.info("a pod went before it was marked", extra={"pod": name, "cause": str(gone)})
+            log.info("a pod was deleted before it was annotated", extra={"pod": name, "cause": str(gone)})

@@ -29,7 +29,7 @@ def gateway_key(namespace: str) -> Key:
 
 
 def owner(kind: Kind, obj: Mapping[str, Any]) -> Key | None:
-    """The resource that must be looked at when `obj` changed; None for strangers.
+    """The resource that must be looked at when `obj` changed; None for objects of other owners.
 
     Pods are owned by a ReplicaSet, which is not watched, so their owner is found by label. A pod that was not made by a
     ReplicaSet of that name is not the operator's, whatever labels it has.

@@ -54,7 +54,7 @@ class Pod:
     priority: int = 0
     """What the pod's PriorityClass comes to."""
     deletion_cost: str = ""
-    """The annotation that tells a ReplicaSet which pods to delete first; empty where there is none."""
+    """The annotation by which a ReplicaSet chooses the pods to delete first; empty without it."""
     node: str = ""
     """Empty when not scheduled."""
     ready_time: str = ""
@@ -150,7 +150,7 @@ def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:
 
 
 class Workloads:
-    """A view of the store, which replaces objects and never changes them: those that are the same say the same."""
+    """A view of the store, which replaces objects and never changes them: the same objects give the same workload."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -167,7 +167,7 @@ class Workloads:
         return load
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Drop a ModelDeployment that was deleted."""
         self._known.pop(key, None)
 
 

@@ -1,5 +1,5 @@
 """From the wish in a spec to a plan, before anything runs. Pure: no I/O, no clock.
 
-quantization: which method, and which flag of the engine says it. memory_fit: does the model fit, on how many GPUs, with
+quantization: which method, and the flag of the engine for it. memory_fit: does the model fit, on how many GPUs, with
 which context. resolve: both together, for a whole spec. speed: how many tasks a second a replica does.
 """

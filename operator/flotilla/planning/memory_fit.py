@@ -128,7 +128,7 @@ FITS, TIGHT, DOES_NOT_FIT, UNKNOWN = "Fits", "Tight", "DoesNotFit", "Unknown"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the engine is told, or assumes, about the memory of a GPU."""
+    """The engine's settings or defaults about the memory of a GPU."""
 
     utilization: Decimal
     """Share of the whole card that the engine may use."""
@@ -202,7 +202,7 @@ def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) ->
         sizes = {name: size for name, size in asdict(parts).items() if name != _NOT_LOADED}
         wide = sum(size for name, size in sizes.items() if name in _ALWAYS_WIDE | weights.keeps)
         narrow = sum(sizes.values()) - wide
-        # A checkpoint may hold more than its shapes tell, such as heads for a task.
+        # A checkpoint may hold more than its shapes account for, such as heads for a task.
         wide += max(0, architecture.parameters - parts.total)
     whole = Fraction(_WHOLE_BITS, 8)
     # vLLM divides the towers of Qwen's models over the GPUs, and gives each GPU a copy of others'.
@@ -325,8 +325,8 @@ def _judge(
     room = longest(cache)
     needed = context_length or min(own, LEAST_CONTEXT)
     verdict = FITS if room >= needed else TIGHT if longest(at_best) >= needed else DOES_NOT_FIT
-    # An engine refuses to start where one request of the whole context does not fit, so what nobody asked for stays a
-    # tenth below the estimate.
+    # An engine refuses to start where one request of the whole context does not fit, so a length that the user did
+    # not ask for stays a tenth below the estimate.
     length = context_length or max(_rounded(longest(cache * 9 // 10), own), needed)
     concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
     most = parts.blocks(max(cache, 0) * split) if parts.state_groups else 0
@@ -338,13 +338,13 @@ _HYBRID_PLANNER = "vllm"
 DEFAULT_MEMORY_GIB = 16
 """Of a pod, per GPU, where the spec asks for no other."""
 _LENGTHENING_FLAGS = ("--hf-overrides", "--rope-scaling", "--json-model-override-args")
-"""Users' args that make a model take more tokens than its config.json says."""
+"""Users' args that make a model take more tokens than its config.json allows."""
 _SHORTEST_START_S, _LONGEST_START_S = 600, 1800
 _SMALL_GIB, _LARGE_GIB = 16, 130
 
 
 class DoesNotFit(InvalidSpec):
-    """The model needs more memory than the accelerator has; said in FitsMemory, before any GPU is taken."""
+    """The model needs more memory than the accelerator has; reported in FitsMemory, before any GPU is taken."""
 
     def __init__(self, message: str, fit: Fit) -> None:
         super().__init__(message, field="spec.accelerator", reason=DOES_NOT_FIT)
@@ -353,7 +353,7 @@ class DoesNotFit(InvalidSpec):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """GPUs and context to use: `context_length` 0 is the engine's own. `fit` is None for a model nobody knows."""
+    """GPUs and context to use: `context_length` 0 is the engine's own. `fit` is None for an unknown model."""
 
     gpus: int
     context_length: int

@@ -22,7 +22,7 @@ _PREQUANTIZED = (
     ("fp8", r"[-_.]fp8\b"),
     ("bitsandbytes", r"[-_.](bnb|bitsandbytes)\b"),
 )
-"""Publishers mark pre-quantized checkpoints in the name; where the catalogue of models has one, it knows better."""
+"""Publishers mark pre-quantized checkpoints in the name; a row of the model catalogue takes precedence."""
 
 _OTHER = re.compile(
     r"[-_.](quark|auto-?round|int4|hqq|4bit|bitnet|exl[23]|torchao|mlx|fp6|int2|2bit|3bit)\b|/.*-[48]bit\b"
@@ -50,7 +50,7 @@ _BITS_BY_NAME = (
     (r"(?i)q2_k", Decimal("3.35")),
     (r"(?i)(bf16|f16)\.gguf", Decimal(16)),
 )
-"""Checkpoints of the methods that come in several widths say theirs in the name."""
+"""Checkpoints of the methods that come in several widths state theirs in the name."""
 _SEVERAL_WIDTHS = frozenset({"gguf", "gptq", "compressed-tensors"})
 _GENERATE = "generate"
 _ONLINE_NOTE_FREE = frozenset({"none", "fp8", "fp8-per-channel", "bitsandbytes"})
@@ -132,13 +132,13 @@ def choose(
             f"The checkpoint {source} is quantized with {checkpoint}, and {method} differs from it. "
             f"Use auto or {checkpoint}, or name another checkpoint in spec.model.source.",
         )
-    # The checkpoint's own configuration says it; a flag that differs in detail is an error in most engines.
-    told = support.told or (support.online and not prequantized)
+    # The checkpoint's own configuration states it; a flag that differs in detail is an error in most engines.
+    explicit = support.told or (support.online and not prequantized)
     kv = profile.kv_cache.get(kv_cache, Support(refused="is not known to this engine"))
     _admit(kv, kv_cache, "spec.quantization.kvCache", profile, version, accelerator)
     return Quantization(
         method=method,
-        engine_value=support.value if told else "",
+        engine_value=support.value if explicit else "",
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
         note=stored or _note(method, support, accelerator, prequantized=prequantized),
@@ -158,7 +158,7 @@ def _bits(method: str, source: str, known: KnownModel | None) -> Decimal:
     recipe = known.recipe if known is not None else None
     if recipe is not None and recipe.method == method and method != "gguf":
         return recipe.bits
-    # A file of GGUF says its width in its name.
+    # A GGUF file states its width in its name.
     if method in _SEVERAL_WIDTHS:
         return next((bits for pattern, bits in _BITS_BY_NAME if re.search(pattern, source)), _BITS[method])
     return _BITS[method]

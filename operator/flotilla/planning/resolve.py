@@ -37,7 +37,7 @@ class Source:
 
     @property
     def path(self) -> str:
-        """What the engine is told to load."""
+        """The path or name that the engine loads."""
         if self.scheme == "hf":
             return self.rest
         if self.scheme == "oci":
@@ -65,7 +65,7 @@ def parse_source(source: str) -> Source:
 
 
 _UNKNOWN_CACHE_GIB = 4
-"""Of a CPU, for a model that nobody described: a quarter of the memory that its pod gets."""
+"""Of a CPU, for an unknown model: a quarter of the memory that its pod gets."""
 ADAPTER_PATH = "/adapters"
 """Where claims with adapters are mounted, each under its own name."""
 
@@ -112,7 +112,7 @@ class Resolved:
     near: str = ""
     """Which models of the catalogue may have been meant, as a sentence, where it does not know the source."""
     architecture: Architecture | None = None
-    """None for a model that nobody described."""
+    """None for an unknown model."""
     settings: Settings | None = None
     """What the engine assumes about the memory of a GPU, after the users' own flags."""
 

@@ -13,7 +13,7 @@ part of the prompt is multiplied with the weights, and attends to the whole prom
 is divided, and two sums over all GPUs are added per layer. To each step, layer, token and request a fixed time of the
 engine is added, which is what bounds tiny requests. B is limited by the KV cache and by the engine's own maximum.
 
-FACTORS says which share of the published bandwidth and FLOPs engines reach. It is fitted by hack/fit_speed.py on public
+FACTORS is the share of the published bandwidth and FLOPs engines reach. It is fitted by hack/fit_speed.py on public
 measurements (benchmarks/speed_points.yaml); docs/reference/truth.md has each of them beside the prediction.
 """
 
@@ -49,7 +49,7 @@ class Factors:
     compute: Mapping[str, float]
     """Share of the dense FLOPs that large multiplications reach, by type."""
     family: Mapping[str, float]
-    """Correction of it by family of cards; 1 where there is none."""
+    """Correction of it by family of cards; 1 by default."""
     experts: float
     """Of that share, what the multiplications of routed experts reach, which are many and small."""
     attention: float

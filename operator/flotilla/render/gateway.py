@@ -26,10 +26,10 @@ REDIS_KEY = "url"
 RULES: tuple[Object, ...] = (
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
 )
-"""What a gateway may do, in its own namespace. The operator must hold it too: nobody can grant what he may not do."""
+"""Rights of a gateway in its own namespace. The operator holds them too, because a right is granted by holders only."""
 _UID = 65532
 _PRE_STOP_S = 5
-"""Until every client's node has heard that the pod goes."""
+"""Seconds until the node of every client has removed the pod from its endpoints."""
 _GRACE_S = 630
 """The longest default of a request's time, and some more."""
 
@@ -224,7 +224,7 @@ def _sources(secrets: Sequence[SecretKeyRef]) -> list[Object]:
 def _network() -> Object:
     """Who may connect: everybody to the traffic port, whose clients are in any namespace; only pods to the admin port.
 
-    Egress stays open: hosted models, the apiserver and DNS are addresses that nobody here knows.
+    Egress stays open: hosted models, the apiserver and DNS are addresses that are not known here.
     """
     return {
         "podSelector": {"matchLabels": selector()},

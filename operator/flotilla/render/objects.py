@@ -73,7 +73,7 @@ def digest(manifest: Object) -> str:
 
 
 _KEYS = ("name", "key", "topologyKey", "containerPort", "port", "mountPath", "uid")
-"""What tells the items of Kubernetes' lists of objects apart, in the order in which it is tried."""
+"""The keys by which items of Kubernetes' lists of objects are matched, in the order in which they are tried."""
 _QUANTITY_FIELDS = frozenset({"requests", "limits", "sizeLimit"})
 
 

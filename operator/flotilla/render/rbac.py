@@ -19,7 +19,7 @@ class Rule:
     names: tuple[str, ...] = ()
     """The only objects that it is for; creating counts, because server-side apply names what it makes."""
     cluster_scoped: bool = False
-    """Of no use to an operator of a few namespaces, which goes without."""
+    """Not granted to an operator of a few namespaces."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -68,7 +68,7 @@ RULES: tuple[Rule, ...] = (
         "discovery.k8s.io",
         ("endpointslices",),
         ("get", "list", "watch"),
-        "gateways read them, and nobody can grant what he may not do",
+        "gateways read them, and a right can be granted only by its holder",
     ),
     Rule("events.k8s.io", ("events",), ("create",), "one event per transition"),
     Rule(

@@ -236,7 +236,7 @@ def scheduling(md: ModelDeployment, accelerator: Accelerator) -> Object:
 def _affinity(wanted: SchedulingSpec, accelerator: Accelerator) -> Object:
     """The user's affinity, each of whose required node terms must also be a node of the class.
 
-    Terms are alternatives, so the product of both lists says: one of theirs and one of ours.
+    Terms are alternatives, so the product of both lists requires one term of each.
     """
     affinity: Object = dict(wanted.affinity or {})
     node: Object = dict(affinity.get("nodeAffinity") or {})

@@ -23,7 +23,7 @@ _ROW, _BAR = 34, 22
 _NAMES = 230
 """Room for the names of bars."""
 _NOTHING = 1e-9
-"""US dollars and requests below it are none."""
+"""US dollars and requests below it count as 0."""
 _BESIDE = 230
 """Room for the names of curves."""
 _LETTER, _BOLD = 7.0, 8.2
@@ -188,7 +188,7 @@ def _text(root: Element, x: float, y: float, label: str, *, anchor: str = "start
 
 
 def _cut(label: str, width: float, letter: float = _LETTER) -> str:
-    """Shortened in its middle: both ends of a name tell models apart."""
+    """Shortened in its middle: the ends of a name are what differs."""
     most = int(width / letter)
     if len(label) <= most:
         return label

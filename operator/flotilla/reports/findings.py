@@ -98,7 +98,7 @@ def _waste(of: Spent, name: str, usd: Decimal) -> Iterator[Finding]:
             name,
             "waste",
             "no requests",
-            f"It cost {usd:,.2f} USD and no request was counted. Delete it if nobody uses it, or let it scale to zero.",
+            f"It cost {usd:,.2f} USD and no request was counted. Delete it if it is not used, or let it scale to zero.",
             usd,
         )
     elif idle / usd >= _IDLE:

@@ -58,7 +58,7 @@ def row(charge: Charge, *, account: str) -> Mapping[str, str | None]:
     usd, hours = _number(of.usd), _number(of.gpu_hours)
     sku = f"{of.gpu_type or 'accelerator'}/hour"
     return {
-        # The accelerators are billed by whoever owns them: a sum over both bills must not count them twice.
+        # The accelerators are on the bill of their owner: a sum over both bills must not count them twice.
         "BilledCost": "0",
         "BillingAccountId": account,
         "BillingAccountName": account,

@@ -12,7 +12,7 @@ from flotilla.routing.document import DeploymentFacts, GatewayDocument, Policy, 
 from flotilla.routing.request import Features, Operation
 
 DEFAULT_MAX_TOKENS: Final = 4096
-"""Of an answer that the client did not bound: reserved for, and asked of APIs that must be told."""
+"""Tokens of an answer that the client did not bound: reserved, and sent to APIs that require a bound."""
 _IMAGE_TOKENS: Final = 1600
 """Anthropic's most for one image; OpenAI's high detail is below it for all but the largest."""
 _MOST_TOKENS: Final = 1_000_000_000
@@ -129,7 +129,7 @@ MAX_BYTES = 900_000
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A RoutingPolicy as the apiserver has it; `policy` is None where `unreadable` says why."""
+    """A RoutingPolicy of the apiserver; `policy` is None when it cannot be read, with the reason in `unreadable`."""
 
     name: str
     uid: str

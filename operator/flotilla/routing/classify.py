@@ -45,7 +45,7 @@ def question(policy: Policy, features: Features, body: Mapping[str, Any]) -> Que
 
 
 def task_of(answer: Mapping[str, Any], policy: Policy) -> str | None:
-    """The task that an answer names, None where it names none of the policy's. Never the model's own words."""
+    """The task that an answer names, None where it names none of the policy's. Never the text of the model."""
     classifier = policy.classifier
     if classifier is None:
         return None
@@ -122,7 +122,7 @@ class _Block:
 def fit(samples: Iterable[Judged]) -> list[CalibrationPoint]:
     """The curve that is nearest to the samples and never rises with the margin (pool adjacent violators).
 
-    Raises InvalidSpec where there are too few answers to tell.
+    Raises InvalidSpec where there are too few answers.
     """
     judged = list(samples)
     wrong = sum(sample.wrong for sample in judged)

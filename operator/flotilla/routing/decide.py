@@ -183,7 +183,7 @@ def rate_limited(policy: str, limit: str, retry_after_s: int) -> Refusal:
 
 
 def budget_exceeded(policy: str, budget: str, retry_after_s: int | None = None) -> Refusal:
-    """A budget is spent. 429 as OpenAI answers it; clients are told not to retry, for hours would not help."""
+    """A budget is spent. 429 as OpenAI answers it; clients are asked not to retry, as it takes hours to renew."""
     return Refusal(
         429,
         "budget_exceeded",
@@ -217,7 +217,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One dial of a request, whatever it was for; the classifier's own is none."""
+    """One attempt of a request, for any reason but the classifier's own call."""
 
     target: str
     failure: Failure | None = None
@@ -271,7 +271,7 @@ _NO_SIGNAL: Final = Escalated(None, "NoSignal")
 def data_class(policy: Policy, features: Features) -> tuple[str, frozenset[str]]:
     """Name of the data class and the targets that it allows.
 
-    The client's own class bounds what the header can say: both must allow a target. A header that names no class
+    The client's own class bounds what the header can ask for: both must allow a target. A header that names no class
     counts as `unknownClass`, and so does a missing one, unless the client has a class.
     """
     mine = next((client.data_class for client in policy.clients if client.name == features.client), None)
@@ -294,7 +294,7 @@ def decide(
 ) -> Decision | Refusal:
     """Decide where a request goes.
 
-    `seed` tells requests apart in a split (a request id); a session takes its place. `unavailable` are targets that
+    `seed` distinguishes requests in a split (a request id); a session takes its place. `unavailable` are targets that
     are known to fail just now (open breakers), not those that merely have no replica yet.
     """
     name, allowed = data_class(policy, features)

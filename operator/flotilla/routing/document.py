@@ -106,14 +106,14 @@ class Target(_Part):
 
     @property
     def served_model(self) -> str:
-        """The model name that the target knows."""
+        """The model name at the target."""
         endpoint = self.cluster or self.hosted
         assert endpoint is not None
         return endpoint.served_model
 
     @property
     def boundary(self) -> Boundary:
-        """Derived, so that nobody can declare otherwise."""
+        """Derived, because a declaration could contradict it."""
         return Boundary.CLUSTER if self.hosted is None else Boundary.EXTERNAL
 
 
@@ -171,7 +171,7 @@ class Policy(_Part):
 
     @cached_property
     def comparators(self) -> tuple[str, ...]:
-        """Targets that the traffic's cost is held against: hosted ones with a price."""
+        """Targets that the traffic's cost is compared with: hosted ones with a price."""
         return tuple(target.name for target in self.targets if target.price is not None)
 
     @cached_property
@@ -238,7 +238,7 @@ class GatewayDocument(_Part):
 def load_document(text: bytes) -> GatewayDocument:
     """Read a file, with the defaults for what an older release did not write; its hash is that of the file.
 
-    Raises InvalidSpec where it is no document, or says something that this release does not know: to ignore a bound on
+    Raises InvalidSpec for what is not a document, and for fields that this release does not know: to ignore a bound on
     where data may go would be worse than to go on with the document before.
     """
     try:
@@ -298,7 +298,7 @@ def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFa
 
 
 def boundary(target: TargetSpec) -> Boundary:
-    """A ModelDeployment is in the cluster, a hosted model is not: nobody can declare otherwise."""
+    """A ModelDeployment is in the cluster, a hosted model is not; a declaration could contradict that."""
     return Boundary.CLUSTER if target.external is None else Boundary.EXTERNAL
 
 

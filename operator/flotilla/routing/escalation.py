@@ -13,7 +13,7 @@ from flotilla.api.routing_policy import Confidence, Signal
 from flotilla.routing.classify import error_probability
 
 _BACKTRACKS: Final = 10_000
-"""Steps of one pattern; a client's own pattern could else take for ever."""
+"""Steps of one pattern; otherwise a client's own pattern could run without end."""
 _KEPT: Final = 128
 _KEPT_BYTES: Final = 16_384
 
@@ -32,7 +32,7 @@ def schema_allows(schema: Any, value: Any) -> bool:
 
 @lru_cache(maxsize=_KEPT)
 def _validator(text: bytes) -> Any:
-    """Clients send the same schema again and again. Raises ValueError where it is none."""
+    """Clients send the same schema again and again. Raises ValueError for what is not a schema."""
     # 10 MB that only gateways with such rules need.
     import jsonschema_rs
 
@@ -51,10 +51,10 @@ def margin_p10(text: str, logprobs: Sequence[Mapping[str, Any]]) -> float | None
     """The tenth percentile over the tokens of p(first choice) - p(second choice), from 0 to 1.
 
     Of an answer that is a JSON object or list only the tokens of its values count: keys, quotes and brackets are
-    nearly always sure, and would hide the one token that is not. None where no token tells its probabilities.
+    nearly always sure, and would hide the one token that is not. None where no token comes with probabilities.
     """
-    told = list(_values(text, logprobs)) or logprobs
-    margins = sorted(margin for entry in told if (margin := _margin(entry)) is not None)
+    scored = list(_values(text, logprobs)) or logprobs
+    margins = sorted(margin for entry in scored if (margin := _margin(entry)) is not None)
     # The nearest rank from below: with less than eleven tokens it is the least sure one.
     return margins[(len(margins) - 1) // _DECILE] if margins else None
 
@@ -68,7 +68,7 @@ def _margin(entry: Mapping[str, Any]) -> float | None:
     )
     if not chances:
         return None
-    # The second is not told where only one was possible or asked for: it has at most what the first leaves.
+    # There is no second one where only one was possible or asked for: it has at most what the first leaves.
     second = chances[1] if len(chances) > 1 else min(1 - chances[0], chances[0])
     return chances[0] - second
 
@@ -84,7 +84,7 @@ def _values(text: str, logprobs: Sequence[Mapping[str, Any]]) -> Iterator[Mappin
     for found in _JSON_TOKEN.finditer(text):
         if found["value"] is not None:
             low, high = found.span("value")
-            # The quotes of a string are no part of what it says.
+            # The quotes of a string are not part of its value.
             quote = 1 if text[low] == '"' else 0
             said[low + quote : high - quote] = b"\1" * (high - low - 2 * quote)
     place = 0
@@ -126,7 +126,7 @@ class Choice:
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str | None = None
     refusal: bool = False
-    """The API itself says that the model refused."""
+    """The API itself reports a refusal."""
     logprobs: tuple[Mapping[str, Any], ...] = ()
     """Of each token, as OpenAI writes them in `logprobs.content`."""
 
@@ -237,7 +237,7 @@ def _doubtful(choice: Choice, expected: Expectations) -> bool:
 
 
 def loops(text: str) -> bool:
-    """Whether the text ends in a phrase that is said again and again."""
+    """Whether the text ends in a phrase that is repeated again and again."""
     if len(text) <= _LOOP:
         return False
     tail, end = text[-_TAIL:], len(text) - 1

@@ -32,7 +32,7 @@ class Features:
     """As the client asked for it."""
     task: str | None = None
     data_class: str | None = None
-    """As the header says, whether or not there is such a class."""
+    """The header's value, whether or not there is such a class."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Those that rules look at, names in lower case."""
     prompt_tokens: int = 0

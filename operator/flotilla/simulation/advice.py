@@ -1,7 +1,7 @@
 """Which way of serving a workload costs least: a hosted small model, a self-hosted one, a frontier model, or a mix.
 
 The comparator's price is the variable: the same 100 000 tasks a day are a good reason for an L4 against one hosted
-model and a bad one against another. How fast a machine is comes from planning.speed, or from whoever asks.
+model and a bad one against another. How fast a machine is comes from planning.speed, or from the caller.
 """
 
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ class BlockPool:
         self.free -= sum(self.growth_at(first + step) for step in range(rest))
 
     def steps_covered(self, step: int) -> int | None:
-        """How many steps after `step` the free blocks last; None: for ever."""
+        """How many steps after `step` the free blocks last; None: without end."""
         if not self._growers:
             return None
         cycles, left = divmod(self.free, self._growers)

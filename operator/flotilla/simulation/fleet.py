@@ -57,7 +57,7 @@ class Policy(Protocol):
 
 
 class Flotilla:
-    """`domain.scaling`, as the operator asks it beside a gateway, which tells what it holds."""
+    """The operator's autoscaler, with the demand of a gateway that holds requests."""
 
     def __init__(self, spec: ScalingSpec, *, initial: int, interval_s: float = 2.0) -> None:
         self.interval_s = interval_s
@@ -142,7 +142,7 @@ class Replica:
         return self.batcher.unfinished
 
     def advance(self, now_s: float) -> None:
-        """Let the engine work until now; a draining replica goes when its last answer is out."""
+        """Let the engine work until now; a draining replica ends with its last answer."""
         if self.gone_s is not None:
             return
         for event in self.batcher.advance(now_s):
@@ -187,7 +187,7 @@ L4_SPEED = Speed(decode_tokens_per_s=1200.0, prefill_tokens_per_s=4000.0, overhe
 
 
 def engine_speed(resolved: Resolved, shape: Shape) -> Speed:
-    """What the speed model says of the deployment, as a straight line between one request and a full batch.
+    """The speed model's result for the deployment, as a straight line between one request and a full batch.
 
     Raises InvalidSpec where no speed is known.
     """
@@ -226,7 +226,7 @@ def deployment(
     max_sequences: int | None,
     stale_after_s: float,
 ) -> Deployment:
-    """Limits come from the memory fit and the engine's flags where nobody gives them. Raises InvalidSpec."""
+    """Limits come from the memory fit and the engine's flags where they are not given. Raises InvalidSpec."""
     fit = resolved.fit
     if kv_tokens is None:
         if fit is None or not fit.concurrency:

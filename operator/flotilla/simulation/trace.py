@@ -37,7 +37,7 @@ class Trace:
     duration_s: float
 
     def mean_shape(self) -> speed.Shape:
-        """The mean request; one token in and out where there is none."""
+        """The mean request; one token in and out for an empty trace."""
         count = len(self.requests)
         if not count:
             return speed.Shape(1, 1)
@@ -45,7 +45,7 @@ class Trace:
         return speed.Shape(max(1, round(prompt)), max(1, round(output)))
 
     def scaled(self, factor: float) -> "Trace":
-        """The same shape with `factor` times the requests: each comes so many times as the share says, spread evenly.
+        """The same shape with `factor` times the requests: each is repeated `factor` times, spread evenly.
 
         The copies of one request follow it before the next one comes, so that bursts stay bursts.
         """

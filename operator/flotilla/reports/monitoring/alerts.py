@@ -35,7 +35,7 @@ def _operator() -> tuple[Alert, ...]:
             "5m",
             "critical",
             "Flotilla operators run, but none of them leads.",
-            "Each operator waits for the Lease, and nobody acts. Models that run go on serving.",
+            "Each operator waits for the Lease, and none reconciles. Models that run go on serving.",
         ),
         Alert(
             "FlotillaReconcileErrors",
@@ -50,7 +50,7 @@ def _operator() -> tuple[Alert, ...]:
             "max(flotilla_workqueue_oldest_age_seconds) > 120",
             "10m",
             "warning",
-            "Changes wait long before the operator looks at them.",
+            "Changes wait long before the operator reconciles them.",
             "The first resource in line has waited for {{ $value | humanizeDuration }}.",
         ),
         Alert(
@@ -98,7 +98,7 @@ def _models() -> tuple[Alert, ...]:
             "warning",
             "A resource waits for its owner to change something.",
             "The Stalled condition of {{ $labels.namespace }}/{{ $labels.modeldeployment }} is true: waiting does not "
-            "help. Its message says what does.",
+            "help. Its message names the remedy.",
         ),
         Alert(
             "FlotillaPinnedAtMaximum",
@@ -143,7 +143,7 @@ def _models() -> tuple[Alert, ...]:
             f"max by ({BY}) (flotilla_ready_replicas) > 0 unless max by ({BY}) (flotilla_queue_depth)",
             "10m",
             "warning",
-            "A model scales on nothing, because no replica tells its queue.",
+            "A model scales on nothing, because no replica reports its queue.",
             "None of the {{ $value }} ready replicas of {{ $labels.namespace }}/{{ $labels.modeldeployment }} answers "
             "the operator, which holds their number as it is.",
         ),
@@ -151,7 +151,7 @@ def _models() -> tuple[Alert, ...]:
 
 
 def _burn(name: str, *, factor: float, long: str, short: str, after: str, severity: Severity) -> Alert:
-    """Two windows: the long one says that it matters, the short one that it still goes on."""
+    """Two windows: the long one shows that it matters, the short one that it still lasts."""
     limit = f"{factor * _BUDGET:g}"
     return Alert(
         name,

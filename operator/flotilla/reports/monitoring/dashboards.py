@@ -87,7 +87,7 @@ def _money() -> Row:
         dollars("Spend by team", about_teams, ("3600 * team:flotilla_deployment_cost_usd:rate5m", "{{team}}")),
         stack("GPUs held", "short", about_held, (f"3600 * {held}", "{{gpu_type}}")),
         dollars("Used, headroom and idle", ABOUT_USE, (f"sum by (use) ({USE}{{{IN}}})", "{{use}}")),
-        dollars("GPUs that nobody holds", about_free, (f"max by (gpu_type) ({free})", "{{gpu_type}}")),
+        dollars("GPUs that no pod holds", about_free, (f"max by (gpu_type) ({free})", "{{gpu_type}}")),
         table(
             "Models by cost",
             DOLLARS,
@@ -158,7 +158,7 @@ def _queue(profiles: Mapping[str, Profile]) -> Row:
         graph(
             "Requests in the engines",
             "short",
-            "What the autoscaler looks at: running and waiting, as the operator read them.",
+            "What the autoscaler reads: running and waiting, as the operator read them.",
             *requests,
         ),
         graph("Replicas, wanted and ready", "short", "A gap is a start-up, or a lack of GPUs.", *replicas),

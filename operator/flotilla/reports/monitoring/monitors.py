@@ -25,7 +25,7 @@ def manifests(*, operator_namespace: str = "flotilla-system") -> list[dict[str, 
             selector={LABEL_MANAGED_BY: MANAGER, LABEL_COMPONENT: "gateway"},
             endpoint={"port": "admin", "path": "/metrics"},
         ),
-        # The operator's series are about other namespaces than its own, and it alone may say so.
+        # The operator's series are about other namespaces than its own, and only it may set those labels.
         _monitor(
             "flotilla-operator",
             selector={LABEL_NAME: "flotilla-operator"},

@@ -96,13 +96,13 @@ def _work() -> tuple[Recording, ...]:
 
 def _all_weights() -> str:
     """Those of the resource, or the measured ones of a resource that sets none."""
-    told = f"max by ({_TYPED}) (flotilla_deployment_token_weight_ratio)"
+    configured = f"max by ({_TYPED}) (flotilla_deployment_token_weight_ratio)"
     every = f"max by ({BY}) (flotilla_deployment_info)"
     measured = (
         f'label_replace({weight:f} * {every}, "token_type", "{token_type}", "", "")'
         for token_type, weight in MEASURED.by_token_type.items()
     )
-    return "\nor\n".join((told, *measured))
+    return "\nor\n".join((configured, *measured))
 
 
 def _routes() -> tuple[Recording, ...]:
@@ -291,7 +291,7 @@ def _gateway() -> tuple[Recording, ...]:
     requests = "flotilla_gateway_requests_total"
 
     def share(name: str) -> str:
-        # A policy that never escalated has no series of it, which is none of its requests, and not unknown.
+        # A policy that never escalated has no series of it, which means 0 and not unknown.
         part = f"sum by ({POLICY}) (rate({name}[1h])) or 0 * sum by ({POLICY}) (rate({requests}[1h]))"
         return f"({part})\n/\n(sum by ({POLICY}) (rate({requests}[1h])) > 0)"
 
