@@ -1,5 +1,6 @@
 """`flotilla estimate`: whether a model fits, on how many GPUs, with which context and at what price."""
 
+import asyncio
 import json
 import math
 from dataclasses import replace
@@ -19,8 +20,20 @@ from flotilla.catalog import accelerators, names
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.models import from_config
 from flotilla.cli import manifests
-from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
-from flotilla.errors import InvalidSpec
+from flotilla.cli.common import (
+    EXIT_NO,
+    EXIT_OK,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    Json,
+    command_app,
+    duration_s,
+    fail,
+    plain,
+)
+from flotilla.cli.sources import CaFile, Place, Prometheus, TokenFile, client_of
+from flotilla.cost.speed_client import MeasuredSpeed, measured_speeds
+from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 from flotilla.planning.speed import Range, Shape, planned_speed
@@ -233,6 +246,52 @@ def _speed(resolved: Resolved, shape: Shape) -> dict[str, Any]:
     }
 
 
+def measured(
+    answers: list[dict[str, Any]],
+    model: str,
+    place: Place,
+    *,
+    since: str,
+    catalog: Catalog | None = None,
+    **wishes: Any,
+) -> None:
+    """Add to the answers how fast deployments of the model on those classes are, beside what is computed for their
+    requests. Raises a FlotillaError where the Prometheus does not answer."""
+    seconds, known = duration_s(since, field="--since"), catalog or load_catalog()
+    source = _source(model, known)
+    for one in asyncio.run(_ask(place, seconds)):
+        for answer in answers:
+            if (one.model, one.gpu_type) == (source, answer["accelerator"]) and "speed" in answer:
+                row = _compared(one, planned(model, class_name=one.gpu_type, catalog=known, **wishes))
+                answer["speed"].setdefault("measured", []).append(row)
+
+
+async def _ask(place: Place, seconds: int) -> tuple[MeasuredSpeed, ...]:
+    client = client_of(place)
+    try:
+        return await measured_speeds(client, period_s=seconds)
+    finally:
+        await client.close()
+
+
+def _compared(one: MeasuredSpeed, resolved: Resolved) -> dict[str, Any]:
+    """One deployment, with what is computed for the mean of its requests."""
+    shape = Shape(max(1, round(one.input_tokens)), max(1, round(one.output_tokens)), min(1.0, one.cached_share))
+    model, limits = planned_speed(resolved, shape)
+    expected = model.estimate(shape, limits).output_tokens_per_s
+    return {
+        "deployment": f"{one.namespace}/{one.name}",
+        "engine": one.engine,
+        "input_tokens": shape.input_tokens,
+        "cached_percent": round(100 * shape.cached_share),
+        "output_tokens": shape.output_tokens,
+        "output_tokens_per_second": float(two_digits(one.tokens_per_s).replace(",", "")),
+        "saturated": one.saturated,
+        "computed_output_tokens_per_second": _range(expected),
+        **({"measured_over_computed": round(one.tokens_per_s / expected.expected, 2)} if one.saturated else {}),
+    }
+
+
 def _range(value: Range) -> dict[str, float]:
     return {
         name: float(two_digits(number).replace(",", ""))
@@ -288,7 +347,7 @@ def show(console: Console, title: str, answers: list[dict[str, Any]]) -> None:
     notes = dict.fromkeys(answer["message"] for answer in answers if answer.get("message"))
     if len(answers) == 1:
         for note in (*notes, *_said(answers[0])):
-            console.print(f"\n{note}", highlight=False)
+            console.print(f"\n{note}", highlight=False, markup=False)
         if "argv" in answers[0]:
             console.print(f"\n[dim]{answers[0]['engine']}:[/] {' '.join(answers[0]['argv'])}", soft_wrap=True)
 
@@ -303,7 +362,16 @@ def _said(answer: dict[str, Any]) -> list[str]:
             f"Speed with {speed['input_tokens']} tokens in and {speed['output_tokens']} out: {tasks['expected']:g} "
             f"requests/s at saturation ({tasks['low']:g} to {tasks['high']:g}), {alone['expected']:g} tokens/s for a "
             f"request that is alone. Computed, and {compared} public measurements on this class "
-            "(docs/reference/truth.md); what runs is measured: flotilla top."
+            "(docs/reference/truth.md); with --prometheus it is shown beside what runs."
+        )
+    for row in answer.get("speed", {}).get("measured", ()):
+        did = "makes" if row["saturated"] else "was never saturated and made at most"
+        over = f": {row['measured_over_computed']:g} times that" if row["saturated"] else ""
+        computed = row["computed_output_tokens_per_second"]
+        lines.append(
+            f"Measured: {plain(row['deployment'])} {did} {row['output_tokens_per_second']:g} output tokens/s per "
+            f"replica with {row['input_tokens']} tokens in ({row['cached_percent']} % cached) and {row['output_tokens']} out. "
+            f"Computed at saturation: {computed['expected']:g} ({computed['low']:g} to {computed['high']:g}){over}."
         )
     if "price_as_of" in answer:
         lines.append(f"Price: {answer['price_source']}, as of {answer['price_as_of']}.")
@@ -348,6 +416,10 @@ def estimate(
     ] = None,
     input_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt for which the speed is shown.")] = 1000,
     output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer for which the speed is shown.")] = 150,
+    prometheus: Prometheus = None,
+    prometheus_ca_file: CaFile = None,
+    prometheus_token_file: TokenFile = None,
+    since: Annotated[str, typer.Option(help="With --prometheus: period over which speeds were measured.")] = "7d",
     as_json: Json = False,
 ) -> None:
     """Check whether a model fits an accelerator, with how many GPUs and at what price.
@@ -369,11 +441,16 @@ def estimate(
             count=count,
             shape=Shape(input_tokens, output_tokens),
         )
+        if prometheus is not None and model is not None:
+            place = Place(prometheus=prometheus, ca_file=prometheus_ca_file, token_file=prometheus_token_file)
+            measured(answers, model, place, since=since, method=quantization, context=context, gpus=count)
     except ValidationError as error:
         wrong = manifests.invalid(error)
         fail(InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)), EXIT_USAGE)
     except InvalidSpec as error:
         fail(error, EXIT_USAGE)
+    except FlotillaError as error:
+        fail(error, EXIT_UNREACHABLE)
     if as_json:
         typer.echo(json.dumps(answers, indent=2))
     else:

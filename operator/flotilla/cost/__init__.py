@@ -10,6 +10,7 @@ unallocated_loop     GPUs that no pod holds
 comparison           utilization, unit costs, savings, break-even (pure)
 metrics              the series of /metrics (pure)
 spending             sums over a period for `flotilla cost` and `report` (pure); spending_client asks Prometheus
+speed_client         how fast deployments of a model are, from Prometheus, for `flotilla estimate`
 route_spending       the same by route, team and target (pure)
 
 A price goes: price_loop -> accounting_loop -> ledger -> metrics.
