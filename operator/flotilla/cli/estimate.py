@@ -368,9 +368,10 @@ def _said(answer: dict[str, Any]) -> list[str]:
         did = "makes" if row["saturated"] else "was never saturated and made at most"
         over = f": {row['measured_over_computed']:g} times that" if row["saturated"] else ""
         computed = row["computed_output_tokens_per_second"]
+        requests = f"{row['input_tokens']} tokens in ({row['cached_percent']} % cached) and {row['output_tokens']} out"
         lines.append(
             f"Measured: {plain(row['deployment'])} {did} {row['output_tokens_per_second']:g} output tokens/s per "
-            f"replica with {row['input_tokens']} tokens in ({row['cached_percent']} % cached) and {row['output_tokens']} out. "
+            f"replica with {requests}. "
             f"Computed at saturation: {computed['expected']:g} ({computed['low']:g} to {computed['high']:g}){over}."
         )
     if "price_as_of" in answer:
