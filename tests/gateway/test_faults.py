@@ -11,7 +11,7 @@ import pytest
 from tests.support.gateway import Running, document_of, eventually, running_gateway, said
 from tests.support.hosted import Garbage, Hang, HostedApi, Reset, Stream, Whole, fault
 from tests.support.hosted_answers import hosted_api, openai_chunks
-from tests.support.routing import SOUND
+from tests.support.routing import HOSTED, SOUND
 
 from flotilla.gateway.config import Config
 from flotilla.gateway.resilience import BreakerState
@@ -276,7 +276,7 @@ async def test_retries_are_a_share_of_the_requests(tmp_path: Path) -> None:
 
 async def test_an_open_breaker_sends_requests_elsewhere_at_once(tmp_path: Path) -> None:
     async with two(tmp_path, routed()) as (gw, medium, small):
-        medium.script(*[fault(500)] * 5)
+        medium.script(*[fault(503)] * 5)
         for _ in range(5):
             assert (await gw.chat())[0] == 200
         _, _, headers = await gw.chat()
@@ -287,12 +287,51 @@ async def test_an_open_breaker_sends_requests_elsewhere_at_once(tmp_path: Path) 
 
 async def test_all_targets_down_is_told_with_a_time_to_retry(tmp_path: Path) -> None:
     async with two(tmp_path, routed(fallback=False)) as (gw, medium, _):
-        medium.script(*[fault(500)] * 5)
+        medium.script(*[fault(503)] * 5)
         for _ in range(5):
-            assert (await gw.chat())[0] == 502
+            assert (await gw.chat())[0] == 503
         status, body, headers = await gw.chat()
         assert (status, body["error"]["code"]) == (503, "no_capacity")
         assert int(headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("status", [404, 405, 500, 501])
+async def test_embeddings_of_a_chat_model_do_not_close_it_to_others(tmp_path: Path, status: int) -> None:
+    async with two(tmp_path, routed(fallback=False)) as (gw, medium, _):
+        medium.script(*[fault(status)] * 10)
+        for _ in range(10):
+            assert (await gw.post({"model": "support", "input": "x"}, "/v1/embeddings"))[0] == 502
+        assert (await gw.chat())[0] == 200
+        assert not gw.gateway.state.breakers
+        pool = gw.gateway.endpoints.pool("qwen-medium")
+        assert pool.endpoints[0].breaker.state(0) is BreakerState.CLOSED
+
+
+async def test_a_stream_without_done_is_whole_when_it_has_its_finish_reason(tmp_path: Path) -> None:
+    async with two(tmp_path, routed()) as (gw, medium, _):
+        medium.script(Stream(openai_chunks("One two three", usage=True, done=False)))
+        _, chunks, _ = await gw.stream()
+        assert said(chunks) == "One two three"
+        assert chunks[-1] == "[DONE]"
+        assert not any("error" in chunk for chunk in chunks)
+        assert (await gw.counted("tokens_total"))["first", "medium", "output"] == 2
+
+
+async def test_a_hosted_target_rests_for_as_long_as_it_asks(tmp_path: Path) -> None:
+    async with hosted_api() as hosted, hosted_api() as small:
+        external = {**HOSTED, "baseURL": f"{hosted.url}/v1"}
+        targets = [
+            {"name": "hosted", "external": external},
+            {"name": "small", "modelDeploymentRef": {"name": "qwen-small"}},
+        ]
+        policy = {"unknownClass": "any", "classes": [{"name": "any", "allowBoundaries": ["Cluster", "External"]}]}
+        route = {"split": [{"target": "hosted"}], "fallback": {"targets": ["small"]}}
+        spec = {**SOUND, "targets": targets, "dataPolicy": policy, "rules": [], "defaultRoute": route}
+        async with running_gateway(tmp_path, document_of(spec), engines={"qwen-small": [small]}) as gw:
+            hosted.script(fault(429, retry_after_s=37))
+            for _ in range(5):
+                assert (await gw.chat())[0] == 200
+            assert (len(hosted.received), len(small.received)) == (1, 5)
 
 
 async def test_shutting_down_loses_no_request(tmp_path: Path) -> None:

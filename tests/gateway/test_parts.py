@@ -10,9 +10,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.support.gateway import endpoint_slice
 from tests.support.hosted_answers import openai_chunks
 
+from flotilla.api.routing_policy import Failure
 from flotilla.gateway.endpoints import EndpointRegistry, ready_addresses
 from flotilla.gateway.openai.responses import StreamRelay
-from flotilla.gateway.resilience import Breaker, BreakerSettings, BreakerState, EscalationRate, RetryBudget
+from flotilla.gateway.resilience import (
+    Breaker,
+    BreakerSettings,
+    BreakerState,
+    EscalationRate,
+    RetryBudget,
+    TargetBreakers,
+)
 
 SETTINGS = BreakerSettings(failures=3, open_s=1, open_limit_s=4, trial_s=10)
 
@@ -227,6 +235,72 @@ def test_an_event_without_end_is_refused() -> None:
     for _ in range(10):
         wrong = wrong or relayed.feed(b"x" * 2**20)
     assert wrong == "an event without an end"
+
+
+@pytest.mark.parametrize("line", ["id: 7", "event: message", ": a comment", "retry: 10"])
+def test_the_data_of_an_event_is_read_whatever_other_lines_it_has(line: str) -> None:
+    sent = Sent()
+    relayed = relay(sent)
+    answer = {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    for data in (json.dumps(answer), json.dumps(usage), "[DONE]"):
+        assert relayed.feed(f"{line}\ndata: {data}\n\n".encode()) is None
+    assert relayed.usage is not None
+    assert (relayed.usage.prompt_tokens, relayed.usage.completion_tokens) == (3, 2)
+    assert relayed.done
+    assert sent.data.decode() == (
+        f'{line}\ndata: {{"choices":[{{"delta":{{"content":"a"}}}}]}}\n\n{line}\ndata: [DONE]\n\n'
+    )
+
+
+def test_an_error_event_before_the_first_chunk_is_no_answer_whatever_its_lines() -> None:
+    for error in (b'event: error\ndata: {"error": {}}\n\n', b': hi\n\ndata: {"error": {}}\n\n'):
+        sent = Sent()
+        assert relay(sent).feed(error) == "an error instead of a stream"
+        assert not sent.data
+
+
+def test_a_stream_with_its_finish_reason_is_complete_without_done() -> None:
+    for finish in (b'"finish_reason":"stop"', b'"finish_reason": "length"'):
+        sent = Sent()
+        relayed = relay(sent)
+        relayed.feed(b'data: {"choices":[{"delta":{},' + finish + b"}]}\n\n")
+        assert relayed.complete()
+        assert sent.data.endswith(b"data: [DONE]\n\n")
+    unfinished = relay(Sent())
+    unfinished.feed(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
+    assert not unfinished.complete()
+    cut = relay(Sent())
+    cut.feed(b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: {"cho')
+    assert not cut.complete()
+
+
+def test_what_one_client_causes_never_closes_a_target_to_the_others() -> None:
+    breakers = TargetBreakers()
+    for _ in range(100):
+        breakers.record("uid", "medium", Failure.SERVER_ERROR, 0, suspect="one")
+        breakers.record("uid", "medium", Failure.SERVER_ERROR, 0, suspect="two")
+    assert breakers.unavailable("uid", 0) == frozenset()
+
+
+def test_what_several_clients_meet_closes_a_target_unless_one_got_an_answer() -> None:
+    breakers = TargetBreakers()
+    for number in range(20):
+        breakers.record("uid", "answers", Failure.SERVER_ERROR, 0, suspect=str(number))
+        if number % 2:
+            breakers.record("uid", "answers", None, 0)
+        breakers.record("uid", "fails", Failure.SERVER_ERROR, 0, suspect=str(number))
+    assert breakers.unavailable("uid", 0) == {"fails"}
+
+
+def test_a_target_rests_for_as_long_as_it_asks_within_five_minutes() -> None:
+    breakers = TargetBreakers()
+    breakers.rest("uid", "hosted", 37, 100)
+    breakers.rest("uid", "absurd", 1e9, 100)
+    assert breakers.unavailable("uid", 136) == {"hosted", "absurd"}
+    assert breakers.unavailable("other", 136) == frozenset()
+    assert breakers.unavailable("uid", 138) == {"absurd"}
+    assert breakers.unavailable("uid", 401) == frozenset()
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])

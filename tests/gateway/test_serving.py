@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests.support.gateway import document_of, running_gateway, said
+from tests.support.gateway import chat_body, document_of, running_gateway, said
 from tests.support.hosted_answers import hosted_api
 from tests.support.routing import SOUND
+from yarl import URL
 
 from flotilla.gateway.limits.accounts import LimitLease
 
@@ -30,6 +31,26 @@ async def test_a_whole_answer_comes_from_the_model_of_the_rule(tmp_path: Path) -
             "unknown_field": {"a": [1, 2.5]},
         }
         assert b'{"a": [1, 2.5]}' in sent.body
+
+
+async def test_clients_find_health_models_and_operations_where_they_look(tmp_path: Path) -> None:
+    spec = {**SOUND, "hostModels": ["Qwen/Qwen2.5-7B"]}
+    async with (
+        hosted_api() as engine,
+        running_gateway(tmp_path, document_of(spec), engines={"qwen-medium": [engine]}) as gw,
+    ):
+        for path in ("/", "/health"):
+            for method in ("GET", "HEAD"):
+                async with gw.session.request(method, gw.url + path) as answer:
+                    assert answer.status == 200
+            async with gw.session.post(gw.url + path) as answer:
+                assert answer.status == 405
+        for path in ("/v1/models/Qwen%2FQwen2.5-7B", "/models/Qwen/Qwen2.5-7B"):
+            async with gw.session.get(URL(gw.url + path, encoded=True)) as answer:
+                assert (answer.status, (await answer.json())["id"]) == (200, "Qwen/Qwen2.5-7B")
+        status, body, _ = await gw.post(chat_body("Qwen/Qwen2.5-7B"), "/chat/completions")
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "Hello there")
+        assert engine.received[0].path == "/v1/chat/completions"
 
 
 async def test_a_stream_is_passed_on_and_ends_with_done(tmp_path: Path) -> None:

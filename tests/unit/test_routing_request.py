@@ -89,6 +89,17 @@ def test_everything_that_rules_and_limits_ask_for_is_read() -> None:
     assert "secret" not in repr(features)
 
 
+def test_a_limit_that_is_null_is_no_limit() -> None:
+    body = chat("?", max_completion_tokens=None, max_tokens=100_000)
+    assert features_of(body, {}, POLICY).max_tokens == 100_000
+
+
+def test_embeddings_are_never_streamed() -> None:
+    body = {"input": "?", "stream": True}
+    assert not features_of(body, {}, POLICY, operation=Operation.EMBEDDINGS).stream
+    assert features_of({"prompt": "?", "stream": True}, {}, POLICY, operation=Operation.COMPLETIONS).stream
+
+
 def test_only_headers_that_rules_name_are_kept() -> None:
     spec = put(SOUND, ("rules", 0, "match", "headers"), [{"name": "x-team", "value": "a"}])
     features = features_of(chat("?"), {"x-team": "a", "x-other": "b"}, compiled(spec))

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
+from urllib.parse import unquote
 
 import orjson
 
@@ -29,6 +30,8 @@ from flotilla.routing.request import Operation
 log = logging.getLogger(__name__)
 
 _MODELS = "/v1/models"
+_HEALTH = ("/", "/health")
+"""Paths that load balancers and SDKs ask to see whether a server is there."""
 _COUNT_TOKENS = f"{MESSAGES_PATH}/count_tokens"
 _ID_LIMIT = 128
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
@@ -127,14 +130,20 @@ class Api:
         return f"{self._prefix}-{next(self._numbers):x}"
 
     def _handle_other(self, request: Request, setup: Setup | None) -> None:
-        path = request.path
+        path = request.path if not request.path.startswith("/models") else f"/v1{request.path}"
+        if path in _HEALTH:
+            if request.method in ("GET", "HEAD"):
+                request.response.send(200, b"{}")
+            else:
+                self._not_allowed(request, "GET, HEAD, OPTIONS")
+            return
         if path == _MODELS or path.startswith(f"{_MODELS}/"):
             if request.method not in ("GET", "HEAD"):
                 self._not_allowed(request, "GET, HEAD, OPTIONS")
             elif setup is None:
                 self._not_ready(request)
             else:
-                self._list_models(request, setup, path[len(_MODELS) + 1 :])
+                self._list_models(request, setup, unquote(path[len(_MODELS) + 1 :]))
             return
         why = " Only the target counts tokens; its answer has them." if path == _COUNT_TOKENS else ""
         body = responses.error_body(f"There is no {path[:100]!r} here.{why}", code="unknown_url")

@@ -16,6 +16,8 @@ from flotilla.gateway.openai.responses import StreamRelay
 _ANSWER_LIMIT_BYTES = 64 * 2**20
 _ERROR_LIMIT_BYTES = 64 * 1024
 _SWEEP_S = 0.05
+_REQUEST_STATUSES = frozenset({404, 405, 500, 501})
+"""Statuses that a request can cause by what it asks for, such as embeddings of a chat model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Failed:
     """The target's Retry-After header."""
     nothing_sent: bool = False
     """Whether the target has certainly not seen the request."""
+    by_request: bool = False
+    """Whether the request itself may be the cause, so that it says little about the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +156,8 @@ class ResponseSink:
     def _failed(self) -> Failed:
         assert self._failure is not None
         status = self._status if self._status in (429, 503) else 504 if self._failure is Failure.TIMEOUT else 502
-        return Failed(self._failure, f"HTTP {self._status}", status, self._retry_after)
+        by_request = self._status in _REQUEST_STATUSES
+        return Failed(self._failure, f"HTTP {self._status}", status, self._retry_after, by_request=by_request)
 
     def _finish(self, outcome: Outcome) -> None:
         if not self.outcome.done():
@@ -207,10 +212,10 @@ class StreamSink(ResponseSink):
             self.on_lost(problem)
 
     def on_end(self) -> None:
-        """The body has ended. A stream without its last event was cut off on the way."""
+        """The body has ended. A stream without [DONE] and without a finish reason was cut off on the way."""
         if not self._streams:
             super().on_end()
-        elif not self._relay.done:
+        elif not self._relay.complete():
             self.on_lost("the stream ended without [DONE]")
         else:
             self._finish(Streamed() if self._relay.started else HeldBack())

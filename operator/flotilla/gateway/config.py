@@ -185,8 +185,8 @@ class Config:
 
 
 def operation_paths() -> dict[str, Operation]:
-    """The routed paths and their operations."""
-    return {f"/v1/{operation.value}": operation for operation in Operation}
+    """The routed paths and their operations. Clients whose base URL lacks /v1 are served too."""
+    return {f"{prefix}/{operation.value}": operation for operation in Operation for prefix in ("/v1", "")}
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

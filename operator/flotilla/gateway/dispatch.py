@@ -216,11 +216,16 @@ class Dispatcher:
             for breaker in self._breakers(permit, endpoint):
                 breaker.release()
             return
+        suspect = None
         if type(outcome) is Failed:
             failure = outcome.failure
+            suspect = self._client if outcome.by_request else None
+            if failure is Failure.RATE_LIMITED and endpoint is None:
+                # A full engine is one of several replicas and says nothing about the others; a hosted API is one.
+                self._rest(target, outcome.retry_after)
         elif type(outcome) is Interrupted:
             failure = None if outcome.by_client else Failure.CONNECT
-        state.breakers.record(self._policy.uid, target, failure, state.loop.time())
+        state.breakers.record(self._policy.uid, target, failure, state.loop.time(), suspect=suspect)
         state.metrics.attempts.add((self._policy.name, target, str(failure) if failure else "ok"))
         if endpoint is None:
             return
@@ -229,10 +234,23 @@ class Dispatcher:
         elif failure in (Failure.CONNECT, Failure.TIMEOUT, Failure.SERVER_ERROR):
             # Nothing listens there any more. The EndpointSlice will say so in a moment; until then use the others.
             gone = type(outcome) is Failed and outcome.nothing_sent
-            endpoint.breaker.failed(state.loop.time(), at_once=gone)
+            if suspect is None:
+                endpoint.breaker.failed(state.loop.time(), at_once=gone)
+            else:
+                endpoint.breaker.release()
             self.failed_endpoints.append(endpoint)
         else:
             endpoint.breaker.release()
+
+    def _rest(self, target: str, retry_after: str | None) -> None:
+        if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
+            self._state.breakers.rest(self._policy.uid, target, int(retry_after), self._state.loop.time())
+
+    @property
+    def _client(self) -> str:
+        """Who is served: the client by its key, else the address that the request came from."""
+        features = self._record.features
+        return (features.client if features is not None else None) or self._record.request.peer
 
 
 def unix_s() -> int:

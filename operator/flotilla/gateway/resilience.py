@@ -95,6 +95,10 @@ class Breaker:
 
 _TARGET_FAILURES = frozenset({Failure.CONNECT, Failure.TIMEOUT, Failure.SERVER_ERROR, Failure.UNAUTHORIZED})
 """Failures that say that a target is broken. A full queue (429) and a model without replicas do not."""
+_SEVERAL_CLIENTS = 3
+"""So many clients must get failures that a request may have caused, before such failures count against the target."""
+_MAX_REST_S = 300.0
+"""Bound of a Retry-After header."""
 
 
 class TargetBreakers:
@@ -105,6 +109,10 @@ class TargetBreakers:
 
     def __init__(self) -> None:
         self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._suspects: dict[tuple[str, str], set[str]] = {}
+        """Clients that got a failure which their request may have caused, since the target last answered."""
+        self._rests_until_s: dict[tuple[str, str], float] = {}
+        """Targets that asked not to be called for a while."""
 
     def __len__(self) -> int:
         return len(self._breakers)
@@ -113,12 +121,21 @@ class TargetBreakers:
         """The breaker of a target, None while it has not failed."""
         return self._breakers.get((policy_uid, target))
 
-    def record(self, policy_uid: str, target: str, failure: Failure | None, now_s: float) -> None:
-        """Count how an attempt at a target ended; `failure` is None where the target answered."""
-        found = self._breakers.get((policy_uid, target))
-        if failure in _TARGET_FAILURES:
+    def record(
+        self, policy_uid: str, target: str, failure: Failure | None, now_s: float, *, suspect: str | None = None
+    ) -> None:
+        """Count how an attempt at a target ended; `failure` is None if the target answered.
+
+        `suspect` is the client whose request may have caused the failure. Such failures count only once several clients
+        got one and none of them an answer, so that the requests of one client never close a target to the others.
+        """
+        key = (policy_uid, target)
+        found = self._breakers.get(key)
+        if failure is None and self._suspects:
+            self._suspects.pop(key, None)
+        if failure in _TARGET_FAILURES and (suspect is None or self._several_clients(key, suspect)):
             if found is None:
-                found = self._breakers[policy_uid, target] = Breaker(BreakerSettings())
+                found = self._breakers[key] = Breaker(BreakerSettings())
             found.failed(now_s)
         elif found is not None:
             if failure is None:
@@ -127,18 +144,28 @@ class TargetBreakers:
                 found.release()
 
     def unavailable(self, policy_uid: str, now_s: float) -> frozenset[str]:
-        """Names of the policy's targets whose breaker lets no request through now."""
-        if not self._breakers:
+        """Names of the policy's targets that get no request now: their breaker is open, or they rest."""
+        if not self._breakers and not self._rests_until_s:
             return frozenset()
-        return frozenset(
-            target
-            for (uid, target), breaker in self._breakers.items()
-            if uid == policy_uid and not breaker.allows(now_s)
-        )
+        found = {key for key, breaker in self._breakers.items() if not breaker.allows(now_s)}
+        found |= {key for key, until_s in self._rests_until_s.items() if now_s < until_s}
+        return frozenset(target for uid, target in found if uid == policy_uid)
+
+    def rest(self, policy_uid: str, target: str, seconds: float, now_s: float) -> None:
+        """Send a target nothing for so long, as its Retry-After header asks; five minutes at most."""
+        self._rests_until_s[policy_uid, target] = now_s + min(seconds, _MAX_REST_S)
 
     def keep(self, targets: Container[tuple[str, str]]) -> None:
         """Forget the breakers of all targets but these, given by policy uid and target name."""
         self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in targets}
+        self._suspects = {key: clients for key, clients in self._suspects.items() if key in targets}
+        self._rests_until_s = {key: until_s for key, until_s in self._rests_until_s.items() if key in targets}
+
+    def _several_clients(self, key: tuple[str, str], client: str) -> bool:
+        clients = self._suspects.setdefault(key, set())
+        if len(clients) < _SEVERAL_CLIENTS:
+            clients.add(client)
+        return len(clients) >= _SEVERAL_CLIENTS
 
 
 class RetryBudget:

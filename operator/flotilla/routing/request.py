@@ -67,7 +67,9 @@ def features_of(
 
     Odd types are no error here: the target judges the body. A data class that came twice is no known class.
     """
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limit = body.get("max_completion_tokens")
+    if limit is None:
+        limit = body.get("max_tokens")
     wanted = body.get("response_format")
     text_bytes, images = _prompt(body, operation)
     tools = body.get("tools")
@@ -83,7 +85,7 @@ def features_of(
         tools=len(tools) if isinstance(tools, list) else 0,
         json_schema=isinstance(wanted, Mapping) and wanted.get("type") == "json_schema",
         images=images,
-        stream=body.get("stream") is True,
+        stream=operation is not Operation.EMBEDDINGS and body.get("stream") is True,
         session=_label(headers.get(SESSION_HEADER)),
         client=client,
         team=_label(headers.get(TEAM_HEADER)),

@@ -45,7 +45,8 @@ def refusal_headers(refusal: Refusal) -> bytes:
 
 
 _EVENT_LIMIT = 8 * 2**20
-_DONE = (b"data: [DONE]", b"data:[DONE]")
+_DONE = b"data: [DONE]\n\n"
+_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 
 
 @dataclass(slots=True)
@@ -81,7 +82,9 @@ class StreamRelay:
         """Events that were sent or held back: about the number of tokens, if the target does not count them."""
         self.started = False
         self.done = False
-        """Whether [DONE] has come."""
+        """Whether the stream is complete: [DONE] has come, or `complete` was called."""
+        self._finished = False
+        """Whether a choice has its finish reason."""
 
     def feed(self, data: bytes) -> str | None:
         """Relay bytes, cut anywhere. Returns why the stream is broken, None if it is not."""
@@ -103,6 +106,19 @@ class StreamRelay:
         self._forward(data)
         return None
 
+    def complete(self) -> bool:
+        """The target's body has ended in order. Without [DONE] it is complete if the answer has its finish reason.
+
+        Returns whether the stream is complete; if so, the client gets the [DONE] that the target left out.
+        """
+        if not self.done and self._finished and not self._partial:
+            self.done = True
+            if self.started:
+                self._response.write(_DONE)
+            else:
+                self._held.append(_DONE)
+        return self.done
+
     def flush(self) -> None:
         """Start the stream if it has not started, and send what was held back."""
         self._buffering = None
@@ -123,7 +139,7 @@ class StreamRelay:
         """
         if data.startswith(b":") and b"\ndata:" not in data:
             return None
-        if self.events == 0 and data.startswith((b'data: {"error"', b'data:{"error"')):
+        if self.events == 0 and _first_data(data).startswith(b'{"error"'):
             return "an error instead of a stream"
         if self._buffering is None:
             self._start_stream()
@@ -135,6 +151,8 @@ class StreamRelay:
         self._on_start()
 
     def _forward(self, data: bytes) -> None:
+        if _FINISHED[0] in data or _FINISHED[1] in data:
+            self._finished = True
         if (
             b'"usage"' in data
             or b"[DONE]" in data
@@ -163,7 +181,7 @@ class StreamRelay:
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if not event.strip():
                 continue
-            if event.startswith(_DONE):
+            if _event_data(event) == b"[DONE]":
                 self.done = True
                 out.append(event)
                 break
@@ -175,10 +193,11 @@ class StreamRelay:
 
     def _inspect_event(self, event: bytes) -> bytes:
         """The event as the client gets it; empty if only the gateway asked for it."""
-        if not event.startswith(b"data:") or b"\n" in event.strip():
+        data = _event_data(event)
+        if not data:
             return event
         try:
-            chunk = orjson.loads(event[5:])
+            chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
             return event
         if not isinstance(chunk, dict):
@@ -195,7 +214,7 @@ class StreamRelay:
                     return b""
         if self._strip_logprobs:
             changed = without_logprobs(chunk) or changed
-        return b"data: " + orjson.dumps(chunk) if changed else event
+        return _with_data(event, orjson.dumps(chunk)) if changed else event
 
 
 def without_logprobs(chunk: dict[str, Any]) -> bool:
@@ -207,6 +226,26 @@ def without_logprobs(chunk: dict[str, Any]) -> bool:
             choice["logprobs"] = None
             found = True
     return found
+
+
+def _event_data(event: bytes) -> bytes:
+    """The data of an event; it may also have the fields event, id and retry, and comments."""
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].strip()
+    lines = event.replace(b"\r", b"").split(b"\n")
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+
+
+def _first_data(data: bytes) -> bytes:
+    """The data of the first event that has any."""
+    events = data.replace(b"\r", b"").split(b"\n\n")
+    return next((found for event in events if (found := _event_data(event))), b"")
+
+
+def _with_data(event: bytes, data: bytes) -> bytes:
+    """The event with other data and the same other lines."""
+    kept = [line for line in event.split(b"\n") if line and not line.startswith(b"data:")]
+    return b"\n".join([*kept, b"data: " + data])
 
 
 def _end_of_last_event(data: bytes) -> int:
