@@ -68,7 +68,7 @@ async def test_what_the_classifier_used_is_counted_apart_and_hosted_models_would
 
 async def test_a_classifier_that_fails_again_and_again_is_asked_no_more(tmp_path: Path) -> None:
     policy = {**SOUND, "classifier": {"target": "small", "tasks": TASKS}}
-    async with hosted_api(lambda _: fault(500)) as small, hosted_api() as medium:
+    async with hosted_api(lambda _: fault(503)) as small, hosted_api() as medium:
         engines = {"qwen-small": [small], "qwen-medium": [medium]}
         async with running_gateway(tmp_path, document_of(policy), engines=engines) as gw:
             for _ in range(8):

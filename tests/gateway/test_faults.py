@@ -148,6 +148,24 @@ async def test_a_stream_that_dies_says_so_and_has_no_done(tmp_path: Path, field:
         assert not small.received
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"object": "error", "message": {"detail": [{"msg": "extra"}]}}, '{"detail":[{"msg":"extra"}]}'),
+        ({"detail": "Field required"}, "Field required"),
+        ({"error": "model is loading"}, "model is loading"),
+        (b"context too long", "context too long"),
+        (b"<html>422</html>", "The target refused the request without saying why."),
+        ({}, "The target refused the request without saying why."),
+    ],
+)
+async def test_a_refusal_in_another_format_keeps_its_reason(tmp_path: Path, body: Any, message: str) -> None:
+    async with two(tmp_path, routed()) as (gw, medium, _):
+        medium.script(Whole(body, 422))
+        status, said_, _ = await gw.chat()
+        assert (status, said_["error"]["message"]) == (422, message)
+
+
 async def test_a_stream_that_turns_into_garbage_says_so_and_passes_none_of_it_on(tmp_path: Path) -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     async with two(tmp_path, routed()) as (gw, medium, small):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from tests.support.hosted_answers import chat, hosted_api, hosted_api_over_tls, 
 from tests.support.routing import HOSTED, SOUND
 
 PUBLIC = {"x-data-class": "public"}
+HELLO = [{"role": "user", "content": "Hi"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
 
 def spec(frontier: HostedApi, *, provider: str = "OpenAI", **route: Any) -> dict[str, Any]:
@@ -27,6 +29,10 @@ def spec(frontier: HostedApi, *, provider: str = "OpenAI", **route: Any) -> dict
 def escalation(**more: Any) -> dict[str, Any]:
     signals = ["EmptyAnswer", "FinishReasonLength", "SchemaInvalid"]
     return {"escalation": {"target": "frontier", "signals": signals, "maxRatePercent": 100, **more}}
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 @asynccontextmanager
@@ -372,6 +378,33 @@ async def test_data_that_must_stay_waits_although_the_rule_names_a_hosted_fallba
 
 
 # which replica
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", lambda text: {"messages": [{"role": "user", "content": text}]}),
+        ("/v1/chat/completions", lambda text: {"messages": [{"role": "user", "content": [IMAGE, part(text)]}]}),
+        ("/v1/completions", lambda text: {"prompt": text}),
+        ("/v1/completions", lambda text: {"prompt": [text]}),
+        ("/v1/messages", lambda text: {"max_tokens": 5, "system": [part(text)], "messages": HELLO}),
+    ],
+    ids=["string", "parts", "prompt", "prompts", "system blocks"],
+)
+async def test_requests_with_one_beginning_go_to_one_replica(
+    tmp_path: Path, path: str, body: Callable[[str], dict[str, Any]]
+) -> None:
+    async with (
+        hosted_api() as one,
+        hosted_api() as other,
+        running_gateway(tmp_path, document_of(SOUND), engines={"qwen-medium": [one, other]}) as gw,
+    ):
+        for number in range(8):
+            for api in (one, other):
+                api.received.clear()
+            for _ in range(4):
+                assert (await gw.post({"model": "support", **body(f"{number} " * 600)}, path))[0] == 200
+            assert sorted(len(api.received) for api in (one, other)) == [0, 4]
 
 
 async def test_a_session_stays_on_its_replica(tmp_path: Path) -> None:

@@ -197,11 +197,19 @@ def _affinity(body: Body, features: Features) -> int | None:
     """A hash of the session, or else of the prompt's beginning, which the same replica may have in its cache."""
     if features.session is not None:
         return crc32(features.session.encode(errors="replace"))
-    messages = body.fields.get("messages")
-    if not messages or not isinstance(messages[0], dict):
-        return None
-    content = messages[0].get("content")
-    return crc32(content[:_PREFIX_CHARS].encode(errors="replace")) if isinstance(content, str) else None
+    beginning = _prompt_beginning(body.fields)
+    return crc32(beginning[:_PREFIX_CHARS].encode(errors="replace")) if beginning else None
+
+
+def _prompt_beginning(fields: dict[str, Any]) -> str:
+    """The first text of the prompt, be it a string, a list of strings or a list of parts; empty if there is none."""
+    messages = fields.get("messages")
+    value = messages[0].get("content") if messages and isinstance(messages[0], dict) else fields.get("prompt")
+    for item in value if isinstance(value, list) else [value]:
+        text = item.get("text") if isinstance(item, dict) else item
+        if isinstance(text, str):
+            return text
+    return ""
 
 
 def _no_backpressure(connection: UpstreamConnection) -> None:

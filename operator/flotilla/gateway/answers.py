@@ -26,6 +26,7 @@ from flotilla.routing.request import Operation
 
 _USAGE_SEARCH_BYTES = 4096
 """The usage of an embeddings answer is looked for in so many bytes of its end, and then of its beginning."""
+_ERROR_CHARS = 500
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
 _CODES = {
     Failure.CONNECT: "upstream_unreachable",
@@ -87,8 +88,7 @@ def read_answer(
     if status >= 300:
         if type(fields.get("error")) is dict:
             return answer.set_error(status, content)
-        message = fields.get("message")
-        text = message if isinstance(message, str) else "The target refused the request without saying why."
+        text = _error_text(fields, outcome.body) or "The target refused the request without saying why."
         return answer.set_error(status, responses.error_body(text))
     if logprobs:
         answer.signals = judge_choices(choices_of(fields), admitted)
@@ -96,6 +96,15 @@ def read_answer(
         content = orjson.dumps(fields)
     answer.status, answer.body = status, content
     return outcome
+
+
+def _error_text(fields: Mapping[str, Any], body: bytes) -> str:
+    """What an error says that is not in OpenAI's format: its message or detail, of any type, or a plain text."""
+    for value in (fields.get("message"), fields.get("detail"), fields.get("error")):
+        if value:
+            return value if isinstance(value, str) else orjson.dumps(value).decode()[:_ERROR_CHARS]
+    text = body[:_ERROR_CHARS].decode(errors="replace").strip()
+    return "" if fields or text.startswith(("<", "{", "[")) else text
 
 
 def answer_fields(content: bytes, operation: Operation) -> dict[str, Any]:

@@ -45,10 +45,18 @@ from flotilla.gateway.limits.store import (
 )
 from flotilla.routing.budgets import ZERO, nanodollars
 
+log = logging.getLogger(__name__)
+
 CALL_ERRORS: Final = (RedisError, OSError, TimeoutError)
 """What a call may raise: the server does not answer, or refuses."""
 _CONNECTIONS: Final = 2
 _BATCH: Final = 200
+_TIMEOUT_S: Final = 0.5
+"""Time limit of a call."""
+_PAUSE_S: Final = 1.0
+"""After a failure the server is not called for so long, so that not every request waits for it."""
+_MAX_PENDING: Final = 100_000
+"""Settlements that are kept while the server is away, about 50 MB. Beyond that the oldest is lost."""
 
 
 class ServerBusy(TimeoutError):
@@ -293,16 +301,6 @@ end
 return 1
 """
 )
-
-
-log = logging.getLogger(__name__)
-
-_TIMEOUT_S: Final = 0.5
-"""Time limit of a call."""
-_PAUSE_S: Final = 1.0
-"""After a failure the server is not called for so long, so that not every request waits for it."""
-_MAX_PENDING: Final = 100_000
-"""Settlements that are kept while the server is away, about 50 MB. Beyond that the oldest is lost."""
 
 
 class _ServerAway(TimeoutError):
