@@ -162,7 +162,7 @@ async def test_without_credentials_kopf_is_started_again_until_there_are_some(tm
 
 async def test_a_kopf_that_watches_too_little_is_started_again(tmp_path: Path) -> None:
     """Such as of a resource whose CRD was not there when it looked."""
-    async with watching(tmp_path, deaf_s=0.5) as bench:
+    async with watching(tmp_path, request_gap_s=0.5) as bench:
         bench.server.fault = lambda request: (
             web.json_response({"kind": "APIResourceList", "resources": []})
             if request.path == f"/apis/{MODEL_DEPLOYMENT.api_version}"

@@ -49,7 +49,7 @@ _LOGIN_PAUSE_S = 10.0
 _ENDING_S = 10.0
 """kopf gives its tasks five seconds to end by themselves, then cancels them, and then waits without a limit."""
 _LEFTOVERS_S = 2.0
-_DEAF_S = 45.0
+_REQUEST_GAP_S = 45.0
 """A healthy kopf sends a request per path at least every `SILENCE_S`, or after its longest backoff."""
 _REQUEST_S = 10
 _PAGE_SIZE = 100
@@ -95,16 +95,16 @@ class Watch:
         namespaces: Sequence[str] = (),
         kubeconfig: Path | None = None,
         ending_s: float = _ENDING_S,
-        deaf_s: float = _DEAF_S,
+        request_gap_s: float = _REQUEST_GAP_S,
     ) -> None:
-        """`ending_s` bounds the time that kopf may take to end, `deaf_s` the time without a request for one path."""
+        """`ending_s` bounds the end of kopf, `request_gap_s` the time between two of its requests for one path."""
         self._kinds = tuple(kinds)
         self._on_event = on_event
         self._on_listed = on_listed
         self._namespaces = tuple(namespaces)
         self._kubeconfig = kubeconfig
         self._ending_s = ending_s
-        self._deaf_s = deaf_s
+        self._request_gap_s = request_gap_s
         self._paths = {kind.path(scope): kind for kind in self._kinds for scope in self._namespaces or (None,)}
         self._asked_at: dict[str, float] = {}
         """By path: the start of kopf's last request."""
@@ -226,10 +226,10 @@ class Watch:
         Besides defects, that is so where a CRD was not installed: kopf looks for the resources once, at its start.
         """
         while True:
-            await asyncio.sleep(self._deaf_s / 10)
+            await asyncio.sleep(self._request_gap_s / 10)
             now = time.monotonic()
-            if silent := sorted(path for path, at in self._asked_at.items() if now - at > self._deaf_s):
-                log.warning("kopf watches too little; are the CRDs installed?", extra={"missing": silent})
+            if silent := sorted(path for path, at in self._asked_at.items() if now - at > self._request_gap_s):
+                log.warning("kopf does not watch every resource; are the CRDs installed?", extra={"missing": silent})
                 stop.set()
                 return
 
