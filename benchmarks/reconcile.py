@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.healthz import HealthProbe
 from benchmarks.reconcile_load import Load
 from benchmarks.reconcile_operators import OPERATORS, Operator, peer_program
-from benchmarks.reconcile_table import Row, answered_at_half_percent, newcomer_s, tables, waits_s
+from benchmarks.reconcile_table import Row, answered_at_half_percent, tables, waits_s
 
 from flotilla.kube.client import KubeClient
 from flotilla_devcluster.apiserver import WRITE_VERBS, AuditLog, select
@@ -112,7 +112,7 @@ async def measure(plane: ControlPlane, name: str, count: int, directory: Path) -
             created_s=max(load.created.values()) - start,
             converged_s=max(load.answered.values()) - start,
             answered_at_half_percent=answered_at_half_percent(start, load.answered.values()),
-            newcomer_s=newcomer_s(waits),
+            newcomer_s=load.newcomer_s,
             longest_wait_s=max(waits),
             healthz_longest_ms=health.longest_ms,
             metrics_stall_ms=metrics_stall_ms,

@@ -1,4 +1,4 @@
-"""Creates ModelDeployments all at once and notes when each of them has a status."""
+"""Creates ModelDeployments at once, and one more while they are worked on; notes when each has a status."""
 
 import asyncio
 import time
@@ -11,6 +11,7 @@ from flotilla.kube.client import KubeClient
 from flotilla.kube.kinds import MODEL_DEPLOYMENT
 
 SUBMITTERS = 16
+NEWCOMER = "newcomer"
 NAMESPACE = "default"
 
 
@@ -40,14 +41,18 @@ class Load:
         """When the apiserver had answered the create."""
         self.answered: dict[str, float] = {}
         """When a watch showed a status of the object's generation."""
+        self.newcomer_s = 0.0
+        """From the create of one more object, when half of the others had a status, to its own status."""
+        self._half_answered = asyncio.Event()
         self._all_answered = asyncio.Event()
+        self._newcomer_answered = asyncio.Event()
 
     async def run(self, *, timeout_s: float) -> None:
         """Create all with 16 submitters and wait until every one has a status; TimeoutError when some have none."""
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch())
             names = iter([f"model-{number:05d}" for number in range(self._count)])
-            await asyncio.gather(*(self._submit(names) for _ in range(SUBMITTERS)))
+            await asyncio.gather(self._newcomer(), *(self._submit(names) for _ in range(SUBMITTERS)))
             await self._all_answered.wait()
             watch.cancel()
 
@@ -55,6 +60,13 @@ class Load:
         for name in names:
             await self._client.create(MODEL_DEPLOYMENT, model(name))
             self.created[name] = time.monotonic()
+
+    async def _newcomer(self) -> None:
+        await self._half_answered.wait()
+        await self._client.create(MODEL_DEPLOYMENT, model(NEWCOMER))
+        created = time.monotonic()
+        await self._newcomer_answered.wait()
+        self.newcomer_s = time.monotonic() - created
 
     async def _watch(self) -> None:
         while True:
@@ -77,7 +89,13 @@ class Load:
 
     def _note(self, obj: dict[str, Any]) -> None:
         meta = obj["metadata"]
-        if obj.get("status", {}).get("observedGeneration") == meta["generation"]:
-            self.answered.setdefault(meta["name"], time.monotonic())
-            if len(self.answered) == self._count:
-                self._all_answered.set()
+        if obj.get("status", {}).get("observedGeneration") != meta["generation"]:
+            return
+        if meta["name"] == NEWCOMER:
+            self._newcomer_answered.set()
+            return
+        self.answered.setdefault(meta["name"], time.monotonic())
+        if len(self.answered) == (self._count + 1) // 2:
+            self._half_answered.set()
+        if len(self.answered) == self._count:
+            self._all_answered.set()

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-_MIDDLE_PERCENT = 2
 _LABELS = {"flotilla": "Flotilla", "peer": "Go peer"}
 
 
@@ -55,7 +54,7 @@ FIGURES = (
     Figure("created_s", "all created after (s)"),
     Figure("converged_s", "all have a status after (s)", ratio=True),
     Figure("answered_at_half_percent", "have a status at half of that (%)", ">= 50"),
-    Figure("newcomer_s", "created halfway: to its status (s)", "<= 5"),
+    Figure("newcomer_s", "one more at half: to its status (s)", "<= 5"),
     Figure("longest_wait_s", "longest from created to status (s)"),
     Figure("healthz_longest_ms", "longest answer of /healthz (ms)"),
     Figure("metrics_stall_ms", "the same while /metrics is read (ms)"),
@@ -80,13 +79,6 @@ def answered_at_half_percent(start: float, answered: Iterable[float]) -> float:
 def waits_s(created: Mapping[str, float], answered: Mapping[str, float]) -> list[float]:
     """From created to status, in the order of creation; at least 0, as a watch may be ahead of a create's answer."""
     return [max(0.0, answered[name] - at) for name, at in sorted(created.items(), key=lambda item: item[1])]
-
-
-def newcomer_s(waits: Sequence[float]) -> float:
-    """The longest wait among the 2 % that were created when half of the objects were."""
-    around = max(1, len(waits) * _MIDDLE_PERCENT // 200)
-    middle = len(waits) // 2
-    return max(waits[max(0, middle - around) : middle + around])
 
 
 def medians(rows: Iterable[Row]) -> list[Row]:

@@ -11,7 +11,6 @@ from benchmarks.reconcile_table import (
     Row,
     answered_at_half_percent,
     medians,
-    newcomer_s,
     tables,
     waits_s,
 )
@@ -29,12 +28,6 @@ def test_the_share_at_half_of_the_time_counts_from_the_start_to_the_last_status(
 
 def test_waits_are_in_the_order_of_creation_and_never_negative() -> None:
     assert waits_s({"b": 2.0, "a": 1.0}, {"a": 4.0, "b": 1.9}) == [3.0, 0.0]
-
-
-def test_the_newcomer_is_the_slowest_of_those_created_halfway() -> None:
-    waits = [100.0] * 490 + [1.0] * 9 + [7.0] + [2.0] * 10 + [100.0] * 490
-    assert newcomer_s(waits) == 7.0
-    assert newcomer_s([3.0]) == 3.0
 
 
 def test_rounds_become_the_median_of_each_figure() -> None:
