@@ -130,7 +130,7 @@ def apiserver(
 
 
 def controller_manager(program: Path, *, pki: Path, port: int, kubeconfig: Path, tuning: Tuning) -> list[str]:
-    """kube-controller-manager; its 20 requests per second and its HPA pass each 15 s would make every test wait."""
+    """kube-controller-manager, with more than its 20 requests per second and an HPA pass more often than each 15 s."""
     return [
         str(program),
         *_controller(pki=pki, port=port, kubeconfig=kubeconfig),
@@ -155,7 +155,7 @@ def audit_policy_text() -> str:
 
 
 def egress_text(socket: str) -> str:
-    """The file that sends what the apiserver has for pods to the proxy on that Unix socket."""
+    """The file that sends the apiserver's connections to pods through the proxy on that Unix socket."""
     connection = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": socket}}}
     kind = {"apiVersion": "apiserver.k8s.io/v1beta1", "kind": "EgressSelectorConfiguration"}
     return json.dumps({**kind, "egressSelections": [{"name": "cluster", "connection": connection}]}, indent=2)

@@ -43,7 +43,7 @@ class Cluster:
 
     @property
     def audit_log(self) -> Path:
-        """The apiserver's audit log, for `audit.AuditLog`."""
+        """The apiserver's audit log, for `apiserver.AuditLog`."""
         raise self._foreign("The audit log")
 
     def client_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
@@ -70,9 +70,9 @@ class Cluster:
         apply_crds(self.api, read_crds(directory))
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig with a 24-hour token of a ServiceAccount, and with no rights but what RBAC grants it.
+        """A kubeconfig with a 24-hour token of a ServiceAccount, and with the rights that RBAC grants it.
 
-        Through the TokenRequest API; raises `api.NotFound` when the ServiceAccount does not exist.
+        Through the TokenRequest API; raises `apiserver.NotFound` when the ServiceAccount does not exist.
         """
         answer = self.api.request(
             "POST",
@@ -233,7 +233,7 @@ class ControlPlane(Cluster):
         (self.directory / "egress.yaml").write_text(components.egress_text(socket))
         self._start_apiserver()
         if documents:
-            # It serves a second before it is ready (its own roles come last), which is enough for the CRDs.
+            # It answers about a second before it is ready (its own roles come last), and that is enough for the CRDs.
             self._wait_healthy(self.api, "/livez/ping", APISERVER, timeout_s)
             apply_crds(self.api, documents, timeout_s=timeout_s)
         self._wait_apiserver(timeout_s)

@@ -68,7 +68,7 @@ class NamedCluster:
                     file.seek(0)
                     if pid := file.read():
                         return int(pid)
-                    time.sleep(_RETRY_S)  # locked a moment ago, the PID comes next
+                    time.sleep(_RETRY_S)  # locked a moment ago; the PID follows
         except FileNotFoundError:
             pass
         return None
@@ -86,7 +86,7 @@ class NamedCluster:
         return content
 
     def publish(self, state: Mapping[str, Any]) -> None:
-        """Make the state visible to other processes, at once and whole."""
+        """Make the state visible to other processes, in one step."""
         temporary = self._state.with_suffix(".new")
         temporary.write_text(json.dumps(state, indent=2))
         temporary.replace(self._state)

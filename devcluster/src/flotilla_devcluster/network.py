@@ -20,7 +20,7 @@ from flotilla.errors import NotReady
 
 POD_NETWORK = "10.244"
 LOOPBACK = "127"
-"""All of 127/8 is loopback on Linux: a pod 10.244.1.5 listens on 127.244.1.5, and no two fight for a port."""
+"""All of 127/8 is loopback on Linux: a pod 10.244.1.5 listens on 127.244.1.5, so pods can use the same port."""
 
 
 def local_address(address: str) -> str:

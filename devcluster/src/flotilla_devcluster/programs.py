@@ -46,10 +46,10 @@ class Bundle:
     packages: Mapping[str, str]
     version_args: tuple[str, ...] = ("--version",)
     version_variable: str = ""
-    """Go variable that is set to the version; empty: those of Kubernetes' """
+    """Go variable that is set to the version; empty: those of Kubernetes' programs."""
 
     def directory(self, environ: Mapping[str, str]) -> Path:
-        """Where the cache keeps the"""
+        """Where the cache keeps the programs."""
         return cache_directory(environ) / f"{self.name}-{self.version}"
 
 
@@ -440,7 +440,7 @@ def find_debian(program: str, *, environ: Mapping[str, str] = os.environ) -> Pat
 
 
 def debian_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`environ` with the libraries of the unpacked"""
+    """`environ` with the libraries of the unpacked programs."""
     root = cache_directory(environ).parent / "debian"
     libraries = [str(path) for path in sorted((root / "usr" / "lib").glob("*-linux-gnu"))]
     if before := environ.get("LD_LIBRARY_PATH"):

@@ -135,7 +135,7 @@ def _become(wanted: dict[str, Any], parent: int) -> None:
 
 
 class Engine:
-    """A running engine, with what `Process` has of use to a container."""
+    """A running engine, with the part of `Process`'s interface that a container uses."""
 
     def __init__(self, pid: int, log: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pid = pid
@@ -214,7 +214,7 @@ class Engines:
             await asyncio.sleep(_RETRY_S)
 
     def stop(self) -> None:
-        """The engines end with it."""
+        """End the process, and with it all engines."""
         self._process.kill()
 
 
@@ -224,5 +224,5 @@ if __name__ == "__main__":
         importlib.import_module(f"flotilla_devcluster.engine.{engine}_config")
     server = ForkServer(sys.argv[1])
     gc.collect()
-    gc.freeze()  # else the first collection of each engine would copy every page
+    gc.freeze()  # without this the first collection of each engine would copy every page
     server.serve()

@@ -17,14 +17,14 @@ from flotilla_devcluster.engine.settings import EngineConfig, Refused, SimSettin
 
 FLAGS: Final = "llamacpp-0.5.0.flags"
 BUILD: Final = "b0-0c1e57098"
-"""Has the form of the real one, whose number the source does not hold."""
+"""In the form of the real one, whose number is not in the source."""
 IMAGE_ENV: Final = {"LLAMA_ARG_HOST": "0.0.0.0"}
-"""What the server's images set and the program's own default does not."""
+"""Set by the server's images; the program's own default is loopback."""
 _AUTO_SLOTS: Final = 4
 _CONTEXT_STEP: Final = 256
 """A slot's context is rounded up to a multiple."""
 _SMALLEST_FIT: Final = 4096
-"""--fit shrinks the context so far and no further."""
+"""--fit makes the context no smaller than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

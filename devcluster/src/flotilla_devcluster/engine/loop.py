@@ -23,7 +23,7 @@ COMPACT = (",", ":")
 
 
 class Ticket:
-    """The sequences of one HTTP request and the news about them."""
+    """The sequences of one HTTP request, and a way to wait for their tokens."""
 
     def __init__(self, sequences: list[SimulatedSequence], *, streaming: bool) -> None:
         self.sequences = sequences
@@ -75,7 +75,7 @@ class EngineLoop:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """The client left: what has not ended is aborted. A dead engine does not even do that."""
+        """Abort what has not ended, because the client has left; a dead engine does nothing."""
         if self.dead:
             return
         now_s = self._loop.time()

@@ -66,7 +66,7 @@ def is_json(content_type: str) -> bool:
 
 
 def messages_of(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The chat messages of a body; None where they are no list of objects."""
+    """The chat messages of a body; None unless they are a list of objects."""
     messages = document.get("messages")
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
         return messages
@@ -113,7 +113,7 @@ class Asked:
         return self.prompts[index // self.choices_per_prompt]
 
     def sequences(self) -> list[SimulatedSequence]:
-        """What the batcher has to make."""
+        """The sequences that the batcher has to generate."""
         return [
             SimulatedSequence(
                 prompt_tokens=self.prompt_of(index).tokens,

@@ -91,7 +91,7 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
         self._warm_up_task = asyncio.create_task(self._warm_up())
 
     async def terminate(self, server: RunningServer) -> None:
-        """Every request ends, however long it takes, also those that still come; only health says no.
+        """Every request is answered, however long it takes, also new ones; only the health checks fail.
 
         The signal and the number of requests that are left are looked at every few seconds.
         """
@@ -114,7 +114,7 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
         return self.batcher.unfinished
 
     async def _warm_up(self) -> None:
-        """A request like any other: it is in the metrics too."""
+        """Answer a request like any other, which is in the metrics too."""
         if self.config.warms_up:
             tokens = text_prompt(_WARM_UP_PROMPT).tokens
             sequence = SimulatedSequence(prompt_tokens=tokens, output_tokens=_WARM_UP_TOKENS, finish_reason="length")

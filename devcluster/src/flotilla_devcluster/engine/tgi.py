@@ -254,7 +254,7 @@ def read_chat(document: Mapping[str, Any], config: TgiConfig) -> list[Generation
 
 
 def read_completion(document: Mapping[str, Any], config: TgiConfig) -> list[Generation]:
-    """A body of /v1/completions: one text or some."""
+    """A body of /v1/completions: a text or a list of texts."""
     given = document.get("prompt")
     prompts = [given] if isinstance(given, str) else given
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):

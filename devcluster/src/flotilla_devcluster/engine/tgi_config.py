@@ -14,7 +14,7 @@ FLAGS: Final = "tgi-3.3.7.flags"
 VERSION: Final = "3.3.6-dev0"
 """What 3.3.7 reports: its workspace was not renamed."""
 IMAGE_ENV: Final = {"PORT": "80", "HUGGINGFACE_HUB_CACHE": "/data"}
-"""What the image sets and the launcher's own default does not."""
+"""Set by the image, unlike the launcher's own defaults."""
 _PREFILL_TOKENS: Final = 4096
 
 

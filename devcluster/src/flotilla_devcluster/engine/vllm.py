@@ -66,7 +66,7 @@ class VllmEngine(SimulatedEngine[VllmConfig]):
     async def terminate(self, server: RunningServer) -> None:
         """With a time-out the engine drains, and its health stays good meanwhile.
 
-        Without one it is dead at once, while the server waits for its clients, which get nothing more.
+        Without one it stops at once, while the server waits for its clients, which get nothing more.
         """
         if self.config.shutdown_timeout_s <= 0:
             self.loop.kill()

@@ -155,12 +155,12 @@ class Agent:
 
 
 def _address(node: int) -> str:
-    """Of the node itself."""
+    """The address of the node itself."""
     return f"{POD_NETWORK}.{node}.1"
 
 
 def _addresses(node: int) -> Iterator[str]:
-    """Pod addresses of a node in turn, again from the start: each is free again long before."""
+    """Pod addresses of a node in turn; when all were used it starts again, and the first are free by then."""
     while True:
         yield from (f"{POD_NETWORK}.{node}.{host}" for host in range(2, 255))
 

@@ -24,7 +24,7 @@ from flotilla_devcluster.process import Process
 _ENGINES = (
     ("vllm", re.compile(r"(^|/)vllm-openai(-[a-z]+)?(:|@|$)")),
     ("tgi", re.compile(r"(^|/)text-generation-inference(:|@|$)")),
-    # has no entrypoint: the container's command names the program, and the simulated engine insists on it
+    # The image has no entrypoint: the container's command names the program, and the simulated engine requires it.
     ("sglang", re.compile(r"(^|/)sglang(:|@|$)")),
     # the tags full and light are other programs
     ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
@@ -45,7 +45,7 @@ def network_environment(address: str) -> dict[str, str]:
 
 
 def simulated_engine(image: str, address: str, arguments: list[str]) -> list[str] | None:
-    """What `python -m flotilla_devcluster.engine` is asked for a container, None when the image is no engine's.
+    """Arguments of `python -m flotilla_devcluster.engine` for a container; None for the image of another program.
 
     `arguments` are the container's, as its image's entrypoint would get them.
     """
@@ -58,7 +58,7 @@ def simulated_engine(image: str, address: str, arguments: list[str]) -> list[str
 async def succeeds(
     session: aiohttp.ClientSession, probe: Mapping[str, Any], address: str, ports: Mapping[str, int]
 ) -> bool:
-    """One attempt. httpGet and tcpSocket are real; exec cannot be, there is no container to run it in: it succeeds."""
+    """One attempt; exec counts as successful, because there is no container to run it in."""
     timeout_s = float(probe.get("timeoutSeconds") or 1)
     try:
         async with asyncio.timeout(timeout_s):
@@ -86,7 +86,7 @@ _BACKOFF_CAP_S = 300.0
 _BACKOFF_RESET_S = 600.0
 
 _MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
-"""What the kubelet keeps of a log as the message of a container's end."""
+"""The part of a log that the kubelet keeps as the message of a container's end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class _File:
     path: Path
     ended: bool = False
     marks: list[tuple[int, float]] = field(default_factory=list)
-    """Size of the file, and when it was found to have it."""
+    """Sizes of the file, each with the time at which it was seen."""
 
     def mark(self, now: float) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -68,12 +68,12 @@ class _File:
             self.marks.append((size, now))
 
     def written(self, end: int) -> float:
-        """When the line that ends there was, at the latest."""
+        """The latest time at which the line that ends there can have been written."""
         self.mark(time.time())
         return self.marks[bisect_left(self.marks, (end, 0.0))][1]
 
     def read(self, start: int) -> bytes:
-        """Whole lines; of a program that has ended all that there is."""
+        """Whole lines, or all bytes when the program has ended."""
         ended = self.ended
         if not self.path.exists():
             return b""

@@ -39,7 +39,7 @@ class Volumes:
 
     async def fill(self) -> None:
         """Write what changed; raises NotReady with the kubelet's message when a Secret or ConfigMap is missing."""
-        async with self._filling:  # else an older reading could be written last
+        async with self._filling:  # Otherwise an older reading could be written last.
             for volume, sources in self._sources.items():
                 files: Files = {}
                 for kind, source in sources:
