@@ -93,6 +93,18 @@ def test_the_wheel_holds_nothing_of_devcluster(wheel: Path) -> None:
     assert [name for name in names if "devcluster" in name] == []
 
 
+def test_the_wheel_of_devcluster_holds_its_tables_and_adds_its_command(tmp_path: Path) -> None:
+    uv("build", "--package", "flotilla-devcluster", "--wheel", "--quiet", "--out-dir", tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    archive = zipfile.ZipFile(built)
+    names = archive.namelist()
+    tables = ROOT / "devcluster/src/flotilla_devcluster/engine/data"
+    assert {f"flotilla_devcluster/engine/data/{table.name}" for table in tables.iterdir()} <= set(names)
+    assert [name for name in names if name.startswith(("flotilla/", "tests/"))] == []
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "[flotilla.commands]\ndevcluster = flotilla_devcluster.cli:app" in archive.read(entry_points).decode()
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
     """`flotilla` of a fresh environment that holds the wheel and its dependencies, as the image does."""
