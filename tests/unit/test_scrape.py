@@ -44,6 +44,9 @@ def test_a_fresh_tgi_without_queue_metrics_is_idle() -> None:
     assert parse(b"tgi_batch_max_total_tokens 4096\n", TGI) == EngineSample(running=0, waiting=0)
 
 
+QUEUE = "vllm:num_requests_running 1\nvllm:num_requests_waiting 1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -52,6 +55,13 @@ def test_a_fresh_tgi_without_queue_metrics_is_idle() -> None:
         ("vllm:num_requests_running NaN\nvllm:num_requests_waiting 1\n", "running is nan"),
         ("vllm:num_requests_running 1\nvllm:num_requests_waiting -1\n", "waiting is -1"),
         ("vllm:num_requests_running x\n", "unreadable metrics"),
+        (f"{QUEUE}vllm:prompt_tokens_total +Inf\n", "prompt_tokens is inf"),
+        (
+            f'{QUEUE}vllm:prompt_tokens_total{{a="1"}} 1e308\nvllm:prompt_tokens_total{{a="2"}} 1e308\n',
+            "prompt_tokens is 1e+308",
+        ),
+        (f"{QUEUE}vllm:prompt_tokens_total 3e15\n", "prompt_tokens is 3e+15, which is no count"),
+        (QUEUE + 'vllm:prompt_tokens_total{a="\\n"} 1\n' * 500, "too many in an unusual form"),
     ],
 )
 def test_what_cannot_be_believed_is_an_error_with_a_reason(text: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from flotilla.catalog.engines import metric_name
 from flotilla.errors import FlotillaError
 from flotilla.prometheus.client import PrometheusClient, RangeSeries, selector, window
 from flotilla.scaling.autoscaler import Demand
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target, combine
+from flotilla.scaling.scrape_client import MOST, EngineSample, ScrapeError, Scraper, Target, combine
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def parse(body: bytes) -> dict[str, float] | ScrapeError:
     try:
         for family in text_string_to_metric_families("\n".join([*lines, ""])):
             for sample in family.samples:
-                if not 0 <= sample.value < math.inf:
-                    return ScrapeError(f"{METRIC} is {sample.value}")
+                if not 0 <= sample.value <= MOST:
+                    return ScrapeError(f"{METRIC} is {sample.value:g}, which is no count")
                 requests[sample.labels["modeldeployment"]] += sample.value
     except (ValueError, KeyError) as error:
         return ScrapeError(f"unreadable metrics: {error}")

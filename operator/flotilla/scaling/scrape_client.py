@@ -1,7 +1,6 @@
 """Read the metrics of one engine over HTTP: a dozen samples out of the text, with a bound on size and time."""
 
 import asyncio
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,10 @@ _LABEL = rb'(?!__)[a-zA-Z_][a-zA-Z0-9_]*="[^"\\]*"'
 _HEAD = re.compile(rb"(?:\{(?:" + _LABEL + rb"(?:," + _LABEL + rb")*,?)?\})?[ \t]")
 """What follows a name in a line of the usual form; all others are left to the full parser."""
 
+_UNUSUAL_LINES = 200
+"""Lines of one metric that the full parser reads, 50 us each; a text with more of them is refused."""
+_SERIES = 20_000
+"""Series of one metric; a text with more of them is refused."""
 _PAIR = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)="([^"\\]*)"')
 _AFTER_NAME = (b"{", b" ", b"\t")
 
@@ -41,6 +44,7 @@ def find(body: bytes, names: Mapping[str, Sequence[str]]) -> dict[str, list[floa
 
 def _values(text: bytes, name: MetricName) -> list[float]:
     values: list[float] = []
+    unusual = lines = 0
     start = b"\n" + name.family.encode()
     after, at = len(start), text.find(start)
     while at >= 0:
@@ -48,15 +52,20 @@ def _values(text: bytes, name: MetricName) -> list[float]:
         end = len(text) if end < 0 else end
         # A longer name begins with the same letters.
         if text[at + after : at + after + 1] in _AFTER_NAME:
-            value = _value(text[at + 1 : end], after - 1, name)
+            line = text[at + 1 : end]
+            usual, value = _usual(line, after - 1, name)
+            lines, unusual = lines + 1, unusual + (not usual)
+            if unusual > _UNUSUAL_LINES or lines > _SERIES:
+                raise ValueError(f"{name.family} has too many series, or too many in an unusual form")
+            value = value if usual else _parsed(line, name)
             if value is not None:
                 values.append(value)
         at = end if text.startswith(start, end) else text.find(start, end)
     return values
 
 
-def _value(line: bytes, after_name: int, name: MetricName) -> float | None:
-    """None for a sample that is not meant."""
+def _usual(line: bytes, after_name: int, name: MetricName) -> tuple[bool, float | None]:
+    """Whether the line is of the usual form, and then its value; None for a sample with other labels."""
     head = _HEAD.match(line, after_name)
     if head is not None:
         rest = line[head.end() :]
@@ -67,7 +76,12 @@ def _value(line: bytes, after_name: int, name: MetricName) -> float | None:
             except ValueError:
                 pass
             else:
-                return value if not name.label or name.accepts(_labels(head[0])) else None
+                return True, value if not name.label or name.accepts(_labels(head[0])) else None
+    return False, None
+
+
+def _parsed(line: bytes, name: MetricName) -> float | None:
+    """The value by the full parser; None for a sample with other labels."""
     try:
         (family,) = text_string_to_metric_families(line.decode(errors="replace") + "\n")
         (sample,) = family.samples
@@ -84,6 +98,9 @@ Answer = TypeVar("Answer")
 _LIMIT_BYTES = 4 * 2**20
 _AT_ONCE = 64
 _URLS = 16_384
+MOST = 1e15
+"""The largest count that is believed: a million tokens per second for thirty years. What is more, infinite or NaN would
+end in sums of dollars."""
 _HIGHEST = frozenset({"kv_usage"})
 """Names that are combined over data-parallel ranks by maximum; the others add up."""
 _QUEUE = ("running", "waiting")
@@ -208,10 +225,10 @@ def combine(found: Mapping[str, Sequence[float]]) -> EngineSample | ScrapeError:
     """One pod's series, by the names of EngineSample's fields, as one sample."""
     values: dict[str, float] = {}
     for name, present in found.items():
-        if not all(0 <= value < math.inf for value in present):
-            wrong = next(value for value in present if not 0 <= value < math.inf)
-            return ScrapeError(f"{name} is {wrong}")
         values[name] = max(present) if name in _HIGHEST else sum(present)
+        wrong = next((value for value in (*present, values[name]) if not 0 <= value <= MOST), None)
+        if wrong is not None:
+            return ScrapeError(f"{name} is {wrong:g}, which is no count")
     if values.pop(_ALIVE, None) is not None:
         values = dict.fromkeys(_QUEUE, 0.0) | values
     missing = [name for name in _QUEUE if name not in values]
