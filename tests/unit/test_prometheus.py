@@ -160,7 +160,7 @@ async def test_engines_are_read_by_pod_and_what_is_not_there_is_unknown(server: 
     assert abs(time.time() - first.at) < 60
     assert isinstance(third, Aged)
     assert third.sample.waiting == 9
-    assert found["2"] == ScrapeError("running is nan")
+    assert found["2"] == ScrapeError("running is nan, which is no count")
     assert found["4"] == ScrapeError("Prometheus has no sample of the last 45 s")
 
 
