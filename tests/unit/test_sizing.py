@@ -285,3 +285,49 @@ def test_a_quantized_checkpoint_is_not_split_within_weights_that_share_a_scale(
         fit_of(f"hf://{source}", "nvidia-h100-80gb", accelerator={"count": refused}, quantization={"method": "auto"})
     assert error.value.field == "spec.accelerator.count"
     assert "Use one of 1, 2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gib", "utilization", "base_gib", "kv_gib", "within"),
+    [
+        ("Qwen/Qwen3-VL-8B-Instruct", "22.03", "0.9", "1.1", 1.1, 0.08),  # L4: the vision tower's largest image
+        ("Qwen/Qwen3.5-4B", "22.03", "0.9", "1.1", 9.10, 0.02),  # L4
+        ("meta-llama/Llama-3.1-8B-Instruct", "23.68", "0.9", "0.5", 5.29, 0.02),  # A5000, --enforce-eager
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "15.99", "0.9", "1.1", 8.0, 0.08),
+    ],
+)
+def test_the_cache_that_is_left_is_that_of_start_up_logs(
+    name: str, memory_gib: str, utilization: str, base_gib: str, kv_gib: float, within: float
+) -> None:
+    known = MODELS.find(name)
+    assert known is not None
+    recipe = known.recipe
+    stored = Weights(recipe.bits if recipe else Decimal(16), 2)
+    engine = Settings(Decimal(utilization), 2048, 256, Decimal(base_gib))
+    held = memory_fit.weights_bytes(known.architecture, stored, gpus=1)
+    working = memory_fit.working_bytes(known.architecture, engine, gpus=1)
+    left = Decimal(memory_gib) * Decimal(utilization) - Decimal(held + working) / GIB
+    assert abs(float(left) / kv_gib - 1) < within
+
+
+def test_flags_that_save_graphs_or_images_leave_more_cache() -> None:
+    def cache(*args: str) -> int:
+        fit = fit_of("hf://Qwen/Qwen3-VL-8B-Instruct", "nvidia-l4", engine={"args": list(args)}).fit
+        assert fit is not None
+        return fit.kv_bytes
+
+    usual = cache()
+    assert cache("--enforce-eager") - usual == int(Decimal("1.1") * GIB) - int(Decimal("0.5") * GIB)
+    assert cache("--language-model-only") > usual
+    assert cache("--limit-mm-per-prompt={}") == usual
+
+
+def test_a_vision_model_is_refused_with_the_context_that_its_images_leave() -> None:
+    with pytest.raises(DoesNotFit, match=r"spec\.model\.contextLength of at most \d{4}\b"):
+        fit_of(
+            "hf://Qwen/Qwen3-VL-8B-Instruct",
+            "nvidia-l4",
+            model={"contextLength": 32768},
+            engine={"args": ["--gpu-memory-utilization=0.9"]},
+            accelerator={"count": 1},
+        )

@@ -153,6 +153,8 @@ class MemoryProfile(_Data):
 
     utilization: Annotated[Decimal, Field(gt=0, le=1)]
     base_gib: Annotated[Decimal, Field(ge=0)]
+    graphs_gib: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    """What of it CUDA graphs take, which `eager_flag` saves."""
     tensor_parallel: bool = True
     slots: Annotated[int, Field(ge=1)] = 1
     cards: Annotated[tuple[CardDefaults, ...], Field(min_length=1)]
@@ -160,7 +162,9 @@ class MemoryProfile(_Data):
     utilization_flag: str = ""
     batched_tokens_flag: str = ""
     sequences_flag: str = ""
-    """Flags by which users' args change the figures."""
+    eager_flag: str = ""
+    text_only_flags: tuple[str, ...] = ()
+    """Flags by which users' args change the figures. The last are those with which no image is tried at the start."""
 
 
 class AdapterProfile(_Data):

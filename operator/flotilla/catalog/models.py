@@ -65,6 +65,12 @@ class VisionTower:
     patch_size: int
     merge_size: int
     """Patches that become one token, along each side."""
+    largest_image_patches: int = 0
+    """Of the largest image that the processor lets through, with which engines try their memory; 0: not known."""
+    largest_image_tokens: int = 0
+    """What the language model sees of it."""
+    levels: int = 1
+    """Outputs of the tower that go to the language model: the last layer's, and those of deep stacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +242,11 @@ def _state_bytes(text: Mapping[str, Any]) -> int:
     return 4 if (text.get("mamba_ssm_cache_dtype") or text.get("mamba_ssm_dtype")) == "float32" else 2
 
 
+_QWEN_IMAGE_TOKENS = 16384
+"""max_pixels of the processors of Qwen2-VL to Qwen3.5 (preprocessor_config.json), 28 or 32 pixels square each."""
+_PIXTRAL_IMAGE_SIZE = 1540
+
+
 def _tower(text: Mapping[str, Any]) -> VisionTower | None:
     tower = text.get("vision_config")
     if not isinstance(tower, Mapping):
@@ -244,12 +255,29 @@ def _tower(text: Mapping[str, Any]) -> VisionTower | None:
     layers = number(tower, "depth") or number(tower, "num_hidden_layers")
     if not width or not layers:
         return None
+    patch, merge = (
+        number(tower, "patch_size", 14),
+        number(tower, "spatial_merge_size", number(text, "spatial_merge_size", 1)),
+    )
+    whole = str(text.get("multimodal") or text.get("model_type"))
+    patches = tokens = 0
+    if whole.startswith("qwen"):
+        tokens = _QWEN_IMAGE_TOKENS
+        patches = tokens * merge * merge
+    elif whole == "gemma3":
+        patches, tokens = (number(tower, "image_size", 896) // patch) ** 2, 256
+    elif whole == "mistral3":
+        patches = (_PIXTRAL_IMAGE_SIZE // patch) ** 2
+        tokens = patches // (merge * merge)
     return VisionTower(
         hidden_size=width,
         intermediate_size=number(tower, "intermediate_size") or 4 * width,
         layers=layers,
-        patch_size=number(tower, "patch_size", 14),
-        merge_size=number(tower, "spatial_merge_size", number(text, "spatial_merge_size", 1)),
+        patch_size=patch,
+        merge_size=merge,
+        largest_image_patches=patches,
+        largest_image_tokens=tokens,
+        levels=1 + len(tower.get("deepstack_visual_indexes") or ()),
     )
 
 

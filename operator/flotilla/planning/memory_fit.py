@@ -142,6 +142,8 @@ class Settings:
     """False: the engine gives each GPU some layers, so that any number of GPUs will do."""
     slots: int = 1
     """Requests for which the engine sets the whole context aside at start."""
+    images: bool = True
+    """Whether the engine tries its memory with the largest images that the model takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +213,22 @@ def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) ->
 
 
 def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) -> int:
-    """Activations of the largest step, logits of every sequence, and the engine's own base.
+    """Activations of the largest step, logits of every sequence, images on their way, and the engine's own base.
 
     Within a tenth of the cache that servers of vLLM's v1 engine printed (tests/unit/test_sizing.py).
     """
     shards = gpus if settings.tensor_parallel else 1
     per_token = 2 * (8 * architecture.hidden_size + 3 * architecture.intermediate_size // shards)
     logits = 10 * architecture.vocab_size * settings.sequences
-    return int(settings.base_gib * GIB) + settings.batched_tokens * per_token + logits
+    step = settings.batched_tokens * per_token + logits
+    tower = architecture.tower
+    if tower is not None and tower.largest_image_tokens and settings.images:
+        # vLLM runs as many of the largest images as a step has tokens for, keeps what comes out, then runs the step.
+        images = max(1, settings.batched_tokens // tower.largest_image_tokens)
+        kept = images * tower.largest_image_tokens * architecture.hidden_size * tower.levels * 2
+        encoding = images * tower.largest_image_patches * (3 * tower.intermediate_size + 8 * tower.hidden_size)
+        step = max(step + kept, encoding)
+    return int(settings.base_gib * GIB) + step
 
 
 def legal_counts(
@@ -415,9 +425,10 @@ def settings(memory: MemoryProfile, accelerator: Accelerator, args: Sequence[str
         utilization=_flag(args, memory.utilization_flag) or memory.utilization,
         batched_tokens=int(_flag(args, memory.batched_tokens_flag) or card.batched_tokens),
         sequences=int(_flag(args, memory.sequences_flag) or card.sequences),
-        base_gib=memory.base_gib,
+        base_gib=memory.base_gib - (memory.graphs_gib if _is_given(args, (memory.eager_flag,)) else 0),
         tensor_parallel=memory.tensor_parallel,
         slots=memory.slots,
+        images=not _is_given(args, memory.text_only_flags),
     )
 
 
@@ -428,6 +439,10 @@ def startup_seconds(fit: Fit | None) -> int:
     gib = fit.weights_bytes * fit.gpus / GIB
     share = min(max((gib - _SMALL_GIB) / (_LARGE_GIB - _SMALL_GIB), 0.0), 1.0)
     return 60 * round((_SHORTEST_START_S + share * (_LONGEST_START_S - _SHORTEST_START_S)) / 60)
+
+
+def _is_given(args: Sequence[str], flags: Sequence[str]) -> bool:
+    return any(argument.replace("_", "-").partition("=")[0] in flags for argument in args if argument)
 
 
 def _flag(args: Sequence[str], flag: str) -> Decimal | None:
