@@ -259,6 +259,14 @@ async def test_the_clients_own_data_may_use_any_name(gw: Running, engine: Hosted
     assert engine.received[0].json["tools"] == tools
 
 
+async def test_urls_of_images_are_judged_for_embeddings_too(gw: Running, engine: HostedApi) -> None:
+    content = [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]
+    body = {"model": "support", "messages": [{"role": "user", "content": content}]}
+    got, answer, _ = await gw.post(body, "/v1/embeddings")
+    assert (got, answer["error"]["code"]) == (400, "invalid_image_url")
+    assert not engine.received
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "gopher://x", "FILE:///x", "//x", 7])
 async def test_urls_of_images_that_no_browser_would_load_are_refused(gw: Running, engine: HostedApi, url: Any) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}]

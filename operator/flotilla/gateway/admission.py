@@ -92,11 +92,11 @@ async def admit_request(
             return invalid_api_key(policy.name)
     features = features_of(body.fields, request.headers, policy, operation=operation, client=client)
     record.features = features
-    if operation is Operation.CHAT:
-        private = setup.document.allow_private_hosted_addresses
-        problem = image_problem(body.fields.get("messages"), allow_private=private)
-        if problem is not None:
-            return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
+    # Engines accept messages for embeddings too.
+    private = setup.document.allow_private_hosted_addresses
+    problem = image_problem(body.fields.get("messages"), allow_private=private)
+    if problem is not None:
+        return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
     dispatcher = Dispatcher(
         state,
         setup,

@@ -51,6 +51,11 @@ def usage_of(counted: Any) -> Usage | None:
         return None
     details = counted.get("prompt_tokens_details")
     details = details if isinstance(details, dict) else {}
+    reasoning = counted.get("completion_tokens_details")
+    reasoning = _count(reasoning.get("reasoning_tokens")) if isinstance(reasoning, dict) else None
+    if reasoning and counted.get("total_tokens") == prompt + output + reasoning:
+        # xAI and Gemini count reasoning beside the completion, OpenAI within it. All of it is paid as output.
+        output += reasoning
     cached = min(_count(details.get("cached_tokens")) or 0, prompt)
     written = min(_count(details.get("cache_creation_tokens")) or 0, prompt - cached)
     return Usage(prompt, output, cached, written)
