@@ -16,7 +16,7 @@ import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, NoReturn
 
 from flotilla_devcluster.engine.settings import DATA, Refused
@@ -85,10 +85,15 @@ def load_flags(table: str) -> tuple[Flag, ...]:
 
 
 class RefusingParser(argparse.ArgumentParser):
-    """Raises Refused where argparse would print and exit."""
+    """Raises Refused where argparse would print and exit; its options do not change after the first refusal."""
+
+    @cached_property
+    def usage_text(self) -> str:
+        """The usage of hundreds of options takes as long as all the rest of a refusal."""
+        return self.format_usage()
 
     def error(self, message: str) -> NoReturn:
-        raise Refused(2, f"{self.format_usage()}{self.prog}: error: {message}")
+        raise Refused(2, f"{self.usage_text}{self.prog}: error: {message}")
 
 
 def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag], kinds: Kinds) -> None:
