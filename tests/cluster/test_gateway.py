@@ -189,9 +189,10 @@ def test_a_gateways_objects_that_are_edited_or_deleted_by_hand_are_restored(
 ) -> None:
     models.apply("tiny", spec)
     models.apply("support", policy("support"), kind="RoutingPolicy")
-    document = models.wait(lambda: document_of(models), "the document")
+    models.wait(lambda: "support" in document_of(models), "the document")
     models.patch("ConfigMap", GATEWAY, {"data": {"document.json": "{}"}})
-    models.wait(lambda: document_of(models) == document, "the document to be restored")
+    # Not compared as a whole: it follows what the operator finds out about the model meanwhile.
+    models.wait(lambda: "support" in document_of(models), "the document to be restored")
     models.delete("Role", GATEWAY)
     models.wait(lambda: models.get("Role", GATEWAY), "the Role to come back")
 
