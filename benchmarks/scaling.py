@@ -21,9 +21,9 @@ from pathlib import Path
 from benchmarks.scaling_policies import Foresight, HorizontalPodAutoscaler, Keda, KubeAI
 
 from flotilla.api import model_deployment as api
-from flotilla.scaling.autoscaler import ScalingSpec
+from flotilla.scaling.autoscaler import ScalingParameters
 from flotilla.simulation.engine import Limits
-from flotilla.simulation.fleet import L4_SPEED, Engine, Flotilla, Policy, figures, simulate
+from flotilla.simulation.fleet import L4_SPEED, EngineModel, Flotilla, ScalingPolicy, figures, simulate
 from flotilla.simulation.trace import NAMES, make
 
 _LEAST, _MOST = 1, 12
@@ -60,15 +60,15 @@ class Answer:
     changes: int
 
 
-def _flotilla(question: Question, initial: int, **fields: int) -> Policy:
+def _flotilla(question: Question, initial: int, **fields: int) -> ScalingPolicy:
     """With the defaults of the resource, but for some fields."""
     wanted = api.ScalingSpec(min_replicas=_LEAST, max_replicas=_MOST, queue_depth_per_replica=question.target, **fields)
-    return Flotilla(ScalingSpec.of(wanted, stale_after_s=15.0), initial=initial)
+    return Flotilla(ScalingParameters.of(wanted, stale_after_s=15.0), initial=initial)
 
 
 _FASTER_IN = "Flotilla, 100 %/min in"
 """With scaleDownPercentPerMinute: 100."""
-POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
+POLICIES: Mapping[str, Callable[[Question, int], ScalingPolicy]] = {
     "Flotilla": _flotilla,
     _FASTER_IN: lambda q, initial: _flotilla(q, initial, scale_down_percent_per_minute=100),
     "HPA": lambda q, _: HorizontalPodAutoscaler(target=q.target, least=_LEAST, most=_MOST),
@@ -82,7 +82,7 @@ POLICIES: Mapping[str, Callable[[Question, int], Policy]] = {
 def run(question: Question) -> Answer:
     """One policy on one trace."""
     initial = _WARM.get(question.trace, _LEAST)
-    engine = Engine(
+    engine = EngineModel(
         limits=Limits(max_running=32, kv_blocks=12_500),
         speed=L4_SPEED,
         context_tokens=16_384,

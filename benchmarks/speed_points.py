@@ -17,7 +17,7 @@ from flotilla.catalog.accelerators import load_accelerators
 from flotilla.catalog.chips import find_chip
 from flotilla.catalog.models import load_models
 from flotilla.planning.memory_fit import Settings, Weights
-from flotilla.planning.speed import FACTORS, Factors, Limits, Shape, SpeedModel, compute_type, memory_limits
+from flotilla.planning.speed import FACTORS, Factors, RequestShape, SpeedLimits, SpeedModel, compute_type, memory_limits
 
 BITS = {"none": Decimal(16), "fp8": Decimal("8.1"), "nvfp4": Decimal("4.5")}
 """Per parameter, by method; as the operator counts them."""
@@ -132,7 +132,7 @@ def predict(point: Point, factors: Factors = FACTORS, others: dict[str, OtherEng
             token_s=factors.token_s + other.token_s,
         ),
     )
-    shape = Shape(point.input_tokens, point.output_tokens)
+    shape = RequestShape(point.input_tokens, point.output_tokens)
     limits = _limits(point, weights)
     if point.measure == "first_token_p99_ms":
         assert point.load is not None
@@ -146,9 +146,9 @@ def predict(point: Point, factors: Factors = FACTORS, others: dict[str, OtherEng
 
 
 @lru_cache(maxsize=1024)
-def _limits(point: Point, weights: Weights) -> Limits:
+def _limits(point: Point, weights: Weights) -> SpeedLimits:
     if point.kv_tokens is not None:
-        return Limits(point.kv_tokens, point.sequences)
+        return SpeedLimits(point.kv_tokens, point.sequences)
     accelerator = load_accelerators()[point.gpu]
     found = load_models().find(point.model)
     assert found is not None
@@ -158,7 +158,7 @@ def _limits(point: Point, weights: Weights) -> Limits:
         sequences=min(point.sequences, 1024),
         base_gib=Decimal("1.1"),
     )
-    shape = Shape(point.input_tokens, point.output_tokens)
+    shape = RequestShape(point.input_tokens, point.output_tokens)
     limits = memory_limits(
         found.architecture, weights, settings, shape, memory_gib=accelerator.memory_gib, gpus=point.gpus
     )

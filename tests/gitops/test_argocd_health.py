@@ -13,11 +13,11 @@ from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.controller import model_status
 from flotilla.controller.model_status import fits_memory, model_loaded, scheduled, spec_valid, summary
-from flotilla.controller.policy_status import GatewayView, Report, judge
+from flotilla.controller.policy_status import GatewayReport, GatewayView, judge
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed
 from flotilla.routing.budgets import Admission
-from flotilla.routing.check import Finding, Problem
+from flotilla.routing.check import PolicyFinding, Problem
 
 CONFIG = Path(__file__).parents[2] / "manifests/argocd/argocd-cm.yaml"
 Object = dict[str, Any]
@@ -136,8 +136,8 @@ def states() -> Iterator[tuple[str, ...]]:
 
 
 GATEWAYS = {
-    "serving": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": Report("new")}),
-    "behind": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": Report("old")}),
+    "serving": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": GatewayReport("new")}),
+    "behind": GatewayView("new", (observed.pod(PODS["serving"]),), {"serving": GatewayReport("old")}),
     "starting": GatewayView("new", (observed.pod(PODS["loading"]),)),
     "crashing": GatewayView("new", (observed.pod(PODS["crashing"]),)),
     "absent": GatewayView("new"),
@@ -149,7 +149,7 @@ def policies() -> Iterator[list[Verdict]]:
     """Every finding, alone and with any other, under each gateway and with each generation served."""
     found = [problems for count in range(3) for problems in combinations(Problem, count)]
     for problems, gateway, served in product(found, GATEWAYS.values(), (None, GENERATION - 1, GENERATION)):
-        findings = tuple(Finding(problem, "spec.x", "Something is wrong.") for problem in problems)
+        findings = tuple(PolicyFinding(problem, "spec.x", "Something is wrong.") for problem in problems)
         yield judge(Admission(findings, served_generation=served), generation=GENERATION, gateway=gateway)
     yield judge(
         Admission(unreadable=InvalidSpec("odd", field="spec.x")), generation=GENERATION, gateway=GATEWAYS["absent"]

@@ -17,7 +17,7 @@ from flotilla.cost.comparison import (
     own_usd_per_day,
     saturation_ratio,
 )
-from flotilla.cost.hosted_prices import MILLION, Terms, TokenPrices, Usage, Weights, hosted_usd, unit_costs
+from flotilla.cost.hosted_prices import MILLION, Terms, TokenPrices, TokenUsage, TokenWeights, hosted_usd, unit_costs
 
 D = Decimal
 CENT_OF_A_CENT = D("0.0001")
@@ -29,14 +29,14 @@ def decimals(low: str, high: str, places: int = 4) -> st.SearchStrategy[Decimal]
 
 TOKENS = st.integers(0, 10**12).map(D)
 USD = decimals("0", "1000000")
-WEIGHTS = st.builds(Weights, output=decimals("0.01", "20"), cached=decimals("0", "1"))
+WEIGHTS = st.builds(TokenWeights, output=decimals("0.01", "20"), cached=decimals("0", "1"))
 USAGES = st.tuples(TOKENS, TOKENS, decimals("0", "1")).map(
-    lambda drawn: Usage(prompt=drawn[0], generated=drawn[1], cached=(drawn[0] * drawn[2]).to_integral_value())
+    lambda drawn: TokenUsage(prompt=drawn[0], generated=drawn[1], cached=(drawn[0] * drawn[2]).to_integral_value())
 )
 
 
 @given(usd=USD, usage=USAGES, weights=WEIGHTS)
-def test_rates_times_tokens_are_the_cost(usd: Decimal, usage: Usage, weights: Weights) -> None:
+def test_rates_times_tokens_are_the_cost(usd: Decimal, usage: TokenUsage, weights: TokenWeights) -> None:
     costs = unit_costs(usd, usage, weights)
     if costs is None:
         assert weights.work(usage) == 0 or usage.total == 0
@@ -47,16 +47,16 @@ def test_rates_times_tokens_are_the_cost(usd: Decimal, usage: Usage, weights: We
 
 
 @given(usd=USD, usages=st.dictionaries(st.sampled_from(["base", "triage", "legal", "code"]), USAGES, max_size=4))
-def test_shares_of_adapters_are_the_cost(usd: Decimal, usages: dict[str, Usage]) -> None:
-    shares = attribute(usd, usages, Weights(), owner="base")
+def test_shares_of_adapters_are_the_cost(usd: Decimal, usages: dict[str, TokenUsage]) -> None:
+    shares = attribute(usd, usages, TokenWeights(), owner="base")
     assert abs(sum(shares.values()) - usd) < CENT_OF_A_CENT
     assert min(shares.values()) >= -CENT_OF_A_CENT
 
 
 def test_a_cost_is_divided_by_work_and_is_the_owners_without_any() -> None:
-    usages = {"base": Usage(D(300)), "triage": Usage(D(100))}
-    assert attribute(D(12), usages, Weights()) == {"base": D(9), "triage": D(3)}
-    assert attribute(D(12), {}, Weights(), owner="base") == {"base": D(12)}
+    usages = {"base": TokenUsage(D(300)), "triage": TokenUsage(D(100))}
+    assert attribute(D(12), usages, TokenWeights()) == {"base": D(9), "triage": D(3)}
+    assert attribute(D(12), {}, TokenWeights(), owner="base") == {"base": D(12)}
 
 
 PARTS = st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any)
@@ -161,7 +161,7 @@ def test_where_a_replica_costs_more_than_its_tasks_no_number_of_replicas_pays() 
 
 
 @given(usage=USAGES, credit=st.sampled_from(["None", "Observed", "Fixed"]), share=decimals("0", "1"))
-def test_credit_for_a_cache_only_lowers_the_hosted_bill(usage: Usage, credit: str, share: Decimal) -> None:
+def test_credit_for_a_cache_only_lowers_the_hosted_bill(usage: TokenUsage, credit: str, share: Decimal) -> None:
     prices = TokenPrices(D(1), D(8), D("0.1"))
     terms = Terms(cache_credit=credit, cached_share=share)  # type: ignore[arg-type]
     assert 0 <= hosted_usd(usage, prices, terms) <= hosted_usd(usage, prices, Terms(cache_credit="None"))
@@ -170,7 +170,7 @@ def test_credit_for_a_cache_only_lowers_the_hosted_bill(usage: Usage, credit: st
 
 
 def test_factors_scale_what_the_other_tokenizer_would_count() -> None:
-    usage, prices = Usage(D(1_000_000), D(100_000), D(400_000)), TokenPrices(D(1), D(8), D("0.1"))
+    usage, prices = TokenUsage(D(1_000_000), D(100_000), D(400_000)), TokenPrices(D(1), D(8), D("0.1"))
     assert hosted_usd(usage, prices) == D("0.6") + D("0.04") + D("0.8")
     assert hosted_usd(usage, prices, Terms(input_factor=D("1.2"), output_factor=D(3))) == D("0.768") + D("2.4")
     assert hosted_usd(usage, prices, Terms(cache_credit="Fixed", cached_share=D("0.5"))) == D("0.55") + D("0.8")

@@ -19,7 +19,7 @@ from tests.support.routing import (
     resource,
 )
 
-from flotilla.api.routing_policy import Match, Signal
+from flotilla.api.routing_policy import MatchSpec, Signal
 from flotilla.routing.check import check
 from flotilla.routing.classify import question
 from flotilla.routing.decide import (
@@ -226,11 +226,11 @@ def test_only_signals_that_the_route_asks_for_escalate(signals: frozenset[Signal
 
 
 @st.composite
-def ranges(draw: st.DrawFn) -> Match:
+def ranges(draw: st.DrawFn) -> MatchSpec:
     low = draw(st.none() | st.integers(0, 3))
     high = draw(st.none() | st.integers(low or 0, 4))
     tokens = {key: value for key, value in (("min", low), ("max", high)) if value is not None}
-    return Match.model_validate(
+    return MatchSpec.model_validate(
         {
             "models": draw(st.lists(st.sampled_from("mn"), max_size=2, unique=True)),
             "tasks": draw(st.lists(st.sampled_from("tu"), max_size=2, unique=True)),
@@ -252,12 +252,12 @@ REQUESTS = [
 
 
 @given(wide=ranges(), narrow=ranges())
-def test_a_covered_rule_matches_nothing_that_the_earlier_one_leaves(wide: Match, narrow: Match) -> None:
+def test_a_covered_rule_matches_nothing_that_the_earlier_one_leaves(wide: MatchSpec, narrow: MatchSpec) -> None:
     if covers(wide, narrow):
         assert all(matches(wide, request) for request in REQUESTS if matches(narrow, request))
 
 
 @given(match=ranges())
-def test_a_rule_covers_itself_and_the_empty_one_covers_all(match: Match) -> None:
+def test_a_rule_covers_itself_and_the_empty_one_covers_all(match: MatchSpec) -> None:
     assert covers(match, match)
-    assert covers(Match(), match)
+    assert covers(MatchSpec(), match)

@@ -18,7 +18,7 @@ from flotilla.scaling.autoscaler import (
     WOKEN,
     Demand,
     Sample,
-    ScalingSpec,
+    ScalingParameters,
     State,
     decide,
 )
@@ -26,7 +26,7 @@ from flotilla.scaling.autoscaler import (
 STARTS = st.integers(min_value=0, max_value=13)
 
 
-def need(sample: Sample, spec: ScalingSpec) -> int:
+def need(sample: Sample, spec: ScalingParameters) -> int:
     """What the requests and KV caches of a sample ask for at the least, within the bounds."""
     load = sample.waiting + sample.running + sample.rejected
     return spec.clamp(max(math.ceil(load / spec.queue_depth_per_replica), math.ceil(sample.kv_full / 0.9)))
@@ -45,7 +45,7 @@ def is_idle(sample: Sample) -> bool:
 
 
 @given(specs(), histories(), st.integers(min_value=0, max_value=30))
-def test_bounds_always_hold(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
+def test_bounds_always_hold(spec: ScalingParameters, steps: list[Step], desired: int) -> None:
     for _, _, decision in run(State.initial(desired), steps, spec):
         assert spec.min_replicas <= decision.desired <= spec.max_replicas
         assert decision.state.desired == decision.desired
@@ -53,7 +53,7 @@ def test_bounds_always_hold(spec: ScalingSpec, steps: list[Step], desired: int) 
 
 @given(st.lists(specs(), min_size=1, max_size=5), histories(), st.integers(min_value=0, max_value=30))
 def test_bounds_hold_from_the_first_decision_after_the_spec_changed(
-    changes: list[ScalingSpec], steps: list[Step], desired: int
+    changes: list[ScalingParameters], steps: list[Step], desired: int
 ) -> None:
     state = State.initial(desired)
     for index, (now, sample) in enumerate(steps):
@@ -65,7 +65,7 @@ def test_bounds_hold_from_the_first_decision_after_the_spec_changed(
 
 @given(specs(), histories(), STARTS)
 def test_what_is_missing_stale_broken_or_partial_never_lowers_the_number(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     for before, (now, sample), decision in run(State.initial(desired), steps, spec):
         if not is_complete(sample, now):
@@ -73,14 +73,14 @@ def test_what_is_missing_stale_broken_or_partial_never_lowers_the_number(
 
 
 @given(specs(), histories(), STARTS)
-def test_a_sample_that_says_nothing_changes_nothing(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
+def test_a_sample_that_says_nothing_changes_nothing(spec: ScalingParameters, steps: list[Step], desired: int) -> None:
     for before, (now, _), _ in run(State.initial(desired), steps, spec):
         assert decide(before, None, spec, now).desired == spec.clamp(before.desired)
 
 
 @given(specs(), histories(), STARTS)
 def test_a_need_for_more_is_met_in_one_step_up_to_the_ceiling_of_the_minute(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     wanted = [(-math.inf, spec.clamp(desired))]
     for _, (now, sample), decision in run(State.initial(desired), steps, spec):
@@ -92,7 +92,9 @@ def test_a_need_for_more_is_met_in_one_step_up_to_the_ceiling_of_the_minute(
 
 
 @given(specs(), histories(), STARTS)
-def test_nothing_is_added_to_replicas_that_find_no_place(spec: ScalingSpec, steps: list[Step], desired: int) -> None:
+def test_nothing_is_added_to_replicas_that_find_no_place(
+    spec: ScalingParameters, steps: list[Step], desired: int
+) -> None:
     for before, (_, sample), decision in run(State.initial(desired), steps, spec):
         if sample is not None and sample.blocked:
             assert decision.desired <= spec.clamp(before.desired)
@@ -100,7 +102,7 @@ def test_nothing_is_added_to_replicas_that_find_no_place(spec: ScalingSpec, step
 
 @given(specs(), histories(complete=True, longest_gap=STALE_S, idle=True), STARTS)
 def test_within_a_minute_no_more_than_the_share_goes_unless_a_more_important_model_waits(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     wanted = [(-math.inf, spec.clamp(desired))]
     for _, (now, sample), decision in run(State.initial(desired), steps, spec):
@@ -119,7 +121,7 @@ def _levels(wanted: list[tuple[float, int]], now: float) -> list[tuple[int, floa
 
 @given(specs(), histories(longest_gap=20), STARTS)
 def test_the_number_falls_only_after_a_whole_delay_without_gap_that_agreed(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     seen: list[tuple[float, int]] = []
     for before, (now, sample), decision in run(State.initial(desired), steps, spec):
@@ -139,7 +141,7 @@ def test_the_number_falls_only_after_a_whole_delay_without_gap_that_agreed(
 
 @given(specs(), histories(longest_gap=20, idle=True), STARTS)
 def test_zero_comes_only_after_complete_data_of_the_whole_time_that_show_nothing(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     seen: list[tuple[float, Sample]] = []
     for before, (now, sample), decision in run(State.initial(desired), steps, spec):
@@ -162,7 +164,7 @@ def test_zero_comes_only_after_complete_data_of_the_whole_time_that_show_nothing
 
 @given(specs(), histories(), STARTS, SANE)
 def test_more_waiting_at_one_moment_never_asks_for_less(
-    spec: ScalingSpec, steps: list[Step], desired: int, more: float
+    spec: ScalingParameters, steps: list[Step], desired: int, more: float
 ) -> None:
     for before, (now, sample), decision in run(State.initial(desired), steps, spec):
         if sample is not None:
@@ -175,7 +177,7 @@ def test_more_waiting_at_one_moment_never_asks_for_less(
 
 @given(specs(), histories(complete=True, longest_gap=25), STARTS, SANE)
 def test_more_running_all_the_time_never_asks_for_less(
-    spec: ScalingSpec, steps: list[Step], desired: int, more: float
+    spec: ScalingParameters, steps: list[Step], desired: int, more: float
 ) -> None:
     # Without waiting, whose memory may differ between the two, and without what limits both.
     calm_steps = [(now, replace(s, waiting=0.0, rejected=0.0, blocked="")) for now, s in steps if s is not None]
@@ -196,7 +198,7 @@ def test_more_running_all_the_time_never_asks_for_less(
 )
 @settings(max_examples=40)
 def test_constant_load_converges_from_any_state_and_turns_back_at_most_once(
-    spec: ScalingSpec, steps: list[Step], desired: int, load: int, slots: int, startup: int, interval: int
+    spec: ScalingParameters, steps: list[Step], desired: int, load: int, slots: int, startup: int, interval: int
 ) -> None:
     *_, (_, (start, _), last) = run(State.initial(desired), steps, spec)
     world = World(spec, startup, interval, last.state, start, slots)
@@ -218,7 +220,7 @@ def test_constant_load_converges_from_any_state_and_turns_back_at_most_once(
 
 @given(specs(), st.lists(st.tuples(SANE, st.booleans(), st.booleans()), min_size=1, max_size=60), STARTS)
 def test_no_replica_goes_in_a_panic_and_a_panic_ends(
-    spec: ScalingSpec, moments: list[tuple[float, bool, bool]], startup: int
+    spec: ScalingParameters, moments: list[tuple[float, bool, bool]], startup: int
 ) -> None:
     world = World(spec, startup)
     for load, lost, restarted in moments:
@@ -235,7 +237,7 @@ def test_no_replica_goes_in_a_panic_and_a_panic_ends(
 
 @given(specs(shortest_delay=1), st.data())
 def test_a_restart_keeps_the_number_whatever_is_seen_first_unless_more_is_needed(
-    spec: ScalingSpec, data: st.DataObject
+    spec: ScalingParameters, data: st.DataObject
 ) -> None:
     desired = data.draw(st.integers(min_value=spec.min_replicas, max_value=spec.max_replicas))
     reason = data.draw(st.sampled_from([SCALED_OUT, SCALED_IN, AT_MAXIMUM, METRICS_MISSING, NO_READY_REPLICAS, "?"]))
@@ -247,7 +249,7 @@ def test_a_restart_keeps_the_number_whatever_is_seen_first_unless_more_is_needed
 
 @given(specs(shortest_delay=5), st.lists(st.tuples(SANE, st.booleans()), min_size=1, max_size=60))
 def test_restarts_lower_nothing_before_a_whole_delay_was_seen_again(
-    spec: ScalingSpec, moments: list[tuple[float, bool]]
+    spec: ScalingParameters, moments: list[tuple[float, bool]]
 ) -> None:
     world, since = World(spec), 0.0
     for load, restarted in moments:
@@ -261,7 +263,7 @@ def test_restarts_lower_nothing_before_a_whole_delay_was_seen_again(
 
 @given(specs(), st.lists(histories(), min_size=2, max_size=3), STARTS)
 def test_the_message_depends_on_number_reason_and_spec_only(
-    spec: ScalingSpec, runs: list[list[Step]], desired: int
+    spec: ScalingParameters, runs: list[list[Step]], desired: int
 ) -> None:
     messages: dict[tuple[int, str], str] = {}
     for steps in runs:
@@ -272,7 +274,7 @@ def test_the_message_depends_on_number_reason_and_spec_only(
 
 @given(specs(), histories(idle=True), STARTS)
 def test_a_reason_for_more_or_fewer_is_given_when_the_number_moves(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     for before, _, decision in run(State.initial(desired), steps, spec):
         kept = spec.clamp(before.desired)
@@ -284,7 +286,7 @@ def test_a_reason_for_more_or_fewer_is_given_when_the_number_moves(
 
 @given(specs(), histories(), STARTS)
 def test_the_memory_is_at_most_one_need_for_each_number_and_the_moves_of_a_minute(
-    spec: ScalingSpec, steps: list[Step], desired: int
+    spec: ScalingParameters, steps: list[Step], desired: int
 ) -> None:
     for _, (now, _), decision in run(State.initial(desired), steps, spec):
         remembered = [n.replicas for n in decision.state.needs]

@@ -6,10 +6,19 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.scaling.autoscaler import ScalingSpec
+from flotilla.scaling.autoscaler import ScalingParameters
 from flotilla.simulation.engine import Limits, Speed
-from flotilla.simulation.fleet import Engine, Flotilla, Observation, Policy, Run, figures, percentile, simulate
-from flotilla.simulation.trace import Request, Trace, from_requests
+from flotilla.simulation.fleet import (
+    EngineModel,
+    Flotilla,
+    Observation,
+    Run,
+    ScalingPolicy,
+    figures,
+    percentile,
+    simulate,
+)
+from flotilla.simulation.trace import Trace, TraceRequest, from_requests
 
 SPEED = Speed(decode_tokens_per_s=211.0, prefill_tokens_per_s=1009.0, overhead_s=0.0213)
 
@@ -27,7 +36,7 @@ class Script:
 
 REQUESTS = st.lists(
     st.builds(
-        Request,
+        TraceRequest,
         st.integers(0, 300).map(lambda tenths: tenths / 10),
         st.integers(1, 40),
         st.integers(1, 60),
@@ -40,7 +49,7 @@ DURATION_S = 30.0
 LONG_S = 200.0
 """After which nothing is under way: who was not admitted has left, the rest has its tokens."""
 ENGINES = st.builds(
-    Engine,
+    EngineModel,
     limits=st.builds(
         Limits,
         max_running=st.integers(1, 4),
@@ -58,7 +67,7 @@ POLICIES = st.one_of(
     st.builds(
         Flotilla,
         st.builds(
-            ScalingSpec,
+            ScalingParameters,
             min_replicas=st.just(1),
             max_replicas=st.integers(1, 5),
             queue_depth_per_replica=st.integers(1, 4),
@@ -69,14 +78,16 @@ POLICIES = st.one_of(
 )
 
 
-def run(requests: list[Request], policy: Policy, engine: Engine, *, tail_s: float, patience_s: float = 15.0) -> Run:
+def run(
+    requests: list[TraceRequest], policy: ScalingPolicy, engine: EngineModel, *, tail_s: float, patience_s: float = 15.0
+) -> Run:
     trace = from_requests("test", requests, duration_s=DURATION_S)
     return simulate(trace, policy, engine, initial=1, patience_s=patience_s, tail_s=tail_s)
 
 
 @given(REQUESTS, POLICIES, ENGINES, st.sampled_from([0.0, 7.0, LONG_S]))
 def test_every_request_is_served_dropped_refused_or_still_there(
-    requests: list[Request], policy: Policy, engine: Engine, tail_s: float
+    requests: list[TraceRequest], policy: ScalingPolicy, engine: EngineModel, tail_s: float
 ) -> None:
     found = run(requests, policy, engine, tail_s=tail_s)
     f = figures(found)
@@ -92,7 +103,9 @@ def test_every_request_is_served_dropped_refused_or_still_there(
 
 @given(REQUESTS, st.lists(st.integers(0, 4), min_size=1, max_size=15), ENGINES)
 @settings(max_examples=50)
-def test_the_same_question_has_the_same_answer(requests: list[Request], wishes: list[int], engine: Engine) -> None:
+def test_the_same_question_has_the_same_answer(
+    requests: list[TraceRequest], wishes: list[int], engine: EngineModel
+) -> None:
     one, other = (run(requests, Script(wishes, 5.0), engine, tail_s=50.0) for _ in range(2))
     assert figures(one) == figures(other)
     assert one.rows == other.rows
@@ -101,7 +114,7 @@ def test_the_same_question_has_the_same_answer(requests: list[Request], wishes: 
 @given(REQUESTS, POLICIES, ENGINES)
 @settings(max_examples=100)
 def test_replicas_are_what_was_asked_for_and_are_paid_from_creation_to_the_last_answer(
-    requests: list[Request], policy: Policy, engine: Engine
+    requests: list[TraceRequest], policy: ScalingPolicy, engine: EngineModel
 ) -> None:
     found = run(requests, policy, engine, tail_s=50.0)
     for replica in found.replicas:
@@ -118,8 +131,8 @@ def test_replicas_are_what_was_asked_for_and_are_paid_from_creation_to_the_last_
 def test_more_replicas_never_wait_longer_for_requests_of_equal_length(
     gap: int, prompt: int, output: int, fewer: int, more: int
 ) -> None:
-    requests = [Request(n * gap / 1000, prompt, output) for n in range(20)]
-    engine = Engine(
+    requests = [TraceRequest(n * gap / 1000, prompt, output) for n in range(20)]
+    engine = EngineModel(
         limits=Limits(max_running=2, kv_blocks=100, block_size=4),
         speed=SPEED,
         context_tokens=400,
@@ -140,14 +153,14 @@ def test_more_replicas_never_wait_longer_for_requests_of_equal_length(
 
 
 def test_who_is_never_served_waits_until_patience_ends() -> None:
-    engine = Engine(
+    engine = EngineModel(
         limits=Limits(max_running=1, kv_blocks=100, block_size=4),
         speed=SPEED,
         context_tokens=400,
         startup_s=1000.0,
         drain_s=0.0,
     )
-    trace = from_requests("test", [Request(5.0, 3, 3)], duration_s=10.0)
+    trace = from_requests("test", [TraceRequest(5.0, 3, 3)], duration_s=10.0)
     f = figures(simulate(trace, Script([1], 5.0), engine, initial=0, patience_s=30.0, tail_s=100.0))
     assert (f.served, f.dropped, f.wait_p99_s) == (0, 1, 30.0)
 
@@ -162,7 +175,9 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(values: list
 
 
 @given(REQUESTS, st.fractions(Fraction(1, 10), Fraction(5), max_denominator=10))
-def test_a_scaled_trace_has_the_shape_and_so_many_times_the_requests(requests: list[Request], factor: Fraction) -> None:
+def test_a_scaled_trace_has_the_shape_and_so_many_times_the_requests(
+    requests: list[TraceRequest], factor: Fraction
+) -> None:
     trace = from_requests("test", requests, duration_s=60.0)
     scaled = trace.scaled(float(factor))
     assert abs(len(scaled.requests) - len(requests) * factor) <= 1

@@ -10,7 +10,7 @@ from flotilla.catalog.chips import Chip, load_chips
 from flotilla.catalog.models import load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import Weights
-from flotilla.planning.speed import Limits, Shape, SpeedModel, compute_type
+from flotilla.planning.speed import RequestShape, SpeedLimits, SpeedModel, compute_type
 
 _MODELS = [
     found.architecture
@@ -34,14 +34,14 @@ def models(draw: st.DrawFn) -> SpeedModel:
     )
 
 
-shapes = st.builds(Shape, st.integers(1, 100_000), st.integers(1, 20_000), st.floats(0, 1))
+shapes = st.builds(RequestShape, st.integers(1, 100_000), st.integers(1, 20_000), st.floats(0, 1))
 batches = st.floats(1, 2000)
 more = st.floats(1, 10)
 
 
 @given(models(), shapes, batches, more, more)
 def test_a_faster_gpu_is_never_slower(
-    speed: SpeedModel, shape: Shape, batch: float, bandwidth: float, compute: float
+    speed: SpeedModel, shape: RequestShape, batch: float, bandwidth: float, compute: float
 ) -> None:
     chip = speed.chip
     faster = replace(
@@ -56,9 +56,9 @@ def test_a_faster_gpu_is_never_slower(
 
 @given(models(), shapes, st.floats(10, 1e7), st.integers(1, 2048), more, st.integers(0, 1000))
 def test_a_larger_cache_and_a_larger_batch_are_never_slower(
-    speed: SpeedModel, shape: Shape, kv_tokens: float, sequences: int, larger: float, extra: int
+    speed: SpeedModel, shape: RequestShape, kv_tokens: float, sequences: int, larger: float, extra: int
 ) -> None:
-    small, large = Limits(kv_tokens, sequences), Limits(kv_tokens * larger, sequences + extra)
+    small, large = SpeedLimits(kv_tokens, sequences), SpeedLimits(kv_tokens * larger, sequences + extra)
 
     slow, fast = (speed.tasks_per_s(shape, limits.batch(shape)) for limits in (small, large))
 
@@ -66,14 +66,14 @@ def test_a_larger_cache_and_a_larger_batch_are_never_slower(
 
 
 @given(models(), shapes, batches, st.integers(1, 10_000))
-def test_a_longer_answer_is_never_faster(speed: SpeedModel, shape: Shape, batch: float, extra: int) -> None:
+def test_a_longer_answer_is_never_faster(speed: SpeedModel, shape: RequestShape, batch: float, extra: int) -> None:
     longer = replace(shape, output_tokens=shape.output_tokens + extra)
 
     assert speed.tasks_per_s(longer, batch) <= speed.tasks_per_s(shape, batch) / _ALMOST
 
 
 @given(models(), shapes, batches, st.integers(1, 10_000))
-def test_a_longer_prompt_is_never_faster(speed: SpeedModel, shape: Shape, batch: float, extra: int) -> None:
+def test_a_longer_prompt_is_never_faster(speed: SpeedModel, shape: RequestShape, batch: float, extra: int) -> None:
     longer = replace(shape, input_tokens=shape.input_tokens + extra)
 
     assert speed.tasks_per_s(longer, batch) <= speed.tasks_per_s(shape, batch) / _ALMOST
@@ -81,7 +81,7 @@ def test_a_longer_prompt_is_never_faster(speed: SpeedModel, shape: Shape, batch:
 
 @given(models(), shapes, batches, st.floats(0, 1))
 def test_more_of_the_prompt_in_the_cache_is_never_slower(
-    speed: SpeedModel, shape: Shape, batch: float, share: float
+    speed: SpeedModel, shape: RequestShape, batch: float, share: float
 ) -> None:
     less, most = sorted((share, shape.cached_share))
 
@@ -91,7 +91,7 @@ def test_more_of_the_prompt_in_the_cache_is_never_slower(
 
 
 @given(models(), shapes, st.floats(1, 500), st.floats(0.01, 0.99))
-def test_the_batch_at_a_rate_makes_that_rate(speed: SpeedModel, shape: Shape, most: float, part: float) -> None:
+def test_the_batch_at_a_rate_makes_that_rate(speed: SpeedModel, shape: RequestShape, most: float, part: float) -> None:
     rate = part * speed.tasks_per_s(shape, most)
 
     batch = speed.batch_at(shape, rate, most=most)
@@ -104,9 +104,9 @@ def test_the_batch_at_a_rate_makes_that_rate(speed: SpeedModel, shape: Shape, mo
 @settings(max_examples=50)
 @given(models(), shapes, st.floats(10, 1e7), st.floats(0.01, 0.98), st.floats(0.01, 1))
 def test_the_first_token_is_never_earlier_under_more_load(
-    speed: SpeedModel, shape: Shape, kv_tokens: float, part: float, less: float
+    speed: SpeedModel, shape: RequestShape, kv_tokens: float, part: float, less: float
 ) -> None:
-    limits = Limits(kv_tokens, 256)
+    limits = SpeedLimits(kv_tokens, 256)
     try:
         highest = speed.estimate(shape, limits).tasks_per_s.expected
     except InvalidSpec:

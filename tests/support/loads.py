@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from flotilla.scaling.autoscaler import Decision, Demand, Sample, ScalingSpec, State, decide
+from flotilla.scaling.autoscaler import Demand, Sample, ScalingDecision, ScalingParameters, State, decide
 
 Step = tuple[float, Sample | None]
 """A second, and what was seen at it."""
@@ -27,9 +27,9 @@ _LONGEST = 25
 
 
 @st.composite
-def specs(draw: st.DrawFn, *, shortest_delay: int = 0, fewest: int = 0) -> ScalingSpec:
+def specs(draw: st.DrawFn, *, shortest_delay: int = 0, fewest: int = 0) -> ScalingParameters:
     low = draw(st.integers(min_value=fewest, max_value=5))
-    return ScalingSpec(
+    return ScalingParameters(
         min_replicas=low,
         max_replicas=max(1, low + draw(_FEW)),
         queue_depth_per_replica=draw(st.integers(min_value=1, max_value=16)),
@@ -96,7 +96,7 @@ _COMPLETE, _NONE, _BROKEN = range(3)
 _KIND = st.sampled_from([_COMPLETE, _NONE, _BROKEN, _BROKEN])
 
 
-def run(state: State, steps: Sequence[Step], spec: ScalingSpec) -> Iterator[tuple[State, Step, Decision]]:
+def run(state: State, steps: Sequence[Step], spec: ScalingParameters) -> Iterator[tuple[State, Step, ScalingDecision]]:
     """Each decision with the state and the step that it was made from."""
     for now, sample in steps:
         decision = decide(state, sample, spec, now)
@@ -108,7 +108,7 @@ def run(state: State, steps: Sequence[Step], spec: ScalingSpec) -> Iterator[tupl
 class World:
     """A fleet that does what the scaler says: replicas take `startup_s` to be ready, and go at once."""
 
-    spec: ScalingSpec
+    spec: ScalingParameters
     startup_s: float = 0.0
     interval_s: float = 2.0
     state: State = field(default_factory=lambda: State.initial(1))

@@ -23,7 +23,7 @@ from flotilla.cost.gpu_prices import PriceSources
 from flotilla.cost.hosted_prices import HostedPrice, Tiers, catalogue_date
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import load_catalog
-from flotilla.simulation.advice import Machine, Terms, Workload, advise
+from flotilla.simulation.advice import AdviceTerms, Machine, TaskLoad, advise
 
 D = Decimal
 FULL = ("--peak", "1", "--utilization", "100", "-a", "L4", "-a", "H100=2.69", "-a", "H100=6.88")
@@ -214,7 +214,7 @@ def test_a_class_without_published_figures_takes_your_speed() -> None:
 
 def test_no_class_does_any_load_with_one_replica() -> None:
     """A hundred million tasks a day are 3,500 a second at the peak: more than any GPU does with a 0.5B model."""
-    work, terms, catalog = Workload(100_000_000, 1000, 150), Terms(), load_catalog()
+    work, terms, catalog = TaskLoad(100_000_000, 1000, 150), AdviceTerms(), load_catalog()
     # vLLM has no kernels for a V100, and says so.
     known = sorted(name for name in set(load_accelerators()) & set(load_chips()) if "v100" not in name)
     assert len(known) >= 35
@@ -225,7 +225,7 @@ def test_no_class_does_any_load_with_one_replica() -> None:
 
 
 def own_machine(*, cached: str = "0", input_tokens: int = 1000, output_tokens: int = 150, **wishes: Any) -> Machine:
-    work = Workload(1000, input_tokens, output_tokens, cached_share=D(cached))
+    work = TaskLoad(1000, input_tokens, output_tokens, cached_share=D(cached))
     chosen = Wishes(**{"model": MODEL, **wishes})
     return machine("L4", work, chosen, catalog=load_catalog(), own=PriceSources())
 
@@ -304,8 +304,8 @@ TOP = HostedPrice("p", "top", "t", Tiers(D(2)), Tiers(D(10)), None)
 def test_the_decision_is_the_cheapest_that_is_allowed_and_breaks_no_need(
     tasks: int, escalation: Decimal, sovereign: bool, usd: Decimal, speed: Decimal
 ) -> None:
-    work = Workload(tasks, 1000, 150, escalation=escalation, sovereign=sovereign)
-    found = advise(work, Terms(), machines=[gpu(usd, speed)], small=SMALL, frontier=TOP)
+    work = TaskLoad(tasks, 1000, 150, escalation=escalation, sovereign=sovereign)
+    found = advise(work, AdviceTerms(), machines=[gpu(usd, speed)], small=SMALL, frontier=TOP)
     allowed = [option for option in found.options if not option.refused]
     assert found.decision == (min(allowed, key=lambda option: option.usd_per_day) if allowed else None)
     for option in allowed:
@@ -314,7 +314,7 @@ def test_the_decision_is_the_cheapest_that_is_allowed_and_breaks_no_need(
     for option in found.options:
         if option.kind == "self-hosted small" and option.replicas is not None:
             assert option.usd_per_day == 24 * usd * option.replicas
-            assert option.replicas * Terms().replica_tasks(gpu(usd, speed)) >= tasks
+            assert option.replicas * AdviceTerms().replica_tasks(gpu(usd, speed)) >= tasks
 
 
 @given(
@@ -326,10 +326,10 @@ def test_a_break_even_is_never_contradicted_by_the_options_of_the_same_answer(
     tasks: int, usd: Decimal, data: st.DataObject, speed: Decimal, hosted: Decimal, overhead: Decimal, least: int
 ) -> None:
     small = HostedPrice("p", "small", "t", Tiers(hosted), Tiers(hosted), None)
-    terms = Terms(overhead_usd_per_day=overhead, min_replicas=least)
+    terms = AdviceTerms(overhead_usd_per_day=overhead, min_replicas=least)
 
     def answered(load: int) -> tuple[Decimal, Decimal, Any]:
-        found = advise(Workload(load, 1000, 150), terms, machines=[gpu(usd, speed)], small=small, frontier=TOP)
+        found = advise(TaskLoad(load, 1000, 150), terms, machines=[gpu(usd, speed)], small=small, frontier=TOP)
         cost = {option.kind: option.usd_per_day for option in found.options if not option.refused}
         row = next(row for row in found.break_even if row.comparator == small.comparator)
         return cost["hosted small"], cost.get("self-hosted small", D("Infinity")), row.even
@@ -402,7 +402,7 @@ def test_the_table_of_the_rules_of_thumb_is_what_the_model_computes() -> None:
         found = re.match(r"\| (\d+)/(\d+) \| (\d+) % \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", line)
         if found is None:
             continue
-        work = Workload(1, int(found[1]), int(found[2]), cached_share=D(found[3]) / 100)
+        work = TaskLoad(1, int(found[1]), int(found[2]), cached_share=D(found[3]) / 100)
         computed = [
             two_digits(
                 float(machine(name, work, Wishes(MODEL, method), catalog=catalog, own=PriceSources()).tasks_per_second)
@@ -429,7 +429,7 @@ def test_the_figures_of_the_rules_of_thumb_are_those_of_the_command() -> None:
     never = [row for row in found["breakEven"] if row["tasksPerDay"] == "Infinity"]
     assert [row["comparator"] for row in never] == ["openai/gpt-6-luna"] * 2
     for name in ("L4", "H100"):
-        own = machine(name, Workload(1, 1000, 150), Wishes(MODEL), catalog=load_catalog(), own=PriceSources())
+        own = machine(name, TaskLoad(1, 1000, 150), Wishes(MODEL), catalog=load_catalog(), own=PriceSources())
         full = 1000 * own.usd_per_hour / (3600 * own.tasks_per_second)
         assert f"{full:.3f}" in said
         assert f"{full * 3 / D('0.7'):.3f}" in said

@@ -104,17 +104,17 @@ def test_an_empty_namespace_says_where_to_look() -> None:
 
 
 def test_a_description_gives_each_decision_with_its_basis() -> None:
-    facts = describe.facts(describe.Model(MODEL, [], []))
+    facts = describe.facts(describe.ModelDescription(MODEL, [], []))
     assert facts["Memory"] == "Fits: weights 8.0 GiB, working 2.0 GiB, KV cache 4.0 GiB"
     assert facts["Context"] == "8,192 tokens, 7 concurrent requests of full context length; 20,480 would fit"
     assert facts["Price"] == "0.8048 $ per GPU-hour (AWS, 2026-11-09); now 3.22 $/h"
     assert facts["Scaling"] == "Internal, 1 to 4"
     busy = {"mode": "Internal", "source": "Pods", "panicSince": "2026-11-25T09:00:00Z"}
-    told = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), busy), [], []))["Scaling"]
+    told = describe.facts(describe.ModelDescription(put(MODEL, ("status", "scaling"), busy), [], []))["Scaling"]
     assert told == "Internal, 1 to 4, from the queues of Pods, in panic since 2026-11-25T09:00:00Z"
-    led = describe.facts(describe.Model(put(MODEL, ("status", "scaling"), {"mode": "External"}), [], []))
+    led = describe.facts(describe.ModelDescription(put(MODEL, ("status", "scaling"), {"mode": "External"}), [], []))
     assert led["Scaling"] == "External"
-    fresh = describe.facts(describe.Model({key: MODEL[key] for key in ("metadata", "spec")}, [], []))
+    fresh = describe.facts(describe.ModelDescription({key: MODEL[key] for key in ("metadata", "spec")}, [], []))
     assert not {"Memory", "Price", "Context", "Engine", "Endpoint"} & set(fresh)
 
 
@@ -147,7 +147,7 @@ def test_a_description_on_a_terminal_shows_what_is_wrong_in_words() -> None:
     )
     event = {"metadata": {}, "eventTime": "2026-01-01T00:00:00Z", "type": "Warning", "reason": "R", "note": "It broke."}
     console = Console(width=160, record=True)
-    describe.show(console, describe.Model(broken, [{"metadata": {"name": "m-1"}, "spec": {}}], [event]))
+    describe.show(console, describe.ModelDescription(broken, [{"metadata": {"name": "m-1"}, "spec": {}}], [event]))
     text = console.export_text()
     for part in ("n/m", "No such target.", "m-1", "no node", "It broke."):
         assert part in text

@@ -11,7 +11,7 @@ from flotilla.cli import app
 from flotilla.cli.kubeconfig import Cluster
 from flotilla.errors import InvalidSpec
 from flotilla.kube import kubeconfig
-from flotilla.kube.client import Connection
+from flotilla.kube.client import ApiConnection
 
 REACHING = {
     "status": ["status"],
@@ -82,7 +82,7 @@ async def test_the_first_file_that_says_something_wins(files: dict[str, Path], n
     cluster = Cluster.find(None, None, {"KUBECONFIG": joined(files, *names)})
     assert cluster.namespace() == "models"
     assert cluster.files is not None
-    assert (await Connection.load(cluster.files)).host == "http://127.0.0.1:9"
+    assert (await ApiConnection.load(cluster.files)).host == "http://127.0.0.1:9"
 
 
 async def test_a_later_file_adds_what_the_first_does_not_have(files: dict[str, Path]) -> None:
@@ -94,7 +94,7 @@ async def test_a_later_file_adds_what_the_first_does_not_have(files: dict[str, P
     cluster = Cluster.find(None, "third", {"KUBECONFIG": joined(files, "valid", "extra")})
     assert cluster.namespace() == "x"
     assert cluster.files is not None
-    connection = await Connection.load(cluster.files, "third")
+    connection = await ApiConnection.load(cluster.files, "third")
     assert (connection.host, await connection.authorization()) == ("http://127.0.0.1:11", "Bearer secret")
 
 
@@ -137,7 +137,7 @@ async def test_values_of_a_wrong_type_are_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text(yaml.safe_dump(config(users=[{"name": "u", "user": {"exec": 3}}], clusters=[])))
     with pytest.raises(InvalidSpec, match="Cannot read the kubeconfig"):
-        await Connection.load(file)
+        await ApiConnection.load(file)
 
 
 @pytest.mark.parametrize("name", REACHING)

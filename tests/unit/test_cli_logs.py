@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flotilla.cli import app, logs
-from flotilla.cli.logs import Out, Question
+from flotilla.cli.logs import LogQuery, Out
 from flotilla.errors import InvalidSpec, NotReady, Transient
 from flotilla.kube.client import KubeClient, ObjectList
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
@@ -56,7 +56,7 @@ MODEL = "app.kubernetes.io/managed-by=flotilla,flotilla.dev/model=m"
 GATEWAY = "app.kubernetes.io/managed-by=flotilla,app.kubernetes.io/component=gateway"
 
 
-def shown(cluster: Cluster, question: Question) -> tuple[list[tuple[str, str]], list[str]]:
+def shown(cluster: Cluster, question: LogQuery) -> tuple[list[tuple[str, str]], list[str]]:
     lines: list[tuple[str, str]] = []
     notes: list[str] = []
     out = Out(lambda name, line: lines.append((name, line)), notes.append)
@@ -66,7 +66,7 @@ def shown(cluster: Cluster, question: Question) -> tuple[list[tuple[str, str]], 
 
 def test_every_pod_of_a_model_is_read_in_the_order_of_names() -> None:
     cluster = Cluster({MODEL: [pod("m-2"), pod("m-1")]}, {"m-1": ["a", "b"], "m-2": ["c"]})
-    lines, notes = shown(cluster, Question("n", "m", since_s=60, tail_lines=5))
+    lines, notes = shown(cluster, LogQuery("n", "m", since_s=60, tail_lines=5))
     assert lines == [("m-1", "a"), ("m-1", "b"), ("m-2", "c")]
     assert notes == []
     wanted = {"container": "engine", "follow": False, "previous": False, "since_s": 60, "tail_lines": 5}
@@ -74,25 +74,25 @@ def test_every_pod_of_a_model_is_read_in_the_order_of_names() -> None:
 
 
 def test_the_gateway_of_a_namespace_is_no_model() -> None:
-    lines, _ = shown(Cluster({GATEWAY: [pod("g")]}, {"g": ["x"]}), Question("n", None))
+    lines, _ = shown(Cluster({GATEWAY: [pod("g")]}, {"g": ["x"]}), LogQuery("n", None))
     assert lines == [("g", "x")]
 
 
 def test_a_pod_without_a_log_is_a_note_and_no_pod_with_one_an_error() -> None:
     refused = InvalidSpec('container "engine" in pod "m-1": previous terminated container not found')
     one = Cluster({MODEL: [pod("m-1"), pod("m-2")]}, {"m-1": refused, "m-2": ["c"]})
-    lines, notes = shown(one, Question("n", "m", previous=True))
+    lines, notes = shown(one, LogQuery("n", "m", previous=True))
     assert lines == [("m-2", "c")]
     assert notes == [f"m-1: {refused}"]
     with pytest.raises(NotReady, match="No pod of ModelDeployment 'm' of namespace n has such a log"):
-        shown(Cluster({MODEL: [pod("m-1")]}, {"m-1": refused}), Question("n", "m", previous=True))
+        shown(Cluster({MODEL: [pod("m-1")]}, {"m-1": refused}), LogQuery("n", "m", previous=True))
 
 
 def test_an_unknown_model_and_one_without_pods_say_what_there_is() -> None:
     with pytest.raises(NotReady, match="There are m"):
-        shown(Cluster({}, {}), Question("n", "x"))
+        shown(Cluster({}, {}), LogQuery("n", "x"))
     with pytest.raises(NotReady, match=r"has no pod now\. --follow waits"):
-        shown(Cluster({}, {}), Question("n", "m"))
+        shown(Cluster({}, {}), LogQuery("n", "m"))
 
 
 def test_following_reads_each_start_once_and_goes_on_with_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_following_reads_each_start_once_and_goes_on_with_new_ones(monkeypatch: 
     async def run() -> None:
         out = Out(lambda name, line: lines.append((name, line)), lambda _: None)
         task = asyncio.create_task(
-            logs.show(cast("KubeClient", cluster), Question("n", "m", follow=True, tail_lines=1), out)
+            logs.show(cast("KubeClient", cluster), LogQuery("n", "m", follow=True, tail_lines=1), out)
         )
         while len(lines) < 3:
             await asyncio.sleep(0)
@@ -130,7 +130,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(monkeypatch: pytest
 
     async def run() -> None:
         out = Out(lambda *_: None, notes.append)
-        task = asyncio.create_task(logs.show(cast("KubeClient", cluster), Question("n", "m", follow=True), out))
+        task = asyncio.create_task(logs.show(cast("KubeClient", cluster), LogQuery("n", "m", follow=True), out))
         while len(cluster.asked) < 2:
             await asyncio.sleep(0)
         task.cancel()

@@ -10,7 +10,7 @@ from flotilla.controller.model_status import fits_memory, model_loaded, scaling_
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed
 from flotilla.kube.observed import Workload
-from flotilla.scaling.autoscaler import METRICS_MISSING, METRICS_PARTIAL, ScalingSpec, State, decide
+from flotilla.scaling.autoscaler import METRICS_MISSING, METRICS_PARTIAL, ScalingParameters, State, decide
 
 
 def pod(**changes: Any) -> observed.Pod:
@@ -110,7 +110,7 @@ def test_other_modes_say_who_scales() -> None:
 
 
 def test_stale_data_keep_the_time_since_which_they_are_stale() -> None:
-    spec = ScalingSpec(min_replicas=1, max_replicas=4)
+    spec = ScalingParameters(min_replicas=1, max_replicas=4)
     decision = decide(State.initial(2, METRICS_MISSING), None, spec, 0.0)
     first = scaling_active("Internal", decision, 2, now="2026-11-25T09:00:00Z")
     assert (first.status, first.reason) == ("False", METRICS_MISSING)

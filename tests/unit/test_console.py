@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 
 from flotilla.console import view
 from flotilla.console.server import console_routes, start_server
-from flotilla.console.view import Sample
+from flotilla.console.view import MetricSample
 
 BASE = {"namespace": "ml", "modeldeployment": "small"}
 
@@ -25,7 +25,7 @@ def condition(type_: str, status: str) -> dict[str, Any]:
     return {"type": type_, "status": status, "reason": "Because", "message": f"{type_} it is."}
 
 
-def only(*samples: Sample, **status: Any) -> view.Json:
+def only(*samples: MetricSample, **status: Any) -> view.Json:
     (row,) = view.fleet([model(**status)], [], samples, [])["models"]
     return dict(row)
 
@@ -41,9 +41,9 @@ def test_unknown_numbers_are_absent_and_not_zero() -> None:
 def test_a_rate_that_is_split_over_labels_is_summed() -> None:
     rate = "flotilla_deployment_cost_usd_per_hour"
     row = only(
-        Sample(rate, {**BASE, "gpu_type": "l4"}, 0.8),
-        Sample(rate, {**BASE, "gpu_type": "h100"}, 2.0),
-        Sample(rate, {**BASE, "modeldeployment": "other"}, 9.0),
+        MetricSample(rate, {**BASE, "gpu_type": "l4"}, 0.8),
+        MetricSample(rate, {**BASE, "gpu_type": "h100"}, 2.0),
+        MetricSample(rate, {**BASE, "modeldeployment": "other"}, 9.0),
     )
     assert row["usdPerHour"] == pytest.approx(2.8)
 
@@ -51,11 +51,11 @@ def test_a_rate_that_is_split_over_labels_is_summed() -> None:
 def test_costs_and_savings_are_those_of_the_last_hour() -> None:
     unit, savings = "flotilla_deployment_cost_usd_per_million_tokens", "flotilla_savings_usd"
     row = only(
-        Sample(unit, {**BASE, "token_type": "blended", "window": "1h"}, 0.5),
-        Sample(unit, {**BASE, "token_type": "output", "window": "1h"}, 1.5),
-        Sample(unit, {**BASE, "token_type": "blended", "window": "24h"}, 7.0),
-        Sample(savings, {**BASE, "comparator": "b", "window": "1h"}, -2.0),
-        Sample(savings, {**BASE, "comparator": "a", "window": "1h"}, 3.0),
+        MetricSample(unit, {**BASE, "token_type": "blended", "window": "1h"}, 0.5),
+        MetricSample(unit, {**BASE, "token_type": "output", "window": "1h"}, 1.5),
+        MetricSample(unit, {**BASE, "token_type": "blended", "window": "24h"}, 7.0),
+        MetricSample(savings, {**BASE, "comparator": "b", "window": "1h"}, -2.0),
+        MetricSample(savings, {**BASE, "comparator": "a", "window": "1h"}, 3.0),
     )
     assert row["usdPerMillionTokens"] == 0.5
     assert row["savings"] == [{"comparator": "a", "usd": 3.0}, {"comparator": "b", "usd": -2.0}]
@@ -79,9 +79,9 @@ def test_the_worst_condition_is_the_state(true: list[str], state: str) -> None:
 def test_totals_are_over_what_is_known() -> None:
     rows = [model("a"), model("b"), model("c")]
     samples = [
-        Sample("flotilla_ready_replicas", {"namespace": "ml", "modeldeployment": "a"}, 2),
-        Sample("flotilla_ready_replicas", {"namespace": "ml", "modeldeployment": "b"}, 0),
-        Sample("flotilla_requests_waiting", {"namespace": "ml", "modeldeployment": "a"}, 3),
+        MetricSample("flotilla_ready_replicas", {"namespace": "ml", "modeldeployment": "a"}, 2),
+        MetricSample("flotilla_ready_replicas", {"namespace": "ml", "modeldeployment": "b"}, 0),
+        MetricSample("flotilla_requests_waiting", {"namespace": "ml", "modeldeployment": "a"}, 3),
     ]
     totals = view.fleet(rows, [], samples, [])["totals"]
     assert totals == {"models": 3, "serving": 1, "stalled": 0, "waiting": 3}

@@ -9,7 +9,7 @@ from tests.support.browser import Page, browser
 
 from flotilla.console import view
 from flotilla.console.server import HealthServer, console_routes, start_server
-from flotilla.console.view import Sample
+from flotilla.console.view import MetricSample
 
 MINUS = chr(0x2212)
 BASE = {"namespace": "support", "modeldeployment": "qwen"}
@@ -33,10 +33,10 @@ class Fleet:
     def __init__(self) -> None:
         self.models = [model(condition("Ready", "At least one replica serves the model."))]
         self.samples = [
-            Sample("flotilla_ready_replicas", BASE, 1),
-            Sample("flotilla_desired_replicas", BASE, 1),
-            Sample("flotilla_requests_waiting", BASE, 7),
-            Sample("flotilla_savings_usd", {**BASE, "comparator": "openai/gpt-5-mini", "window": "1h"}, -0.5),
+            MetricSample("flotilla_ready_replicas", BASE, 1),
+            MetricSample("flotilla_desired_replicas", BASE, 1),
+            MetricSample("flotilla_requests_waiting", BASE, 7),
+            MetricSample("flotilla_savings_usd", {**BASE, "comparator": "openai/gpt-5-mini", "window": "1h"}, -0.5),
         ]
 
     async def read(self) -> view.Json:

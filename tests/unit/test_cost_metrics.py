@@ -7,7 +7,7 @@ from decimal import Decimal
 from flotilla.catalog.accelerators import load_accelerators
 from flotilla.console.metrics import exposition
 from flotilla.cost.gpu_prices import CostBasis, Rate
-from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, Weights
+from flotilla.cost.hosted_prices import MEASURED, Comparator, HostedPrice, Terms, Tiers, TokenPrices, TokenWeights
 from flotilla.cost.ledger import Account, Counters, Ledger, PodObservation, dump_account, load_account
 from flotilla.cost.metrics import DeploymentView, FleetFamilies
 from flotilla_devcluster.stack import samples, value
@@ -133,7 +133,7 @@ def test_an_hour_of_work_in_dollars() -> None:
     assert value(found, "flotilla_deployment_requests_total", outcome="error") is None, "this engine counts none"
     assert value(found, "flotilla_deployment_cost_usd_per_request", window="1h") == D("0.002")
     assert "flotilla_deployment_token_weight_ratio" not in found, "the measured ones are in the rules"
-    basis = CostBasis(L4, weights=Weights(D(4), D("0.1")))
+    basis = CostBasis(L4, weights=TokenWeights(D(4), D("0.1")))
     told = exposed(view(basis=basis))
     weights = [value(told, "flotilla_deployment_token_weight_ratio", token_type=t) for t in MEASURED.by_token_type]
     assert weights == [1, D("0.1"), 4]

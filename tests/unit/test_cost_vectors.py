@@ -9,8 +9,8 @@ from flotilla.cost.gpu_prices import HOURS_PER_YEAR, Owned, node_inclusive
 from flotilla.cost.hosted_prices import (
     MILLION,
     TokenPrices,
-    Usage,
-    Weights,
+    TokenUsage,
+    TokenWeights,
     accrued_usd,
     hosted_usd,
     unit_costs,
@@ -105,10 +105,10 @@ def test_dollars_per_million_tokens_of_opencosts_examples(usd: str, tokens: str,
 
 
 def test_opencosts_example_split_by_half_and_by_its_fallback_weight() -> None:
-    usage = Usage(prompt=12 * MILLION, generated=3 * MILLION, cached=D("0.8") * MILLION)
+    usage = TokenUsage(prompt=12 * MILLION, generated=3 * MILLION, cached=D("0.8") * MILLION)
     assert close(usd_per_million(D("1.60"), usage.uncached), ".1428571")
     assert close(usd_per_million(D("1.60"), usage.generated), ".5333333")
-    weights = Weights(output=D("2.5"), cached=D(0))
+    weights = TokenWeights(output=D("2.5"), cached=D(0))
     assert weights.work(usage) == D("18.7") * MILLION
     costs = unit_costs(D("3.20"), usage, weights)
     assert costs is not None
@@ -200,7 +200,7 @@ SONNET, GPT_4O = ("2.00", "10.00"), ("2.50", "10.00")
 def test_break_even_of_the_100k_tasks_a_day_claim(
     shape: tuple[int, int], prices: tuple[str, str], usd_per_thousand: str, l4: int, h100: int, h100_aws: int
 ) -> None:
-    per_task = hosted_usd(Usage(D(shape[0]), D(shape[1])), TokenPrices(D(prices[0]), D(prices[1])))
+    per_task = hosted_usd(TokenUsage(D(shape[0]), D(shape[1])), TokenPrices(D(prices[0]), D(prices[1])))
     assert per_task * 1000 == D(usd_per_thousand)
     for rate, tasks in (("0.8048", l4), ("2.69", h100), ("6.88", h100_aws)):
         even = break_even_tasks_per_day(replica_usd_per_hour=D(rate), hosted_usd_per_task=per_task)

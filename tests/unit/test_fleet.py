@@ -16,7 +16,7 @@ from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
 from flotilla.kube.observed import Workloads
 from flotilla.kube.store import Store
 from flotilla.planning.resolve import load_catalog, resolve
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Target
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, ScrapeTarget
 
 D = Decimal
 KEY = Key(MODEL_DEPLOYMENT, "ns", "m")
@@ -117,7 +117,7 @@ def test_what_a_pod_serves_while_it_goes_is_counted() -> None:
 async def test_pods_that_go_are_asked_at_their_address_and_others_are_not() -> None:
     bench, asked = Bench(), []
 
-    async def scrape(targets: list[Target]) -> dict[str, EngineSample]:
+    async def scrape(targets: list[ScrapeTarget]) -> dict[str, EngineSample]:
         asked.extend(targets)
         return {target.uid: EngineSample(running=0.0, waiting=0.0) for target in targets}
 

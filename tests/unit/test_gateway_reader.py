@@ -7,7 +7,7 @@ from aiohttp import web
 
 from flotilla.addresses import AddressMap
 from flotilla.controller.gateway import GatewayReader
-from flotilla.controller.policy_status import Report
+from flotilla.controller.policy_status import GatewayReport
 
 ANSWERS = {
     "127.0.1.1": '{"hash": "abc", "problem": "", "missingKeys": ["a/key"]}',
@@ -43,7 +43,11 @@ async def test_pods_are_asked_at_the_addresses_where_they_are_reached_and_nonsen
         answers = await reader.ask({**pods, "none": "127.0.0.1"})
     finally:
         await reader.close()
-    assert answers == {"u1": Report("abc", "", ("a/key",)), "u2": Report("abc"), "u5": Report("abc")}
+    assert answers == {
+        "u1": GatewayReport("abc", "", ("a/key",)),
+        "u2": GatewayReport("abc"),
+        "u5": GatewayReport("abc"),
+    }
 
 
 async def test_a_pod_that_does_not_answer_is_left_out() -> None:

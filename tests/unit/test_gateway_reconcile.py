@@ -11,7 +11,7 @@ from flotilla.api.types import SecretKeyRef
 from flotilla.constants import GATEWAY
 from flotilla.controller.apply import Executor, Object, StatusWriter
 from flotilla.controller.gateway import GatewayReconciler
-from flotilla.controller.policy_status import Report
+from flotilla.controller.policy_status import GatewayReport
 from flotilla.errors import NotReady
 from flotilla.kube.client import NotFound
 from flotilla.kube.keys import Key, gateway_key, owner
@@ -78,9 +78,9 @@ class Pods:
         self.lacks: tuple[str, ...] = ()
         self.asked = 0
 
-    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, GatewayReport]:
         self.asked += 1
-        return dict.fromkeys(pods, Report(self.serves, missing_keys=self.lacks))
+        return dict.fromkeys(pods, GatewayReport(self.serves, missing_keys=self.lacks))
 
 
 class Events:

@@ -1,10 +1,12 @@
 """The import contracts of pyproject.toml hold for modules that nobody has written yet."""
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,14 @@ def test_every_package_has_a_layer() -> None:
     assert set(PACKAGES) - layers == set()
     modules = {path.stem for path in (ROOT / "operator/flotilla").glob("*.py")} - {"__init__", "__main__"}
     assert modules - layers == set()
+
+
+def test_no_two_classes_of_the_product_have_one_name() -> None:
+    """A reader who searches for a name finds one class."""
+    names = Counter(
+        node.name
+        for path in (ROOT / "operator/flotilla").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []

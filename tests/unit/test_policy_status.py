@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from flotilla.api.conditions import Verdict
-from flotilla.controller.policy_status import GatewayView, Report, build, judge
+from flotilla.controller.policy_status import GatewayReport, GatewayView, build, judge
 from flotilla.errors import Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube.observed import Pod
 from flotilla.routing.budgets import Admission
-from flotilla.routing.check import Finding, Problem
+from flotilla.routing.check import PolicyFinding, Problem
 
 POD = Pod("gw-1", "u1", "10.0.0.1", True, True, False, 0, "", "", "", "", "", "2026-01-01T00:00:00Z")
 OTHER = replace(POD, name="gw-2", uid="u2")
 SERVED = Admission(served_generation=3)
-PROGRAMMED = GatewayView("h", (POD, OTHER), {"u1": Report("h"), "u2": Report("h")})
-BAD = Finding(Problem.UNKNOWN_TARGET, "spec.x", "No.")
-UNRESOLVED = Finding(Problem.MODEL_DEPLOYMENT_NOT_FOUND, "spec.y", "Not there.")
+PROGRAMMED = GatewayView("h", (POD, OTHER), {"u1": GatewayReport("h"), "u2": GatewayReport("h")})
+BAD = PolicyFinding(Problem.UNKNOWN_TARGET, "spec.x", "No.")
+UNRESOLVED = PolicyFinding(Problem.MODEL_DEPLOYMENT_NOT_FOUND, "spec.y", "Not there.")
 
 
 def judged(admission: Admission = SERVED, gateway: GatewayView = PROGRAMMED, generation: int = 3) -> dict[str, Verdict]:
@@ -37,11 +37,11 @@ def test_a_policy_is_programmed_once_every_ready_replica_reports_its_document() 
 @pytest.mark.parametrize(
     ("gateway", "reason"),
     [
-        (GatewayView("h", (POD, OTHER), {"u1": Report("h"), "u2": Report("old")}), "GatewayUpdating"),
-        (GatewayView("h", (POD, OTHER), {"u1": Report("h")}), "GatewayUpdating"),
+        (GatewayView("h", (POD, OTHER), {"u1": GatewayReport("h"), "u2": GatewayReport("old")}), "GatewayUpdating"),
+        (GatewayView("h", (POD, OTHER), {"u1": GatewayReport("h")}), "GatewayUpdating"),
         (GatewayView("h", (), {}), "GatewayStarting"),
         (GatewayView("h", (replace(POD, ready=False),), {}), "GatewayStarting"),
-        (GatewayView("h", (replace(POD, terminating=True),), {"u1": Report("h")}), "GatewayStarting"),
+        (GatewayView("h", (replace(POD, terminating=True),), {"u1": GatewayReport("h")}), "GatewayStarting"),
     ],
 )
 def test_a_replica_that_is_behind_or_not_there_is_waited_for(gateway: GatewayView, reason: str) -> None:
@@ -51,15 +51,15 @@ def test_a_replica_that_is_behind_or_not_there_is_waited_for(gateway: GatewayVie
 
 
 def test_a_replica_that_cannot_read_the_newest_document_says_why() -> None:
-    stuck = Report("old", "The routing document cannot be served because of policies.0.x: it is not known.")
-    found = judged(gateway=GatewayView("h", (POD, OTHER), {"u1": Report("h"), "u2": stuck}))
+    stuck = GatewayReport("old", "The routing document cannot be served because of policies.0.x: it is not known.")
+    found = judged(gateway=GatewayView("h", (POD, OTHER), {"u1": GatewayReport("h"), "u2": stuck}))
     assert found["Programmed"].reason == "GatewayUpdating"
     assert "because of policies.0.x" in found["Programmed"].message
 
 
 def test_replicas_that_get_no_requests_are_not_waited_for() -> None:
     leaving = replace(OTHER, terminating=True)
-    assert judged(gateway=GatewayView("h", (POD, leaving), {"u1": Report("h")}))["Programmed"].status == "True"
+    assert judged(gateway=GatewayView("h", (POD, leaving), {"u1": GatewayReport("h")}))["Programmed"].status == "True"
 
 
 def test_a_gateway_that_does_not_start_says_why() -> None:
@@ -77,7 +77,7 @@ def test_a_gateway_that_does_not_start_says_why() -> None:
     ],
 )
 def test_objects_that_cannot_be_made_stall_the_policy(error: Any, reason: str) -> None:
-    found = judged(gateway=GatewayView("h", (POD,), {"u1": Report("h")}, error))
+    found = judged(gateway=GatewayView("h", (POD,), {"u1": GatewayReport("h")}, error))
     assert found["Programmed"].reason == reason
     assert summary(found) == ("False", "False", "True")
 

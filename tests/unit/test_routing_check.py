@@ -9,7 +9,7 @@ from tests.support.schema import put
 from flotilla.api.types import SecretKeyRef
 from flotilla.controller.policy_status import GatewayView, judge
 from flotilla.routing.budgets import Admission
-from flotilla.routing.check import Finding, Problem, absent_keys, address_problem, base_url_problem, check
+from flotilla.routing.check import PolicyFinding, Problem, absent_keys, address_problem, base_url_problem, check
 from flotilla.routing.document import key_file
 
 ROUTE: dict[str, Any] = {"split": [{"target": "small"}]}
@@ -24,7 +24,7 @@ DOUBTFUL = {
 }
 
 
-def findings(spec: dict[str, Any], **options: Any) -> list[Finding]:
+def findings(spec: dict[str, Any], **options: Any) -> list[PolicyFinding]:
     return check(resource(spec).spec, FACTS, **options)
 
 

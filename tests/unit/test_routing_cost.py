@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from flotilla.cost.comparison import attribute
-from flotilla.cost.hosted_prices import Usage, Weights
+from flotilla.cost.hosted_prices import TokenUsage, TokenWeights
 
 FILE = Path(__file__).parents[1] / "promtool" / "recording-routing.yaml"
 MINUTES = 60
 DIRECT = "direct"
-WEIGHTS = Weights(output=Decimal(2), cached=Decimal("0.0625"))
+WEIGHTS = TokenWeights(output=Decimal(2), cached=Decimal("0.0625"))
 """Binary fractions: promtool compares to the last bit."""
 
 
@@ -38,11 +38,11 @@ def expected(scenario: dict[str, object], name: str) -> dict[frozenset[str], flo
     return {frozenset(sample["labels"].split('"')[1::2]): sample["value"] for sample in case["exp_samples"]}
 
 
-def usage(scenario: dict[str, object], metric: str, *labels: str) -> Usage:
+def usage(scenario: dict[str, object], metric: str, *labels: str) -> TokenUsage:
     fresh, cached, output = (
         given(scenario, metric, *labels, f'token_type="{kind}"') for kind in ("input", "cached_input", "output")
     )
-    return Usage(fresh + cached, output, cached)
+    return TokenUsage(fresh + cached, output, cached)
 
 
 def shares(scenario: dict[str, object]) -> dict[str, Decimal]:
@@ -52,8 +52,8 @@ def shares(scenario: dict[str, object]) -> dict[str, Decimal]:
         for name in ("small first", "small replaced", "triage first")
     }
     whole = usage(scenario, "flotilla_deployment_tokens_total", '"small"')
-    mine = sum(routed.values(), Usage())
-    direct = Usage(whole.prompt - mine.prompt, whole.generated - mine.generated, whole.cached - mine.cached)
+    mine = sum(routed.values(), TokenUsage())
+    direct = TokenUsage(whole.prompt - mine.prompt, whole.generated - mine.generated, whole.cached - mine.cached)
     states = [
         given(scenario, "flotilla_deployment_cost_usd_total", '"small"', f'state="{state}"')
         for state in ("serving", "idle", "startup")

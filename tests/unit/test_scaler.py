@@ -29,10 +29,10 @@ from flotilla.prometheus.client import Series
 from flotilla.scaling import engine_client as demands
 from flotilla.scaling import sampling
 from flotilla.scaling.autoscaler import Demand
-from flotilla.scaling.engine_client import Aged, Answers, Engine, EngineSources, PodSeries, WakeQuery, gateway_demand
+from flotilla.scaling.engine_client import Aged, Answers, EnginePod, EngineSources, PodSeries, WakeQuery, gateway_demand
 from flotilla.scaling.sampling import Sampler
 from flotilla.scaling.scaling_loop import Scaler
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 NAMES = {"running": ["r"], "waiting": ["w"]}
 
@@ -95,7 +95,7 @@ class Pods:
     def __init__(self, says: Mapping[str, EngineSample]) -> None:
         self.says, self.asked = dict(says), list[str]()
 
-    async def scrape(self, targets: Sequence[Target]) -> dict[str, EngineSample | ScrapeError]:
+    async def scrape(self, targets: Sequence[ScrapeTarget]) -> dict[str, EngineSample | ScrapeError]:
         self.asked = [target.uid for target in targets]
         return {target.uid: self.says.get(target.uid, ScrapeError("no answer in 1 s")) for target in targets}
 
@@ -111,8 +111,8 @@ class Prometheus:
         return {pod.uid: self.says.get(pod.uid, ScrapeError("no sample")) for pod in pods}
 
 
-def engines(*uids: str) -> list[Engine]:
-    return [Engine(Target(uid, "10.0.0.1", 8000, "/metrics", NAMES), "ns", uid) for uid in uids]
+def engines(*uids: str) -> list[EnginePod]:
+    return [EnginePod(ScrapeTarget(uid, "10.0.0.1", 8000, "/metrics", NAMES), "ns", uid) for uid in uids]
 
 
 class Clock:
@@ -196,9 +196,9 @@ async def test_gateways_add_up_and_one_that_is_silent_makes_their_sum_incomplete
     def text(**models: int) -> str:
         return "".join(f'{demands.METRIC}{{modeldeployment="{name}"}} {n}\n' for name, n in models.items())
 
-    def at(address: str, uid: str) -> Target:
+    def at(address: str, uid: str) -> ScrapeTarget:
         host, _, port = address.partition(":")
-        return Target(uid, host, int(port), "/metrics", {})
+        return ScrapeTarget(uid, host, int(port), "/metrics", {})
 
     with serving(text(a=2, b=0)) as one, serving(text(a=3)) as two, serving(None) as silent:
         ns, other = [at(one.address, "1"), at(two.address, "2")], [at(one.address, "3"), at(silent.address, "4")]
@@ -407,7 +407,7 @@ async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypat
     loop = Loop(model(minReplicas=0, maxReplicas=8, queueDepthPerReplica=2), names=())
     asked: list[tuple[str, list[str]]] = []
 
-    async def gateways(_: object, pods: Mapping[str, Sequence[Target]]) -> dict[tuple[str, str], Demand]:
+    async def gateways(_: object, pods: Mapping[str, Sequence[ScrapeTarget]]) -> dict[tuple[str, str], Demand]:
         asked.extend((namespace, [pod.uid for pod in targets]) for namespace, targets in pods.items())
         return {("ns", "m"): Demand(5.0), ("other", "m"): Demand(99.0)}
 

@@ -20,16 +20,16 @@ from flotilla.scaling.autoscaler import (
     STEADY,
     UNSCHEDULABLE,
     WOKEN,
-    Decision,
     Demand,
     Sample,
-    ScalingSpec,
+    ScalingDecision,
+    ScalingParameters,
     State,
     decide,
 )
 
 TICK_S = 2.0
-SPEC = ScalingSpec(1, 4, 8, 30.0, 15.0, down_percent_per_minute=100)
+SPEC = ScalingParameters(1, 4, 8, 30.0, 15.0, down_percent_per_minute=100)
 WIDE = replace(SPEC, max_replicas=40)
 ZERO = replace(SPEC, min_replicas=0, zero_after_s=60.0)
 
@@ -38,7 +38,9 @@ def seen(at: float, ready: int, waiting: float = 0, running: float = 0, **more: 
     return Sample(at, ready, ready, waiting, running, **more)
 
 
-def follow(state: State, spec: ScalingSpec, ticks: Iterable[dict[str, Any]], *, start: float = 0.0) -> list[Decision]:
+def follow(
+    state: State, spec: ScalingParameters, ticks: Iterable[dict[str, Any]], *, start: float = 0.0
+) -> list[ScalingDecision]:
     """A decision for each tick of 2 s, in which every replica that was asked for is ready and answers."""
     decisions = []
     for number, changes in enumerate(ticks):
@@ -58,11 +60,11 @@ def test_a_spec_is_read_from_the_resource() -> None:
         scale_up_limit_per_minute=4,
         scale_down_percent_per_minute=25,
     )
-    spec = ScalingSpec.of(wanted, stale_after_s=15)
-    assert spec == ScalingSpec(0, 9, 3, 7.0, 15, 4, 25, 900.0)
-    assert ScalingSpec.of(ApiScalingSpec(), stale_after_s=15) == ScalingSpec(1, 1)
+    spec = ScalingParameters.of(wanted, stale_after_s=15)
+    assert spec == ScalingParameters(0, 9, 3, 7.0, 15, 4, 25, 900.0)
+    assert ScalingParameters.of(ApiScalingSpec(), stale_after_s=15) == ScalingParameters(1, 1)
     sooner = wanted.model_copy(update={"scale_to_zero_after_seconds": 60})
-    assert ScalingSpec.of(sooner, stale_after_s=15).zero_after_s == 60
+    assert ScalingParameters.of(sooner, stale_after_s=15).zero_after_s == 60
 
 
 def test_no_ready_replica_is_told_after_a_while_and_over_a_restart() -> None:

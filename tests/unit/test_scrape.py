@@ -15,7 +15,7 @@ from flotilla.addresses import AddressMap
 from flotilla.catalog.engines import MetricName, load_profiles, metric_name
 from flotilla.catalog.engines import parse as parse_profile
 from flotilla.errors import InvalidSpec
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target, find, parse
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget, find, parse
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROFILES = load_profiles()
@@ -23,10 +23,10 @@ VLLM = PROFILES["vllm"].metrics.names
 TGI = PROFILES["tgi"].metrics.names
 
 
-def target(url: str, names: object = VLLM, uid: str = "u") -> Target:
+def target(url: str, names: object = VLLM, uid: str = "u") -> ScrapeTarget:
     assert isinstance(names, dict)
     host, _, port = url.removeprefix("http://").partition(":")
-    return Target(uid, host, int(port), "/metrics", names)
+    return ScrapeTarget(uid, host, int(port), "/metrics", names)
 
 
 def test_data_parallel_ranks_add_up_and_the_fullest_cache_counts() -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flotilla.cli import app
 from flotilla.errors import InvalidSpec
-from flotilla.simulation.trace import NAMES, SHAPES, Request, about, make, parse_csv
+from flotilla.simulation.trace import NAMES, SHAPES, TraceRequest, about, make, parse_csv
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "manifests" / "samples" / "qwen2-5-7b.yaml"
@@ -22,20 +22,20 @@ TRACE = "second,requests,prompt_tokens,output_tokens\n" + "".join(
 
 def test_a_row_per_request_is_read_in_the_order_of_arrival() -> None:
     trace = parse_csv("at_s,prompt_tokens,output_tokens\n7.5,10,20\n5,1,0\n", "x.csv")
-    assert trace.requests == (Request(0.0, 1, 1), Request(2.5, 10, 20))
+    assert trace.requests == (TraceRequest(0.0, 1, 1), TraceRequest(2.5, 10, 20))
     assert trace.duration_s == 3.0
 
 
 def test_requests_of_a_second_are_spread_over_it() -> None:
     trace = parse_csv("second,requests,prompt_tokens,output_tokens\n0,2,100.4,50\n1,0,0,0\n2,1,7,8\n", "x.csv")
-    assert trace.requests == (Request(0.0, 100, 50), Request(0.5, 100, 50), Request(2.0, 7, 8))
+    assert trace.requests == (TraceRequest(0.0, 100, 50), TraceRequest(0.5, 100, 50), TraceRequest(2.0, 7, 8))
 
 
 def test_azures_own_files_are_read() -> None:
     text = (
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:47.68059,9,1\n"
     )
-    assert parse_csv(text, "conv.csv").requests == (Request(0.0, 374, 44), Request(1.0, 9, 1))
+    assert parse_csv(text, "conv.csv").requests == (TraceRequest(0.0, 374, 44), TraceRequest(1.0, 9, 1))
 
 
 @pytest.mark.parametrize(

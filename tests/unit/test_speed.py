@@ -11,7 +11,7 @@ from flotilla.catalog.chips import find_chip, load_chips
 from flotilla.catalog.models import Architecture, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import Weights
-from flotilla.planning.speed import MEASURED, SPREAD_UNMEASURED, Limits, Shape, SpeedModel, compute_type
+from flotilla.planning.speed import MEASURED, SPREAD_UNMEASURED, RequestShape, SpeedLimits, SpeedModel, compute_type
 
 WHOLE = Weights(bits=Decimal(16), kv_element_bytes=2)
 HALF = Weights(bits=Decimal("8.1"), kv_element_bytes=2)
@@ -38,7 +38,7 @@ def test_qwen3_8b_in_fp8_on_an_h100_does_what_silybench_published(
 ) -> None:
     speed = model("Qwen/Qwen3-8B", "nvidia-h100-80gb", "fp8")
 
-    tasks = speed.tasks_per_s(Shape(input_tokens, output_tokens), in_flight)
+    tasks = speed.tasks_per_s(RequestShape(input_tokens, output_tokens), in_flight)
 
     assert tasks == pytest.approx(published, rel=0.2)
 
@@ -46,7 +46,7 @@ def test_qwen3_8b_in_fp8_on_an_h100_does_what_silybench_published(
 def test_llama_8b_on_an_a100_does_what_vllm_cost_meter_published() -> None:
     speed = model("meta-llama/Llama-3.1-8B-Instruct", "nvidia-a100-80gb")
 
-    tasks = speed.estimate(Shape(512, 256), Limits(400_000, 256)).tasks_per_s
+    tasks = speed.estimate(RequestShape(512, 256), SpeedLimits(400_000, 256)).tasks_per_s
 
     assert tasks.expected == pytest.approx(11.35, rel=0.2)
     assert tasks.low < 11.35 < tasks.high
@@ -55,7 +55,7 @@ def test_llama_8b_on_an_a100_does_what_vllm_cost_meter_published() -> None:
 def test_an_h100_is_bounded_by_the_overhead_of_a_request_where_requests_are_tiny() -> None:
     speed = model("Qwen/Qwen3-8B", "nvidia-h100-80gb", "fp8")
 
-    tiny = speed.estimate(Shape(1, 1), Limits(430_000, 1024))
+    tiny = speed.estimate(RequestShape(1, 1), SpeedLimits(430_000, 1024))
 
     assert tiny.tasks_per_s.expected < 1000
     assert tiny.bound == "the overhead per request"
@@ -111,7 +111,7 @@ def test_weights_are_widened_where_the_gpu_does_not_multiply_their_type(method: 
 def test_a_mixture_of_experts_is_faster_than_a_dense_model_of_its_size() -> None:
     mixture = architecture("Qwen/Qwen3-30B-A3B")
     dense = replace(mixture, experts=0, experts_per_token=0, expert_parameters=0)
-    chip, shape = find_chip("nvidia-h100-80gb"), Shape(512, 256)
+    chip, shape = find_chip("nvidia-h100-80gb"), RequestShape(512, 256)
 
     fast = SpeedModel(mixture, WHOLE, "bf16", chip).tasks_per_s(shape, 4)
     slow = SpeedModel(dense, WHOLE, "bf16", chip).tasks_per_s(shape, 4)
@@ -131,11 +131,11 @@ def test_a_request_that_does_not_fit_the_cache_is_refused() -> None:
     speed = model("Qwen/Qwen3-8B", "nvidia-l4")
 
     with pytest.raises(InvalidSpec, match="Not one request"):
-        speed.estimate(Shape(8192, 512), Limits(4096, 256))
+        speed.estimate(RequestShape(8192, 512), SpeedLimits(4096, 256))
 
 
 def test_what_was_never_measured_has_a_wider_range() -> None:
-    shape, limits = Shape(512, 256), Limits(100_000, 256)
+    shape, limits = RequestShape(512, 256), SpeedLimits(100_000, 256)
 
     known = model("Qwen/Qwen3-8B", "nvidia-l40s").estimate(shape, limits)
     unknown = model("Qwen/Qwen3-8B", "nvidia-l40").estimate(shape, limits)
@@ -146,8 +146,8 @@ def test_what_was_never_measured_has_a_wider_range() -> None:
 
 
 def test_the_first_token_comes_later_the_more_there_is_to_do() -> None:
-    speed, limits = model("meta-llama/Llama-3.1-8B-Instruct", "nvidia-h100-80gb"), Limits(400_000, 1024)
-    shape = Shape(512, 256)
+    speed, limits = model("meta-llama/Llama-3.1-8B-Instruct", "nvidia-h100-80gb"), SpeedLimits(400_000, 1024)
+    shape = RequestShape(512, 256)
 
     quiet, busy = (speed.first_token_p99_s(shape, rate, limits) for rate in (1, 20))
 
@@ -177,7 +177,7 @@ def test_the_state_of_recurrent_layers_is_read_and_written_in_each_step() -> Non
     without = plain.decode_step_s(200, 1000) - plain.decode_step_s(100, 1000)
 
     assert per_request - without >= 100 * 2 * state.layers * state.bytes_per_layer(1) / bandwidth
-    tasks = hybrid.estimate(Shape(1000, 150), Limits(400_000, 256)).tasks_per_s
+    tasks = hybrid.estimate(RequestShape(1000, 150), SpeedLimits(400_000, 256)).tasks_per_s
     assert tasks.low == pytest.approx(tasks.expected / SPREAD_UNMEASURED)
 
 

@@ -25,7 +25,7 @@ class Provider(StrEnum):
     ANTHROPIC = "Anthropic"
 
 
-class Support(StrEnum):
+class SupportLevel(StrEnum):
     """Whether a target can do something; left out where it is unknown, and then it is tried."""
 
     SUPPORTED = "Supported"
@@ -78,15 +78,15 @@ class Capabilities(Model):
 
     context_length: Annotated[int, Field(ge=256, le=100_000_000)] | None = None
     """contextLength is the most tokens of prompt and answer together. Default: that of the ModelDeployment."""
-    tools: Support | None = None
+    tools: SupportLevel | None = None
     """tools is whether the model can call tools."""
-    json_schema: Support | None = None
+    json_schema: SupportLevel | None = None
     """jsonSchema is whether answers can be constrained to a JSON schema."""
-    vision: Support | None = None
+    vision: SupportLevel | None = None
     """vision is whether the model reads images."""
 
 
-class Target(Model):
+class TargetSpec(Model):
     """A place that requests can go to."""
 
     name: DnsLabel
@@ -202,7 +202,7 @@ class ToolRange(Model):
 _RANGE = Cel("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not exceed max")
 
 
-class Match(Model):
+class MatchSpec(Model):
     """What a request must be for the rule to apply; all that is given must hold. Empty matches everything."""
 
     models: Annotated[list[ModelName], ListSet(32)] = Field(default_factory=list)
@@ -301,7 +301,7 @@ class Timeouts(Model):
     """totalSeconds of the request, over all its attempts."""
 
 
-class Route(Model):
+class RouteSpec(Model):
     """Where matching requests go."""
 
     split: Annotated[list[WeightedTarget], ListMap(("target",), 16)] = Field(min_length=1)
@@ -319,14 +319,14 @@ class Route(Model):
 WEIGHTS = Cel("self.split.exists(s, s.weight > 0)", "at least one weight of a split must be greater than 0")
 
 
-class Rule(Model):
+class RuleSpec(Model):
     """The first rule that matches decides."""
 
     name: DnsLabel
     """name of the rule, in metrics and the decision header."""
-    match: Match = Match()
+    match: MatchSpec = MatchSpec()
     """match specifies which requests the rule is for."""
-    route: Annotated[Route, WEIGHTS]
+    route: Annotated[RouteSpec, WEIGHTS]
     """route specifies where they go."""
 
 
@@ -347,7 +347,7 @@ class OnExceeded(StrEnum):
     CLUSTER_ONLY = "ClusterOnly"
 
 
-class DataClass(Model):
+class DataClassSpec(Model):
     """Where data of one class may go."""
 
     name: DnsLabel
@@ -365,7 +365,7 @@ class DataPolicy(Model):
     """classHeader is the request header that names the data class."""
     unknown_class: DnsLabel
     """unknownClass is taken when the header is missing or names no class. Choose the strictest."""
-    classes: Annotated[list[DataClass], ListMap(("name",), 16)] = Field(min_length=1)
+    classes: Annotated[list[DataClassSpec], ListMap(("name",), 16)] = Field(min_length=1)
     """classes of data."""
 
 
@@ -443,7 +443,7 @@ class Budget(Model):
     """onExceeded is Reject, or ClusterOnly to go on without hosted models."""
 
 
-class Limits(Model):
+class LimitsSpec(Model):
     """Bounds on traffic and spending."""
 
     rates: Annotated[list[Annotated[RateLimit, _SOME_RATE]], ListMap(("name",), 16)] = Field(default_factory=list)
@@ -468,7 +468,7 @@ class RoutingPolicySpec(Model):
 
     host_models: Annotated[list[ModelName], ListSet(64)] = Field(min_length=1)
     """hostModels are the model names that clients may ask this policy for."""
-    targets: Annotated[list[Annotated[Target, ONE_PLACE]], ListMap(("name",), 64)] = Field(min_length=1)
+    targets: Annotated[list[Annotated[TargetSpec, ONE_PLACE]], ListMap(("name",), 64)] = Field(min_length=1)
     """targets are the only places that traffic can go to."""
     data_policy: Annotated[DataPolicy, _UNKNOWN_CLASS]
     """dataPolicy specifies which data may go where; it fails closed."""
@@ -478,11 +478,11 @@ class RoutingPolicySpec(Model):
     """teams that metrics distinguish by the header x-flotilla-team; others count as their client, or as other."""
     classifier: Classifier | None = None
     """classifier names the task of requests that do not name it themselves."""
-    rules: Annotated[list[Rule], ListMap(("name",), 64)] = Field(default_factory=list)
+    rules: Annotated[list[RuleSpec], ListMap(("name",), 64)] = Field(default_factory=list)
     """rules in order; the first that matches decides."""
-    default_route: Annotated[Route, WEIGHTS]
+    default_route: Annotated[RouteSpec, WEIGHTS]
     """defaultRoute takes what no rule matches: there is no implicit one."""
-    limits: Limits = Limits()
+    limits: LimitsSpec = LimitsSpec()
     """limits on traffic and spending."""
     hold: Hold = Hold()
     """hold bounds the waiting for a model that has no replica yet."""

@@ -60,11 +60,11 @@ _SHORT = ("", "nvidia-", "amd-")
 _MEMORY = re.compile(r"\d+gb")
 
 
-class _Row(BaseModel):
+class _AcceleratorRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
-class GpuPrice(_Row):
+class GpuPrice(_AcceleratorRow):
     """US dollars for one of the class's units for one hour, the host's share included."""
 
     usd: Annotated[Decimal, Field(gt=0)]
@@ -72,7 +72,7 @@ class GpuPrice(_Row):
     as_of: date
 
 
-class Accelerator(_Row):
+class Accelerator(_AcceleratorRow):
     """One class. `compute_capability` is CUDA's, 0 for other vendors."""
 
     class_name: Annotated[str, Field(alias="class", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]

@@ -336,7 +336,7 @@ class ModelCatalogue:
             for name, recipe in data["quantizations"].items()
         }
         self._read: dict[tuple[str, int, int, int], Architecture] = {}
-        self._matched: dict[str, names.Match] = {}
+        self._matched: dict[str, names.NameMatch] = {}
         self._found = {
             name.lower(): (row, name) for row, entry in self._rows.items() for name in (row, *entry["checkpoints"])
         }
@@ -364,7 +364,7 @@ class ModelCatalogue:
             source=f"{source['what']} ({source['date']})",
         )
 
-    def match(self, typed: str) -> names.Match:
+    def match(self, typed: str) -> names.NameMatch:
         """What somebody may have meant: hub links, ids without an owner, Ollama's names and typos are understood.
 
         Some tens of milliseconds for a name that is not found; asked again, none.

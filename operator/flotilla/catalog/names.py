@@ -31,7 +31,7 @@ _LIKE = 0.72
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class NameMatch:
     """`id` is the checkpoint that was meant; "" where that is open, and then `near` has the most alike first."""
 
     id: str
@@ -68,7 +68,7 @@ def spellings(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def match(typed: str, known: Mapping[str, tuple[str, str]]) -> Match:
+def match(typed: str, known: Mapping[str, tuple[str, str]]) -> NameMatch:
     """Find `typed` among checkpoints: lower-case id -> (row, id), the rows with official owners first.
 
     An id without its owner, and a name that leaves out words such as instruct, count as found where only one
@@ -76,19 +76,19 @@ def match(typed: str, known: Mapping[str, tuple[str, str]]) -> Match:
     """
     text = hub_id(typed)
     if not text or "://" in text:
-        return Match("")
+        return NameMatch("")
     for spelling in spellings(text):
         if spelling in known:
-            return Match(known[spelling][1])
+            return NameMatch(known[spelling][1])
     without_owner = "/" not in text
     if without_owner:
         same = [name for lower, (_, name) in known.items() if lower.rpartition("/")[2] == text.lower()]
         if same:
-            return Match(same[0])
+            return NameMatch(same[0])
     wanted = _words(text.rpartition("/")[2])
     if without_owner and (meant := _meant(wanted, [name for _, name in known.values()])):
-        return Match(meant)
-    return Match("", _nearest(text, wanted, [name for _, name in known.values()]))
+        return NameMatch(meant)
+    return NameMatch("", _nearest(text, wanted, [name for _, name in known.values()]))
 
 
 @lru_cache(maxsize=16384)

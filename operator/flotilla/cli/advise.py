@@ -20,8 +20,17 @@ from flotilla.cost.gpu_prices import PriceSources, load_price_catalog, rate
 from flotilla.cost.hosted_prices import HostedPrice, Tiers
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog
-from flotilla.planning.speed import Estimate, Range, Shape, planned_speed
-from flotilla.simulation.advice import Advice, Comparison, Machine, Option, Terms, Workload, advise, assumptions
+from flotilla.planning.speed import Estimate, Range, RequestShape, planned_speed
+from flotilla.simulation.advice import (
+    Advice,
+    AdviceTerms,
+    Machine,
+    Option,
+    OptionComparison,
+    TaskLoad,
+    advise,
+    assumptions,
+)
 
 app = command_app()
 DEFAULT_CLASSES = ("nvidia-l4", "nvidia-h100-80gb")
@@ -59,7 +68,7 @@ def question(
     utilization: float | None,
     overhead: str,
     replicas: tuple[int, int],
-) -> tuple[Workload, Terms, bool]:
+) -> tuple[TaskLoad, AdviceTerms, bool]:
     """The workload, how replicas are counted, and whether it may wait; raises InvalidSpec that names the option."""
     for value, known, field in (
         (quality, tuple(QUALITIES), "--quality"),
@@ -69,7 +78,7 @@ def question(
         if value not in known:
             raise InvalidSpec(f"{value!r} must be one of {', '.join(known)}.", field=field)
     batch = latency == "batch"
-    work = Workload(
+    work = TaskLoad(
         tasks_per_day,
         input_tokens,
         output_tokens,
@@ -77,7 +86,7 @@ def question(
         escalation=QUALITIES[quality] if escalation is None else Decimal(str(escalation)) / 100,
         sovereign=sovereignty == "cluster",
     )
-    terms = Terms(
+    terms = AdviceTerms(
         peak_factor=decimal(peak or ("1" if batch else "3"), "--peak", least=Decimal(1)),
         target_utilization=Decimal(str(utilization or (100 if batch else 70))) / 100,
         overhead_usd_per_day=decimal(overhead, "--overhead"),
@@ -104,7 +113,7 @@ class Wishes:
     """The 99th percentile that must be kept to; None: any."""
 
 
-def machine(given: str, work: Workload, wishes: Wishes, *, catalog: Catalog, own: PriceSources) -> Machine:
+def machine(given: str, work: TaskLoad, wishes: Wishes, *, catalog: Catalog, own: PriceSources) -> Machine:
     """Of `L4`, or `H100=2.69` with a price of one's own; raises InvalidSpec."""
     name, _, price = given.partition("=")
     found = accelerators.find_loosely(catalog.accelerators, name)
@@ -130,7 +139,7 @@ def machine(given: str, work: Workload, wishes: Wishes, *, catalog: Catalog, own
         gpus=wishes.gpus,
         catalog=catalog,
     )
-    shape = Shape(work.input_tokens, work.output_tokens, float(work.cached_share))
+    shape = RequestShape(work.input_tokens, work.output_tokens, float(work.cached_share))
     model, limits = planned_speed(resolved, shape)
     computed, first, allowed = model.estimate(shape, limits), wishes.first_token_s, None
     if first is not None:
@@ -204,8 +213,8 @@ def hosted(given: str, field: str, *, batch: bool) -> HostedPrice:
 
 
 def ask(
-    work: Workload,
-    terms: Terms,
+    work: TaskLoad,
+    terms: AdviceTerms,
     *,
     wishes: Wishes,
     classes: list[str],
@@ -267,7 +276,7 @@ def _option(option: Option) -> dict[str, Any]:
     }
 
 
-def _bands(row: Comparison) -> list[tuple[Decimal, Decimal]]:
+def _bands(row: OptionComparison) -> list[tuple[Decimal, Decimal]]:
     return list(row.even.dearer[:_SHOWN_BANDS])
 
 
@@ -276,7 +285,7 @@ def _whole(number: Decimal) -> str:
     return f"{number:.0f}" if number.is_finite() else str(number)
 
 
-def show(console: Console, work: Workload, advice: Advice, basis: list[str]) -> None:
+def show(console: Console, work: TaskLoad, advice: Advice, basis: list[str]) -> None:
     """The decision, all options, the break-even table, and the assumptions."""
     decision = advice.decision
     if decision is None:
@@ -303,7 +312,7 @@ def show(console: Console, work: Workload, advice: Advice, basis: list[str]) -> 
         console.print(f"- {line}", soft_wrap=True, highlight=False)
 
 
-def _options(work: Workload, advice: Advice) -> Table:
+def _options(work: TaskLoad, advice: Advice) -> Table:
     table = _table("Option", "", "$/day", "$/1000 tasks", "replicas", "")
     for option in advice.options:
         per_thousand = 1000 * option.usd_per_day / work.tasks_per_day
@@ -324,7 +333,7 @@ def _break_even(advice: Advice) -> Table:
     return table
 
 
-def _load(row: Comparison) -> str:
+def _load(row: OptionComparison) -> str:
     """The first load, and the one from which it stays true."""
     even = row.even
     if not even.first.is_finite():
@@ -341,7 +350,7 @@ def _replicas(option: Option) -> str:
     return f"{option.replicas} ({option.fewest} to {option.most})"
 
 
-def _small_price(work: Workload, advice: Advice) -> str:
+def _small_price(work: TaskLoad, advice: Advice) -> str:
     small = next((option for option in advice.options if option.kind == "hosted small"), None)
     return "" if small is None else f"; {small.what} costs {1000 * small.usd_per_day / work.tasks_per_day:,.3f}"
 

@@ -35,8 +35,8 @@ from flotilla.cli.common import (
 from flotilla.cli.sources import CaFile, Metrics, Place, Prometheus, TokenFile, client_of, current
 from flotilla.cost import route_spending, spending
 from flotilla.cost.comparison import IdleRule
-from flotilla.cost.route_spending import Route
-from flotilla.cost.spending import Group
+from flotilla.cost.route_spending import RouteSpending
+from flotilla.cost.spending import SpendingGroup
 from flotilla.errors import InvalidSpec
 from flotilla.reports import focus
 
@@ -50,7 +50,7 @@ _CENTS = Decimal("0.000001")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SpendingQuery:
     """The options. `since` None means all that the operator has counted, which only its own /metrics has."""
 
     by: By
@@ -71,12 +71,12 @@ class Answer:
     period: str
 
 
-def ask(question: Question, console: Console) -> Answer:
+def ask(question: SpendingQuery, console: Console) -> Answer:
     """Raises InvalidSpec for a usage error, other FlotillaErrors where the source does not answer."""
     return asyncio.run(_ask(question, console))
 
 
-async def _ask(question: Question, console: Console) -> Answer:
+async def _ask(question: SpendingQuery, console: Console) -> Answer:
     from flotilla.cost.spending_client import History
 
     place = question.place
@@ -107,7 +107,7 @@ async def _ask(question: Question, console: Console) -> Answer:
         await client.close()
 
 
-async def _now(question: Question, console: Console) -> Answer:
+async def _now(question: SpendingQuery, console: Console) -> Answer:
     if question.since is not None:
         raise InvalidSpec("--since needs the history of a Prometheus. Name one with --prometheus.", field="--since")
     if question.by == "route":
@@ -133,7 +133,7 @@ async def _focus(history: "History", start: float, end: float, account: str) -> 
     return Answer(text, text.count("\r\n") - 1, "")
 
 
-def _groups(groups: Sequence[Group], question: Question, label: str, console: Console) -> Answer:
+def _groups(groups: Sequence[SpendingGroup], question: SpendingQuery, label: str, console: Console) -> Answer:
     if question.output == "json":
         text = json.dumps({"period": label, "by": question.by, "items": list(map(record, groups))}, indent=2) + "\n"
     elif question.output == "csv":
@@ -143,7 +143,7 @@ def _groups(groups: Sequence[Group], question: Question, label: str, console: Co
     return Answer(text, len(groups), label)
 
 
-def record(group: Group) -> dict[str, Any]:
+def record(group: SpendingGroup) -> dict[str, Any]:
     """A group as data: money is decimal text, and what is unknown is null."""
     return {
         "name": group.title,
@@ -173,7 +173,7 @@ def record(group: Group) -> dict[str, Any]:
     }
 
 
-def _flat(group: Group) -> dict[str, Any]:
+def _flat(group: SpendingGroup) -> dict[str, Any]:
     whole = record(group)
     hosted = whole.pop("hosted")
     return {
@@ -193,12 +193,12 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _table(groups: Sequence[Group], by: By, label: str) -> Table:
+def _table(groups: Sequence[SpendingGroup], by: By, label: str) -> Table:
     table = Table(box=None, pad_edge=False, title=f"Cost of {label}, in US dollars", title_justify="left")
     table.add_column({"model": "Model", "namespace": "Namespace", "team": "Team"}[by], overflow="fold")
     for name in ("Cost", "Idle", "GPU-hours", "Tokens", "Requests", "$/1M", "Cheapest hosted", "Savings"):
         table.add_column(name, justify="right", overflow="fold")
-    whole = Group("total", tuple(member for group in groups for member in group.members))
+    whole = SpendingGroup("total", tuple(member for group in groups for member in group.members))
     for group in (*groups, *((whole,) if len(groups) > 1 else ())):
         table.add_row(*_row(group, last=group is whole))
     if whole.unpriced:
@@ -207,7 +207,7 @@ def _table(groups: Sequence[Group], by: By, label: str) -> Table:
     return table
 
 
-def _row(group: Group, *, last: bool) -> list[Text]:
+def _row(group: SpendingGroup, *, last: bool) -> list[Text]:
     cheapest, idle = group.cheapest, group.idle_share
     cells = [
         plain(group.title) or "(none)",
@@ -224,7 +224,7 @@ def _row(group: Group, *, last: bool) -> list[Text]:
     return [Text(cell, style) for cell in cells]
 
 
-def _routes(found: Sequence[Route], output: Output, label: str, console: Console) -> str:
+def _routes(found: Sequence[RouteSpending], output: Output, label: str, console: Console) -> str:
     rows = [
         {
             "namespace": route.namespace,
@@ -283,7 +283,7 @@ def _count(value: Decimal | None) -> int | None:
     return None if value is None else int(value.to_integral_value())
 
 
-def nothing(question: Question) -> str:
+def nothing(question: SpendingQuery) -> str:
     """Why there may be no data, and what to do."""
     if question.by == "route":
         return (
@@ -334,7 +334,7 @@ def cost(
         token_file=prometheus_token_file,
     )
     rule = None if idle is None else IdleRule(idle)
-    question = Question(by=by, output=output, since=since, place=place, account=account, idle=rule)
+    question = SpendingQuery(by=by, output=output, since=since, place=place, account=account, idle=rule)
     with exit_on_error(not_ready=EXIT_UNREACHABLE):
         answer = ask(question, Console())
     sys.stdout.write(answer.text)

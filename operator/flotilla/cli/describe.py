@@ -26,7 +26,7 @@ _EVENTS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelDescription:
     """What the apiserver knows about it."""
 
     resource: Object
@@ -35,12 +35,12 @@ class Model:
     """The newest last."""
 
 
-async def model(client: "KubeClient", namespace: str, name: str) -> Model:
+async def model(client: "KubeClient", namespace: str, name: str) -> ModelDescription:
     """Raises NotReady with the models that there are."""
     resource = await resource_of(client, namespace, name)
     pods = await pods_of(client, namespace, selector_of(name))
     events = await client.list(EVENT, namespace=namespace, field_selector=f"regarding.name={name}")
-    return Model(resource, pods, sorted(events.items, key=_time))
+    return ModelDescription(resource, pods, sorted(events.items, key=_time))
 
 
 async def resource_of(client: "KubeClient", namespace: str, name: str) -> Object:
@@ -85,7 +85,7 @@ def pod_row(pod: Object) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def json_text(found: Model) -> str:
+def json_text(found: ModelDescription) -> str:
     """The row of `status`, the whole status, pods and events."""
     events = [_event(event) for event in found.events[-_EVENTS:]]
     return json.dumps(
@@ -108,7 +108,7 @@ def _event(event: Object) -> dict[str, str]:
     }
 
 
-def facts(found: Model) -> dict[str, str]:
+def facts(found: ModelDescription) -> dict[str, str]:
     """The decisions and the basis of each, in reading order; what is unknown is left out."""
     resource = found.resource
     current, values = resource.get("status") or {}, status.row(resource)
@@ -168,7 +168,7 @@ def _price(cost: Object, total: str | None) -> str:
     return f"{cost['gpuHourlyPrice']} $ per GPU-hour ({basis})" + (f"; now {total} $/h" if total else "")
 
 
-def show(console: Console, found: Model) -> None:
+def show(console: Console, found: ModelDescription) -> None:
     """Facts, conditions, pods, events."""
     meta = found.resource["metadata"]
     console.print(Text(f"{meta['namespace']}/{meta['name']}", style="bold"))

@@ -36,7 +36,7 @@ from flotilla.cost.speed_client import MeasuredSpeed, measured_speeds
 from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
-from flotilla.planning.speed import Range, Shape, planned_speed
+from flotilla.planning.speed import Range, RequestShape, planned_speed
 
 app = command_app()
 _COLUMNS = {
@@ -65,7 +65,7 @@ _FOR_WIDE_SCREENS = frozenset({"Engine GiB", "Cache GiB", "Longest"})
 _WIDE, _FEW = 110, 5
 _CENT = Decimal("0.01")
 _USABLE = ("Fits", "Tight", UNKNOWN)
-DEFAULT_SHAPE = Shape(1000, 150)
+DEFAULT_SHAPE = RequestShape(1000, 150)
 """Of the request for which the speed is shown."""
 
 
@@ -161,7 +161,7 @@ def estimates(
     kv_cache: str,
     context: int | None,
     count: int | None,
-    shape: Shape = DEFAULT_SHAPE,
+    shape: RequestShape = DEFAULT_SHAPE,
     catalog: Catalog | None = None,
 ) -> list[dict[str, Any]]:
     """One answer per accelerator class, as plain data; all classes where none is named."""
@@ -194,7 +194,7 @@ def _rank(answer: dict[str, Any]) -> tuple[int, Decimal]:
     return verdict, Decimal(answer.get("usd_per_hour", "Infinity"))
 
 
-def _answer(wanted: dict[str, Any], accelerator: Accelerator, catalog: Catalog, shape: Shape) -> dict[str, Any]:
+def _answer(wanted: dict[str, Any], accelerator: Accelerator, catalog: Catalog, shape: RequestShape) -> dict[str, Any]:
     spec = ModelDeploymentSpec.model_validate(wanted)
     answer: dict[str, Any] = {"accelerator": accelerator.class_name, "memory_gib": str(accelerator.memory_gib)}
     try:
@@ -223,7 +223,7 @@ def _resolved(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _speed(resolved: Resolved, shape: Shape) -> dict[str, Any]:
+def _speed(resolved: Resolved, shape: RequestShape) -> dict[str, Any]:
     """What is computed for requests of one shape; nothing where no speed is known. What runs is measured elsewhere."""
     try:
         model, limits = planned_speed(resolved, shape)
@@ -276,7 +276,7 @@ async def _ask(place: Place, seconds: int) -> tuple[MeasuredSpeed, ...]:
 
 def _compared(one: MeasuredSpeed, resolved: Resolved) -> dict[str, Any]:
     """One deployment, with what is computed for the mean of its requests."""
-    shape = Shape(max(1, round(one.input_tokens)), max(1, round(one.output_tokens)), min(1.0, one.cached_share))
+    shape = RequestShape(max(1, round(one.input_tokens)), max(1, round(one.output_tokens)), min(1.0, one.cached_share))
     model, limits = planned_speed(resolved, shape)
     expected = model.estimate(shape, limits).output_tokens_per_s
     return {
@@ -440,7 +440,7 @@ def estimate(
             kv_cache=kv_cache,
             context=context,
             count=count,
-            shape=Shape(input_tokens, output_tokens),
+            shape=RequestShape(input_tokens, output_tokens),
         )
         if prometheus is not None and model is not None:
             place = Place(prometheus=prometheus, ca_file=prometheus_ca_file, token_file=prometheus_token_file)

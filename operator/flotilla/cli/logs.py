@@ -28,7 +28,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class LogQuery:
     """Which logs, and how much of them."""
 
     namespace: str
@@ -62,7 +62,7 @@ def json_of(pod: str, line: str) -> str:
     return json.dumps({"pod": pod, "line": redact(line)}, ensure_ascii=False)
 
 
-async def show(client: "KubeClient", question: Question, out: Out) -> None:
+async def show(client: "KubeClient", question: LogQuery, out: Out) -> None:
     """Every pod's log, one after the other, or with `follow` all at the same time without an end.
 
     Raises NotReady where there is no such model, no pod, or no log in any.
@@ -88,19 +88,19 @@ async def show(client: "KubeClient", question: Question, out: Out) -> None:
         raise NotReady(f"No pod of {_whose(question)} has such a log.")
 
 
-def _whose(question: Question) -> str:
+def _whose(question: LogQuery) -> str:
     what = "The gateway" if question.name is None else f"ModelDeployment {question.name!r}"
     return f"{what} of namespace {question.namespace}"
 
 
-async def _pods(client: "KubeClient", question: Question) -> list[Object]:
+async def _pods(client: "KubeClient", question: LogQuery) -> list[Object]:
     from flotilla.render.gateway import selector
 
     labels = selector() if question.name is None else selector_of(question.name)
     return await pods_of(client, question.namespace, labels)
 
 
-def _read(client: "KubeClient", pod: Object, question: Question) -> Any:
+def _read(client: "KubeClient", pod: Object, question: LogQuery) -> Any:
     return client.pod_log(
         question.namespace,
         pod["metadata"]["name"],
@@ -120,7 +120,7 @@ Start = tuple[str, int]
 class _Following:
     """Follows the pods of a model, and those that it starts later; each start of a container is read once."""
 
-    def __init__(self, client: "KubeClient", question: Question, out: Out) -> None:
+    def __init__(self, client: "KubeClient", question: LogQuery, out: Out) -> None:
         self._client = client
         self._question = question
         self._out = out
@@ -136,7 +136,7 @@ class _Following:
                     if start is not None and start not in self._reading:
                         self._reading[start] = asyncio.create_task(self._one(start, pod, question))
                 # Containers that start from now on are read from their first line.
-                question = Question(question.namespace, question.name, follow=True)
+                question = LogQuery(question.namespace, question.name, follow=True)
                 await asyncio.sleep(_LOOK_S)
         finally:
             for task in self._reading.values():
@@ -149,7 +149,7 @@ class _Following:
             self._out.note(str(broken))
             return []
 
-    async def _one(self, start: Start, pod: Object, question: Question) -> None:
+    async def _one(self, start: Start, pod: Object, question: LogQuery) -> None:
         name = pod["metadata"]["name"]
         loop = asyncio.get_running_loop()
         while True:
@@ -166,7 +166,7 @@ class _Following:
             broken_at = loop.time()
             await asyncio.sleep(_LOOK_S)
             since_s = math.ceil(loop.time() - broken_at)
-            question = Question(question.namespace, question.name, follow=True, since_s=since_s)
+            question = LogQuery(question.namespace, question.name, follow=True, since_s=since_s)
 
 
 def _running(pod: Object) -> Start | None:
@@ -206,7 +206,7 @@ def logs(
         since_s = None if since is None else duration_s(since, field="--since", shortest="1s")
         if (name is None) != gateway:
             raise InvalidSpec("Give the NAME of a ModelDeployment, or --gateway.", field="NAME")
-        question = Question("", name, follow=follow, previous=previous, since_s=since_s, tail_lines=tail)
+        question = LogQuery("", name, follow=follow, previous=previous, since_s=since_s, tail_lines=tail)
         cluster = Cluster.find(kubeconfig, context)
         question = replace(question, namespace=namespace or cluster.namespace())
         out = Out(line, lambda text: typer.echo(text, err=True))

@@ -25,14 +25,14 @@ from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_USAGE, Json, command_app, fail
 from flotilla.errors import InvalidSpec
 from flotilla.planning.resolve import Resolved, load_catalog, resolve
-from flotilla.planning.speed import Shape
+from flotilla.planning.speed import RequestShape
 from flotilla.simulation import trace as packaged
 from flotilla.simulation.engine import Speed
 from flotilla.simulation.fleet import (
     Deployment,
     Figures,
+    FleetRow,
     Flotilla,
-    Row,
     Run,
     deployment,
     engine_speed,
@@ -123,7 +123,7 @@ def load_trace(name: str) -> Trace:
 
 
 def load_deployment(
-    path: Path, *, shape: Shape, speed: tuple[float | None, float | None, float | None], **options: Any
+    path: Path, *, shape: RequestShape, speed: tuple[float | None, float | None, float | None], **options: Any
 ) -> Deployment:
     """The ModelDeployment of a manifest, as fast as `speed` says or is computed; raises InvalidSpec.
 
@@ -146,7 +146,7 @@ def load_deployment(
     return deployment(name, spec, resolved, speed=_speed(resolved, shape, speed), **options)
 
 
-def _speed(resolved: Resolved, shape: Shape, given: tuple[float | None, float | None, float | None]) -> Speed:
+def _speed(resolved: Resolved, shape: RequestShape, given: tuple[float | None, float | None, float | None]) -> Speed:
     """Raises InvalidSpec with the options where the speed is not known."""
     decode, prefill, step = given
     if decode is not None and prefill is not None and step is not None:
@@ -261,7 +261,7 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} s"
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[FleetRow]) -> None:
     """A line per row, with a heading."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -295,7 +295,7 @@ footer { color: var(--soft); margin-top: 2rem; font-size: .85rem; }
 @dataclass(frozen=True)
 class _Curve:
     name: str
-    read: Callable[[Row], float]
+    read: Callable[[FleetRow], float]
 
 
 _CHARTS: Sequence[tuple[str, Sequence[_Curve]]] = (
@@ -338,7 +338,7 @@ def page(simulated: Simulated) -> str:
     )
 
 
-def _arrivals(rows: Sequence[Row]) -> str:
+def _arrivals(rows: Sequence[FleetRow]) -> str:
     """Requests per second, each over half a minute, because single intervals are noisy."""
     step = max(1, len(rows) // 240)
     picked = rows[::step]
@@ -348,7 +348,7 @@ def _arrivals(rows: Sequence[Row]) -> str:
     return _svg("Arrivals per second", [("arrivals", list(zip((row.at_s for row in picked[1:]), rates, strict=True)))])
 
 
-def _chart(name: str, curves: Sequence[_Curve], rows: Sequence[Row]) -> str:
+def _chart(name: str, curves: Sequence[_Curve], rows: Sequence[FleetRow]) -> str:
     return _svg(name, [(curve.name, [(row.at_s, float(curve.read(row))) for row in rows]) for curve in curves])
 
 

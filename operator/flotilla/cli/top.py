@@ -66,7 +66,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TopRow:
     """One model; what is unknown is absent from `numbers`."""
 
     name: Name
@@ -87,7 +87,7 @@ class Watched:
         samples = asyncio.run(current(self._place))
         self._readings = window([*self._readings, Reading(time.monotonic(), samples)])
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TopRow]:
         """The last read, with rates over the readings before it."""
         return rows(self._readings, self._namespace)
 
@@ -108,7 +108,7 @@ def window(readings: Sequence[Reading]) -> list[Reading]:
     return kept
 
 
-def rows(readings: Sequence[Reading], namespace: str | None) -> list[Row]:
+def rows(readings: Sequence[Reading], namespace: str | None) -> list[TopRow]:
     """The last read, with tokens per second since the first. `namespace` None means every namespace."""
     first, last = readings[0], readings[-1]
     numbers = {key: _by_model(last.samples, metric) for key, metric in _NUMBERS.items()}
@@ -120,7 +120,7 @@ def rows(readings: Sequence[Reading], namespace: str | None) -> list[Row]:
         numbers[key] = {name: tokens / seconds for name, tokens in grown.items() if tokens >= 0}
     names = sorted(numbers["desired_replicas"])
     return [
-        Row(name, {key: values[name] for key, values in numbers.items() if name in values})
+        TopRow(name, {key: values[name] for key, values in numbers.items() if name in values})
         for name in names
         if namespace in (None, name[0])
     ]
@@ -136,7 +136,7 @@ def _by_model(samples: Samples, metric: str, token_types: Sequence[str] = ()) ->
     return found
 
 
-def json_text(found: Sequence[Row]) -> str:
+def json_text(found: Sequence[TopRow]) -> str:
     """A list of models; money is decimal text, other numbers are numbers, what is unknown is absent."""
     return json.dumps(
         [
@@ -155,7 +155,7 @@ def _plain(key: str, value: Decimal) -> Any:
     return float(value) if value % 1 else int(value)
 
 
-def view(found: Sequence[Row], trouble: str = "") -> RenderableType:
+def view(found: Sequence[TopRow], trouble: str = "") -> RenderableType:
     """A table for a terminal, and below it why it is not up to date."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("NAMESPACE", no_wrap=True)

@@ -21,7 +21,7 @@ _NUMBERS = {
 """Metrics with one value per deployment (summed over their other labels), and their names here."""
 
 
-class Sample(NamedTuple):
+class MetricSample(NamedTuple):
     """One sample of the collector."""
 
     name: str
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 def fleet(
     models: Iterable[Mapping[str, Any]],
     policies: Iterable[Mapping[str, Any]],
-    samples: Iterable[Sample],
+    samples: Iterable[MetricSample],
     decisions: Sequence[Mapping[str, Any]],
 ) -> Json:
     """The whole page; what is unknown is absent. `decisions` are the newest Kubernetes Events, the oldest first."""
@@ -52,7 +52,7 @@ def _name(obj: Mapping[str, Any]) -> tuple[str, str]:
     return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
-def _by_deployment(samples: Iterable[Sample]) -> dict[tuple[str, str], Json]:
+def _by_deployment(samples: Iterable[MetricSample]) -> dict[tuple[str, str], Json]:
     found: dict[tuple[str, str], Json] = defaultdict(dict)
     for sample in samples:
         labels = sample.labels

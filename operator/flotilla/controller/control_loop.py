@@ -80,10 +80,10 @@ def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
     )
 
 
-def _samples(families: Iterable[Metric]) -> Iterator[view.Sample]:
+def _samples(families: Iterable[Metric]) -> Iterator[view.MetricSample]:
     for family in families:
         for sample in family.samples:
-            yield view.Sample(sample.name, sample.labels, sample.value)
+            yield view.MetricSample(sample.name, sample.labels, sample.value)
 
 
 class ControlLoop:

@@ -12,7 +12,7 @@ from flotilla.addresses import AddressMap
 from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.constants import GATEWAY
 from flotilla.controller.apply import Executor, StatusWriter, record_transition_events
-from flotilla.controller.policy_status import GatewayView, Report, build
+from flotilla.controller.policy_status import GatewayReport, GatewayView, build
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube import observed
 from flotilla.kube.events import EventRecorder
@@ -22,7 +22,7 @@ from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
 from flotilla.routing.budgets import MAX_BYTES, Admitted, Candidate, admit
 from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
-from flotilla.scaling.scrape_client import ScrapeError, Scraper, Target
+from flotilla.scaling.scrape_client import ScrapeError, Scraper, ScrapeTarget
 
 _PROBLEM = 500
 
@@ -38,29 +38,29 @@ class GatewayReader:
         """Close the connections."""
         await self._scraper.close()
 
-    async def ask(self, pods: Mapping[str, str]) -> dict[str, Report]:
+    async def ask(self, pods: Mapping[str, str]) -> dict[str, GatewayReport]:
         """What each pod serves, by uid; without those that do not answer. Never raises.
 
         `pods` are addresses by uid.
         """
-        targets = [Target(uid, address, self._port, "/config", {}) for uid, address in pods.items()]
+        targets = [ScrapeTarget(uid, address, self._port, "/config", {}) for uid, address in pods.items()]
         answers = await self._scraper.read(targets, lambda body, _: _read(body))
-        return {uid: answer for uid, answer in answers.items() if isinstance(answer, Report)}
+        return {uid: answer for uid, answer in answers.items() if isinstance(answer, GatewayReport)}
 
 
-def _read(body: bytes) -> Report | ScrapeError:
+def _read(body: bytes) -> GatewayReport | ScrapeError:
     try:
         return report(orjson.loads(body))
     except ValueError as error:
         return ScrapeError(f"unreadable answer: {error}")
 
 
-def report(answer: Any) -> Report:
+def report(answer: Any) -> GatewayReport:
     """Read an answer; raises ValueError for anything else."""
     if not isinstance(answer, dict) or not isinstance(answer.get("hash"), str):
         raise ValueError("no hash")
     problem, missing = answer.get("problem"), answer.get("missingKeys")
-    return Report(
+    return GatewayReport(
         answer["hash"],
         problem[:_PROBLEM] if isinstance(problem, str) else "",
         tuple(key for key in missing if isinstance(key, str)) if isinstance(missing, list) else (),
@@ -101,7 +101,7 @@ class GatewayReconciler:
         self._settings = settings
         self._allow_private = allow_private_hosted_addresses
         self._now = now
-        self._reports: dict[Key, dict[tuple[str, int], Report]] = {}
+        self._reports: dict[Key, dict[tuple[str, int], GatewayReport]] = {}
         """By pod and restart: a container that starts again reads its document again."""
         self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
 

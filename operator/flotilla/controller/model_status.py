@@ -15,7 +15,7 @@ from flotilla.planning import memory_fit
 from flotilla.planning.memory_fit import UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Resolved
 from flotilla.render.workload import SERVICE_PORT
-from flotilla.scaling.autoscaler import NOT_FOLLOWING, STALE, Decision, State
+from flotilla.scaling.autoscaler import NOT_FOLLOWING, STALE, ScalingDecision, State
 
 
 def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = ()) -> Verdict:
@@ -136,7 +136,7 @@ def model_loaded(load: Workload) -> Verdict:
 
 
 def scaling_active(
-    mode: str, decision: Decision | None, desired: int, *, before: Mapping[str, Any] | None = None, now: str
+    mode: str, decision: ScalingDecision | None, desired: int, *, before: Mapping[str, Any] | None = None, now: str
 ) -> Verdict:
     """Whether the replica count follows the load, and what it waits for if not.
 

@@ -8,14 +8,14 @@ from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
 from flotilla.kube.observed import STUCK_REASONS, Pod
 from flotilla.routing.budgets import Admission
-from flotilla.routing.check import RESOLUTION, SOVEREIGNTY, Finding, Problem
+from flotilla.routing.check import RESOLUTION, SOVEREIGNTY, PolicyFinding, Problem
 
 _ACCEPTANCE = frozenset(Problem) - RESOLUTION - SOVEREIGNTY
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class GatewayReport:
     """What a pod of a gateway reports about itself."""
 
     hash: str
@@ -32,7 +32,7 @@ class GatewayView:
 
     wanted_hash: str
     pods: tuple[Pod, ...] = ()
-    reports: Mapping[str, Report] = field(default_factory=dict)
+    reports: Mapping[str, GatewayReport] = field(default_factory=dict)
     """Of the ready pods, by uid; without those that did not answer."""
     error: FlotillaError | None = None
     """Why its objects are not what they should be."""
@@ -42,7 +42,7 @@ class GatewayView:
         """Whether a ready pod has yet to report the document. It is asked again then, because no event reports it."""
         return any(pod.uid not in self.reports or not self.serves(self.reports[pod.uid]) for pod in self.ready)
 
-    def serves(self, report: Report) -> bool:
+    def serves(self, report: GatewayReport) -> bool:
         """Whether a pod serves the document."""
         return report.hash == self.wanted_hash
 
@@ -146,7 +146,7 @@ def _summary(blocked: Verdict | None, *, waits: bool) -> list[Verdict]:
 
 
 def _verdict(
-    type_: str, good: str, message: str, findings: Sequence[Finding], problems: Collection[Problem]
+    type_: str, good: str, message: str, findings: Sequence[PolicyFinding], problems: Collection[Problem]
 ) -> Verdict:
     mine = [finding for finding in findings if finding.problem in problems]
     if not mine:

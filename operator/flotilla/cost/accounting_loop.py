@@ -21,7 +21,7 @@ from flotilla.kube.keys import Key
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
 from flotilla.scaling.scaling_loop import Scaler, Tracked
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 
 class Draining:
@@ -46,8 +46,8 @@ class Draining:
         targets = list(self._targets())
         self.answers = await self._scraper.scrape(targets) if targets else {}
 
-    def _targets(self) -> list[Target]:
-        found: list[Target] = []
+    def _targets(self) -> list[ScrapeTarget]:
+        found: list[ScrapeTarget] = []
         for key, entry in self._scaler.tracked.items():
             metrics = entry.resolved.profile.metrics
             for obj in self._store.owned_by(POD, key):
@@ -55,7 +55,7 @@ class Draining:
                     continue
                 pod = observed.pod(obj)
                 if pod.ip:
-                    found.append(Target(pod.uid, pod.ip, entry.resolved.port, metrics.path, metrics.names))
+                    found.append(ScrapeTarget(pod.uid, pod.ip, entry.resolved.port, metrics.path, metrics.names))
         return found
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
-from flotilla.cost.hosted_prices import HOURS_PER_DAY, Usage, Weights
+from flotilla.cost.hosted_prices import HOURS_PER_DAY, TokenUsage, TokenWeights
 
 _ONE = Decimal(1)
 
@@ -147,7 +147,9 @@ class IdleRule(StrEnum):
     """Whose deployment it is."""
 
 
-def attribute(usd: Decimal, usages: Mapping[str, Usage], weights: Weights, *, owner: str = "") -> dict[str, Decimal]:
+def attribute(
+    usd: Decimal, usages: Mapping[str, TokenUsage], weights: TokenWeights, *, owner: str = ""
+) -> dict[str, Decimal]:
     """Divide a deployment's cost over adapters, tenants or policies by their work; the shares add up exactly.
 
     Idle time too; `idle_shares` has other rules. Without any work all is the owner's, who need not be among `usages`.

@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from flotilla import yaml_text
 from flotilla.catalog.accelerators import Accelerator, gpu_units, time_slice
 from flotilla.constants import GROUP
-from flotilla.cost.hosted_prices import MEASURED, Comparator, Weights
+from flotilla.cost.hosted_prices import MEASURED, Comparator, TokenWeights
 from flotilla.errors import InvalidSpec
 
 HOURS_PER_YEAR = Decimal(8760)
@@ -83,11 +83,11 @@ REASON = "PriceCatalogRefused"
 Dollars = Annotated[Decimal, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 
 
-class _Row(BaseModel):
+class _PriceRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
-class OwnedRow(_Row):
+class OwnedRow(_PriceRow):
     """A machine that was bought."""
 
     purchase_usd: Dollars
@@ -103,7 +103,7 @@ class OwnedRow(_Row):
         return Owned(**self.model_dump())
 
 
-class GpuRow(_Row):
+class GpuRow(_PriceRow):
     """What one GPU costs, where all that is named matches; exactly one of usd, nodeUsd with gpus, and owned."""
 
     class_name: Annotated[str, Field(alias="class")] = ""
@@ -148,7 +148,7 @@ class GpuRow(_Row):
         return len(named) if all(mine == theirs for mine, theirs in named) else 0
 
 
-class HostedRow(_Row):
+class HostedRow(_PriceRow):
     """A hosted model's price, US dollars per million tokens; wins over genai-prices."""
 
     provider: Annotated[str, Field(pattern=r"^[a-z0-9][-_.a-z0-9]*$", max_length=63)]
@@ -160,7 +160,7 @@ class HostedRow(_Row):
     as_of: date | None = None
 
 
-class _Document(_Row):
+class _Document(_PriceRow):
     source: str
     as_of: date
     gpus: tuple[GpuRow, ...] = ()
@@ -393,7 +393,7 @@ class CostBasis:
     accelerator: Accelerator
     override: Rate | None = None
     comparators: tuple[Comparator, ...] = ()
-    weights: Weights = MEASURED
+    weights: TokenWeights = MEASURED
     tokens_per_second: Decimal | None = None
     """Output tokens that one replica can make; None: the most that was seen."""
     overhead_usd_per_day: Decimal = Decimal(0)

@@ -26,7 +26,7 @@ class TokenPrices:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """Tokens of a window. `cached` are among `prompt`."""
 
     prompt: Decimal = Decimal(0)
@@ -41,12 +41,12 @@ class Usage:
     def uncached(self) -> Decimal:
         return self.prompt - self.cached
 
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(self.prompt + other.prompt, self.generated + other.generated, self.cached + other.cached)
+    def __add__(self, other: "TokenUsage") -> "TokenUsage":
+        return TokenUsage(self.prompt + other.prompt, self.generated + other.generated, self.cached + other.cached)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class TokenWeights:
     """What a token costs against one of uncached input.
 
     Output at 2.8: SilyBench's Qwen3-8B FP8 on an H100 serves 1024 in, 128 out at 32.258 requests/s and 128 in, 1024 out
@@ -61,12 +61,12 @@ class Weights:
         """Under the names that metrics give them."""
         return {"input": Decimal(1), "cached_input": self.cached, "output": self.output}
 
-    def work(self, usage: Usage) -> Decimal:
+    def work(self, usage: TokenUsage) -> Decimal:
         """The usage in tokens of uncached input."""
         return usage.uncached + self.cached * usage.cached + self.output * usage.generated
 
 
-MEASURED = Weights()
+MEASURED = TokenWeights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def usd_per_request(usd: Decimal, requests: Decimal) -> Decimal | None:
     return usd / requests if requests > 0 else None
 
 
-def unit_costs(usd: Decimal, usage: Usage, weights: Weights) -> UnitCosts | None:
+def unit_costs(usd: Decimal, usage: TokenUsage, weights: TokenWeights) -> UnitCosts | None:
     """Split a cost over input, cached input and output by weight; None without tokens."""
     blended = usd_per_million(usd, usage.total)
     unit = usd_per_million(usd, weights.work(usage))
@@ -120,7 +120,7 @@ class Terms:
     cached_share: Decimal = Decimal(0)
     """For Fixed."""
 
-    def credited(self, usage: Usage) -> Decimal:
+    def credited(self, usage: TokenUsage) -> Decimal:
         """Our input tokens that the hosted side would have had in its cache."""
         if self.cache_credit == "None":
             return Decimal(0)
@@ -137,7 +137,7 @@ class PerRequest(Protocol):
         """For one request with a prompt of that size, in their tokens."""
 
 
-def hosted_usd(usage: Usage, prices: TokenPrices, terms: Terms = AS_THEY_ARE) -> Decimal:
+def hosted_usd(usage: TokenUsage, prices: TokenPrices, terms: Terms = AS_THEY_ARE) -> Decimal:
     """What a hosted model would have cost for the same text at these prices."""
     cached_price = (
         prices.input_usd_per_million if prices.cached_usd_per_million is None else prices.cached_usd_per_million
@@ -149,7 +149,9 @@ def hosted_usd(usage: Usage, prices: TokenPrices, terms: Terms = AS_THEY_ARE) ->
     return theirs / MILLION
 
 
-def hosted_usd_by_request(usage: Usage, requests: Decimal, price: PerRequest, terms: Terms = AS_THEY_ARE) -> Decimal:
+def hosted_usd_by_request(
+    usage: TokenUsage, requests: Decimal, price: PerRequest, terms: Terms = AS_THEY_ARE
+) -> Decimal:
     """As `hosted_usd`, at the prices of the mean request.
 
     Tiers are by request: a window's total would fall into a tier that no single request reaches. Without a count of

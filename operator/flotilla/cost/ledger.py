@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import orjson
 
-from flotilla.cost.hosted_prices import SECONDS_PER_HOUR, Comparator, Usage, accrued_usd, hosted_usd_by_request
+from flotilla.cost.hosted_prices import SECONDS_PER_HOUR, Comparator, TokenUsage, accrued_usd, hosted_usd_by_request
 
 _WIDTH = 8
 
@@ -19,7 +19,7 @@ class Totals:
     """Of an account at a time, or over a window."""
 
     usd: Decimal
-    usage: Usage
+    usage: TokenUsage
     requests: Decimal
     serving_s: Decimal = Decimal(0)
     """Pod-seconds with requests."""
@@ -71,7 +71,7 @@ class RollingWindow:
         usd, prompt, generated, cached, requests, serving_s, idle_s = (
             Decimal(repr(now - then)) for now, then in zip(totals.row(), before, strict=True)
         )
-        return Totals(usd, Usage(prompt, generated, cached), requests, serving_s, idle_s)
+        return Totals(usd, TokenUsage(prompt, generated, cached), requests, serving_s, idle_s)
 
 
 PodState = Literal["startup", "serving", "idle", "draining"]
@@ -133,8 +133,8 @@ class Account:
     """Pods that went: one that shows up again would be charged from its beginning."""
 
     @property
-    def usage(self) -> Usage:
-        return Usage(**self.tokens)
+    def usage(self) -> TokenUsage:
+        return TokenUsage(**self.tokens)
 
     @property
     def total_usd(self) -> Decimal:
@@ -437,7 +437,7 @@ def _settle_hits(account: Account, prompt_before: Decimal) -> None:
 def _accrue_hosted_cost(account: Account, comparators: Sequence[Comparator], before: Totals) -> None:
     """Bill what was just served at each comparator; one that left the spec takes its sum with it."""
     now = account.totals()
-    moved = Usage(
+    moved = TokenUsage(
         now.usage.prompt - before.usage.prompt,
         now.usage.generated - before.usage.generated,
         now.usage.cached - before.usage.cached,

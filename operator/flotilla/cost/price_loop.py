@@ -24,7 +24,7 @@ from flotilla.cost.gpu_prices import (
     node_facts,
 )
 from flotilla.cost.hosted_price_client import HostedPriceLookup
-from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, Weights, token_factor
+from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, TokenWeights, token_factor
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.client import KubeClient
 from flotilla.kube.keys import Key
@@ -310,7 +310,7 @@ class Pricing:
                 accelerator=resolved.accelerator,
                 override=_override(cost),
                 comparators=comparators,
-                weights=Weights(
+                weights=TokenWeights(
                     output=cost.output_token_weight_percent / _HUNDRED,
                     cached=cost.cached_token_weight_percent / _HUNDRED,
                 ),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from flotilla.cost.comparison import IdleRule, attribute, idle_shares
-from flotilla.cost.hosted_prices import MEASURED, Usage, Weights
+from flotilla.cost.hosted_prices import MEASURED, TokenUsage, TokenWeights
 from flotilla.cost.spending import Samples, Spent, spent
 
 DIRECT = "__direct__"
@@ -39,7 +39,7 @@ _Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteSpending:
     """A target of a policy in a period. None is unknown."""
 
     namespace: str
@@ -56,7 +56,7 @@ class Route:
     """Of it, for answers that a better one replaced."""
 
 
-def routes(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[Route, ...]:
+def routes(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[RouteSpending, ...]:
     """One value per target of a policy, and one for the rest of each deployment that has a target, its owner."""
     places = sorted({_place(labels) for name in ROUTES for labels, _ in samples.get(name, ())})
     usages = _usages(samples, "flotilla_gateway_tokens_total", "answer")
@@ -68,13 +68,13 @@ def routes(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[Ro
         rest = mine.pop(DIRECT, None)
         charged |= mine
         if shares[DIRECT] > 0 or rest:
-            found.append(Route(key[0], DIRECT, key[1], requests=None, tokens=None, usd=rest))
+            found.append(RouteSpending(key[0], DIRECT, key[1], requests=None, tokens=None, usd=rest))
     requests = _sums(samples, "flotilla_gateway_requests_total")
     tokens = _sums(samples, "flotilla_gateway_tokens_total")
     for place in places:
         mine = {name.rpartition("\n")[2]: usd for name, usd in charged.items() if _route(name) == "\n".join(place)}
         found.append(
-            Route(
+            RouteSpending(
                 *place,
                 requests=requests.get(place),
                 tokens=tokens.get(place),
@@ -113,12 +113,12 @@ def teams(samples: Samples, idle: IdleRule = IdleRule.PROPORTIONAL) -> tuple[Spe
     found: list[Spent] = []
     for key, of in _deployments(samples).items():
         shares: dict[str, Decimal] = {}
-        served: dict[str, Usage] = {}
+        served: dict[str, TokenUsage] = {}
         for name, share in divided.get(key, {}).items():
             team = _team(name.rpartition("\n")[2], of.team)
             shares[team] = shares.get(team, _ZERO) + share
             if name != DIRECT and team != of.team:
-                served[team] = served.get(team, Usage()) + usages[key][name]
+                served[team] = served.get(team, TokenUsage()) + usages[key][name]
         if set(shares) <= {of.team}:
             found.append(of)
         else:
@@ -135,7 +135,7 @@ def _team(name: str, owner: str) -> str:
     return owner if name in (DIRECT, OTHER) else name
 
 
-def _part(of: Spent, team: str, share: Decimal, idle_share: Decimal, served: Mapping[str, Usage]) -> Spent:
+def _part(of: Spent, team: str, share: Decimal, idle_share: Decimal, served: Mapping[str, TokenUsage]) -> Spent:
     """What is counted by tokens is exact, what is held for all is shared; requests are not counted by team."""
     usd = {state: usd * (share if state == _SERVING else idle_share) for state, usd in of.usd_by_state.items()}
     held = sum(usd.values(), _ZERO) / of.usd if of.usd else share
@@ -144,7 +144,7 @@ def _part(of: Spent, team: str, share: Decimal, idle_share: Decimal, served: Map
         return None if value is None else value * held
 
     if team == of.team:
-        others = sum(served.values(), Usage())
+        others = sum(served.values(), TokenUsage())
         gone = {"input": others.uncached, "cached_input": others.cached, "output": others.generated}
         tokens = {kind: max(count - gone.get(kind, _ZERO), _ZERO) for kind, count in of.tokens.items()}
     else:
@@ -163,28 +163,28 @@ def _part(of: Spent, team: str, share: Decimal, idle_share: Decimal, served: Map
     )
 
 
-def _divided(samples: Samples, usages: Mapping[_Key, Mapping[str, Usage]]) -> dict[_Key, dict[str, Decimal]]:
+def _divided(samples: Samples, usages: Mapping[_Key, Mapping[str, TokenUsage]]) -> dict[_Key, dict[str, Decimal]]:
     """Shares of each deployment that add up to 1, with that of DIRECT, by weighted work."""
     deployments, found = _deployments(samples), {}
     for key, mine in usages.items():
         weights = _weights(samples, key)
         whole = deployments[key].tokens if key in deployments else {}
-        routed = sum(mine.values(), Usage())
+        routed = sum(mine.values(), TokenUsage())
         cached = max(whole.get("cached_input", _ZERO) - routed.cached, _ZERO)
         fresh = max(whole.get("input", _ZERO) - routed.uncached, _ZERO)
-        rest = Usage(fresh + cached, max(whole.get("output", _ZERO) - routed.generated, _ZERO), cached)
+        rest = TokenUsage(fresh + cached, max(whole.get("output", _ZERO) - routed.generated, _ZERO), cached)
         found[key] = {DIRECT: _ZERO, **attribute(Decimal(1), {**mine, DIRECT: rest}, weights, owner=DIRECT)}
     return found
 
 
-def _usages(samples: Samples, metric: str, label: str) -> dict[_Key, dict[str, Usage]]:
+def _usages(samples: Samples, metric: str, label: str) -> dict[_Key, dict[str, TokenUsage]]:
     """Of targets that are deployments: by deployment, then by place and label."""
     targets = {
         _place(labels): labels["modeldeployment"]
         for labels, _ in samples.get(_INFO, ())
         if labels.get("modeldeployment")
     }
-    found: dict[_Key, dict[str, Usage]] = {}
+    found: dict[_Key, dict[str, TokenUsage]] = {}
     for labels, count in samples.get(metric, ()):
         place, kind = _place(labels), labels.get("token_type", "")
         if place not in targets:
@@ -192,7 +192,7 @@ def _usages(samples: Samples, metric: str, label: str) -> dict[_Key, dict[str, U
         mine = found.setdefault((place[0], targets[place]), {})
         name = "\n".join((*place, labels.get(label, "")))
         prompt, cached = count if kind != "output" else _ZERO, count if kind == "cached_input" else _ZERO
-        mine[name] = mine.get(name, Usage()) + Usage(prompt, count - prompt, cached)
+        mine[name] = mine.get(name, TokenUsage()) + TokenUsage(prompt, count - prompt, cached)
     return found
 
 
@@ -211,10 +211,10 @@ def _deployments(samples: Samples) -> dict[_Key, Spent]:
     return {(of.namespace, of.name): of for of in spent(samples)}
 
 
-def _weights(samples: Samples, key: _Key) -> Weights:
+def _weights(samples: Samples, key: _Key) -> TokenWeights:
     """The measured ones have no series."""
     found = dict(_weighed(samples.get(_WEIGHT, ()), key))
-    return Weights(found.get("output", MEASURED.output), found.get("cached_input", MEASURED.cached))
+    return TokenWeights(found.get("output", MEASURED.output), found.get("cached_input", MEASURED.cached))
 
 
 def _weighed(rows: Iterable[tuple[Mapping[str, str], Decimal]], key: _Key) -> Iterator[tuple[str, Decimal]]:

@@ -69,7 +69,7 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SpendingGroup:
     """Deployments that are shown as one line."""
 
     title: str
@@ -225,7 +225,7 @@ class _Of:
         return sum(values, _ZERO) if values else None
 
 
-def grouped(deployments: Iterable[Spent], by: By) -> tuple[Group, ...]:
+def grouped(deployments: Iterable[Spent], by: By) -> tuple[SpendingGroup, ...]:
     """The most expensive first; what has no price comes last."""
 
     def title(of: Spent) -> str:
@@ -234,5 +234,5 @@ def grouped(deployments: Iterable[Spent], by: By) -> tuple[Group, ...]:
     found: dict[str, list[Spent]] = {}
     for deployment in deployments:
         found.setdefault(title(deployment), []).append(deployment)
-    groups = [Group(title, tuple(members)) for title, members in found.items()]
+    groups = [SpendingGroup(title, tuple(members)) for title, members in found.items()]
     return tuple(sorted(groups, key=lambda g: (-(g.usd if g.usd is not None else Decimal(-1)), g.title)))

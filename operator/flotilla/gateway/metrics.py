@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from flotilla.api.routing_policy import Failure, OnExhausted, Route
+from flotilla.api.routing_policy import Failure, OnExhausted, RouteSpec
 from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
 from flotilla.routing.document import Policy, Target
 
@@ -192,7 +192,7 @@ def _rule_series(policy: Policy) -> Iterator[_Series]:
                 yield "requests", (policy.name, rule, "", data_class, end)
 
 
-def _routes(policy: Policy) -> Iterator[tuple[str, Route]]:
+def _routes(policy: Policy) -> Iterator[tuple[str, RouteSpec]]:
     yield DEFAULT_RULE, policy.default_route
     yield from ((rule.name, rule.route) for rule in policy.rules)
 
@@ -211,14 +211,14 @@ def _answer_kinds(policy: Policy, target: Target) -> Iterator[str]:
         yield CLASSIFIER
 
 
-def _all_targets(route: Route) -> frozenset[str]:
+def _all_targets(route: RouteSpec) -> frozenset[str]:
     better = frozenset() if route.escalation is None else frozenset({route.escalation.target})
     return _split_targets(route) | _fallback_targets(route) | better
 
 
-def _split_targets(route: Route) -> frozenset[str]:
+def _split_targets(route: RouteSpec) -> frozenset[str]:
     return frozenset(share.target for share in route.split if share.weight > 0)
 
 
-def _fallback_targets(route: Route) -> frozenset[str]:
+def _fallback_targets(route: RouteSpec) -> frozenset[str]:
     return frozenset(route.fallback.targets) if route.fallback is not None else frozenset()

@@ -97,7 +97,7 @@ class Expired(Transient):
     """HTTP 410, or an ERROR event of a watch: the version is too old to continue from. List again."""
 
 
-class Connection:
+class ApiConnection:
     """Address, TLS and credentials of one apiserver. Each request asks `authorization` for the token of the moment."""
 
     def __init__(self, configuration: Configuration, kubeconfig: Path | None, context: str | None) -> None:
@@ -115,7 +115,7 @@ class Connection:
         self.host: str = configuration.host.rstrip("/")
 
     @classmethod
-    async def load(cls, kubeconfig: Path | None, context: str | None = None) -> "Connection":
+    async def load(cls, kubeconfig: Path | None, context: str | None = None) -> "ApiConnection":
         """None means the pod's ServiceAccount; `context` None the current one. Sends nothing.
 
         Raises InvalidSpec when the kubeconfig cannot be read.
@@ -189,7 +189,7 @@ class KubeClient:
     """Make one with `connect`, end it with `close`. Confined to one event loop."""
 
     def __init__(
-        self, connection: Connection, *, user_agent: str, timeout_s: float, pool: int, on_call: OnCall | None
+        self, connection: ApiConnection, *, user_agent: str, timeout_s: float, pool: int, on_call: OnCall | None
     ) -> None:
         self._connection = connection
         self._user_agent = user_agent
@@ -216,7 +216,7 @@ class KubeClient:
         `pool` bounds the calls at one time, watches aside; the timeout of a call starts when it is sent.
         Raises InvalidSpec when the kubeconfig cannot be read. Nothing is sent yet.
         """
-        connection = await Connection.load(kubeconfig, context)
+        connection = await ApiConnection.load(kubeconfig, context)
         return cls(connection, user_agent=user_agent, timeout_s=timeout_s, pool=pool, on_call=on_call)
 
     def guarded(self, check_write: Callable[[], None]) -> "KubeClient":

@@ -34,7 +34,7 @@ from yarl import URL
 from flotilla import __version__
 from flotilla.constants import GROUP
 from flotilla.errors import InvalidSpec
-from flotilla.kube.client import SILENCE_S, WATCH_S, Connection
+from flotilla.kube.client import SILENCE_S, WATCH_S, ApiConnection
 from flotilla.kube.kinds import Kind
 
 log = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class Watch:
                 return None
             logged_in_at = time.monotonic()
             try:
-                connection = await Connection.load(self._kubeconfig)
+                connection = await ApiConnection.load(self._kubeconfig)
             except InvalidSpec as error:
                 log.error("kopf cannot log in", extra={"cause": str(error)})
                 return None
@@ -288,7 +288,7 @@ class Watch:
 
         return forward
 
-    def _session(self, connection: Connection) -> aiohttp.ClientSession:
+    def _session(self, connection: ApiConnection) -> aiohttp.ClientSession:
         """Each request carries the token of the moment, and is noted with its path."""
         base = URL(connection.host).path.rstrip("/")
 

@@ -154,7 +154,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RequestShape:
     """Of the mean request."""
 
     input_tokens: int
@@ -181,7 +181,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SpeedLimits:
     """What bounds the requests in flight on one replica."""
 
     kv_tokens: float
@@ -191,7 +191,7 @@ class Limits:
     step_tokens: int = 8192
     """Of prompts, what one step computes at most."""
 
-    def batch(self, shape: Shape) -> float:
+    def batch(self, shape: RequestShape) -> float:
         """Requests of that shape in flight at saturation; below 1 not even one fits."""
         return min(float(self.sequences), self.kv_tokens / shape.mean_context)
 
@@ -309,7 +309,7 @@ class SpeedModel:
         fixed = f.step_s + self._layers * (f.layer_s + (2 * f.reduce_s if self.gpus > 1 else 0.0))
         return math.hypot(read, multiply) + cache + fixed + batch * f.token_s + self._sums_s(batch)
 
-    def prefill_s(self, shape: Shape) -> float:
+    def prefill_s(self, shape: RequestShape) -> float:
         """What the prompt of one request adds to the steps of the others."""
         a, new = self.architecture, shape.computed_tokens
         seen = new * (shape.input_tokens - new / 2)
@@ -319,17 +319,17 @@ class SpeedModel:
         wide = self.chip.wide_tflops * _TERA * self.gpus * self.factors.attention
         return new * self._flops_per_token / self._flops_per_s + scores / wide + self._sums_s(new)
 
-    def tasks_per_s(self, shape: Shape, batch: float) -> float:
+    def tasks_per_s(self, shape: RequestShape, batch: float) -> float:
         """With `batch` requests in flight all the time."""
         step = self.decode_step_s(batch, shape.mean_context)
         whole = shape.output_tokens * step + batch * (self.prefill_s(shape) + self.factors.request_s)
         return batch / whole
 
-    def token_interval_s(self, shape: Shape, batch: float) -> float:
+    def token_interval_s(self, shape: RequestShape, batch: float) -> float:
         """Mean time from one token of an answer to the next, the prompts of others between them included."""
         return batch / (self.tasks_per_s(shape, batch) * shape.output_tokens)
 
-    def estimate(self, shape: Shape, limits: Limits) -> Estimate:
+    def estimate(self, shape: RequestShape, limits: SpeedLimits) -> Estimate:
         """At saturation, as a range. Raises InvalidSpec where not one request of the shape fits."""
         batch = limits.batch(shape)
         if batch < 1:
@@ -352,7 +352,7 @@ class SpeedModel:
             measured=measured,
         )
 
-    def bound(self, shape: Shape, batch: float) -> str:
+    def bound(self, shape: RequestShape, batch: float) -> str:
         """What takes the most time with so many requests in flight."""
         f, out, context = self.factors, shape.output_tokens, shape.mean_context
         always, experts = self._read_once
@@ -370,7 +370,7 @@ class SpeedModel:
         }
         return max(parts, key=lambda name: parts[name])
 
-    def first_token_p99_s(self, shape: Shape, tasks_per_s: float, limits: Limits) -> float | None:
+    def first_token_p99_s(self, shape: RequestShape, tasks_per_s: float, limits: SpeedLimits) -> float | None:
         """The 99th percentile of the time to the first token at a rate; None above saturation.
 
         Prompts arrive at random and are computed one after the other between the steps (the tail of an M/D/1 queue as
@@ -388,7 +388,7 @@ class SpeedModel:
         chunks = math.ceil(shape.computed_tokens / limits.step_tokens)
         return self.factors.way_s + (1 + chunks) * step + service + waits
 
-    def tasks_per_s_within(self, shape: Shape, limits: Limits, first_token_s: float) -> float | None:
+    def tasks_per_s_within(self, shape: RequestShape, limits: SpeedLimits, first_token_s: float) -> float | None:
         """The highest rate at which the 99th percentile of the time to the first token keeps to `first_token_s`.
 
         None where a request that is alone takes longer.
@@ -403,7 +403,7 @@ class SpeedModel:
                 high = middle
         return low if low > high / 1e6 and low > 1e-6 else None
 
-    def batch_at(self, shape: Shape, tasks_per_s: float, *, most: float) -> float | None:
+    def batch_at(self, shape: RequestShape, tasks_per_s: float, *, most: float) -> float | None:
         """Requests in flight at a rate; None where even `most` of them make less."""
         if self.tasks_per_s(shape, most) < tasks_per_s:
             return None
@@ -421,17 +421,17 @@ def memory_limits(
     architecture: Architecture,
     weights: Weights,
     engine: Settings,
-    shape: Shape,
+    shape: RequestShape,
     *,
     memory_gib: Decimal,
     gpus: int,
-) -> Limits:
+) -> SpeedLimits:
     """What the memory of the GPUs allows, by the memory fit for requests as long as the mean one."""
     context = max(1, round(shape.mean_context))
     longer = replace(architecture, context_length=max(architecture.context_length, context))
     fit = fit_memory(longer, weights, engine, memory_gib=memory_gib, gpus=gpus, context_length=context)
     tokens = float(fit.concurrency * context) if architecture.kv_known else _free_tokens(architecture, weights, fit)
-    return Limits(tokens, engine.sequences, engine.batched_tokens)
+    return SpeedLimits(tokens, engine.sequences, engine.batched_tokens)
 
 
 def _free_tokens(architecture: Architecture, weights: Weights, fit: Fit) -> float:
@@ -442,7 +442,7 @@ def _free_tokens(architecture: Architecture, weights: Weights, fit: Fit) -> floa
     return fit.kv_bytes * fit.gpus / per_token if per_token else math.inf
 
 
-def planned_speed(resolved: Resolved, shape: Shape) -> tuple[SpeedModel, Limits]:
+def planned_speed(resolved: Resolved, shape: RequestShape) -> tuple[SpeedModel, SpeedLimits]:
     """Of what a spec resolves to. Raises InvalidSpec with --tasks-per-second as the remedy where none is known."""
     accelerator, architecture, engine = resolved.accelerator, resolved.architecture, resolved.settings
     if architecture is None or engine is None:

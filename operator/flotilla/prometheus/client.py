@@ -16,7 +16,7 @@ from flotilla.config import OperatorConfig
 from flotilla.errors import InvalidSpec, Transient
 
 if TYPE_CHECKING:
-    from flotilla.prometheus.http_client import Answer, Connection
+    from flotilla.prometheus.http_client import Answer, PrometheusConnection
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -105,7 +105,7 @@ class PrometheusClient:
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="prometheus")
         self._turn = asyncio.Semaphore(_THREADS)
         self._mine = threading.local()
-        self._connections: list[Connection] = []
+        self._connections: list[PrometheusConnection] = []
 
     @classmethod
     def from_config(cls, config: OperatorConfig) -> Self | None:
@@ -146,14 +146,16 @@ class PrometheusClient:
             promql, lambda connection, deadline: connection.query_range(promql, start, end, step_s, deadline)
         )
 
-    async def _matrix(self, promql: str, call: "Callable[[Connection, float], Answer]") -> tuple[RangeSeries, ...]:
+    async def _matrix(
+        self, promql: str, call: "Callable[[PrometheusConnection, float], Answer]"
+    ) -> tuple[RangeSeries, ...]:
         kind, result = await self._ask(call)
         if kind != "matrix":
             raise InvalidSpec(f"The query gives a {kind} and not a matrix: {promql}", field="query")
         with _reading():
             return tuple(RangeSeries(entry["metric"], tuple(map(_point, entry["values"]))) for entry in result)
 
-    async def _ask(self, call: "Callable[[Connection, float], Answer]") -> "Answer":
+    async def _ask(self, call: "Callable[[PrometheusConnection, float], Answer]") -> "Answer":
         """In a thread, when it is its turn; the time counts from now."""
         deadline = time.monotonic() + self._timeout_s
         try:
@@ -162,13 +164,13 @@ class PrometheusClient:
         except TimeoutError as error:
             raise Transient(f"Prometheus does not answer in {self._timeout_s:g} s.") from error
 
-    def _call(self, call: "Callable[[Connection, float], Answer]", deadline: float) -> "Answer":
+    def _call(self, call: "Callable[[PrometheusConnection, float], Answer]", deadline: float) -> "Answer":
         """Runs in a thread of the pool, each of which has a connection of its own."""
-        connection: Connection | None = getattr(self._mine, "connection", None)
+        connection: PrometheusConnection | None = getattr(self._mine, "connection", None)
         if connection is None:
             from flotilla.prometheus import http_client
 
-            connection = http_client.Connection(self._url, ca_file=self._ca_file, token_file=self._token_file)
+            connection = http_client.PrometheusConnection(self._url, ca_file=self._ca_file, token_file=self._token_file)
             self._mine.connection = connection
             self._connections.append(connection)
         return call(connection, deadline)

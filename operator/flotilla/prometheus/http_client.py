@@ -31,7 +31,7 @@ Answer = tuple[str, Any]
 """resultType and result of an answer."""
 
 
-class Connection:
+class PrometheusConnection:
     """One HTTP session, for one thread. Each call ends by `deadline`, a time.monotonic()."""
 
     def __init__(self, url: str, *, ca_file: Path | None, token_file: Path | None) -> None:

@@ -14,8 +14,8 @@ from xml.etree.ElementTree import Element
 
 from jinja2 import Environment, StrictUndefined
 
-from flotilla.cost.spending import Group, Spent, grouped
-from flotilla.reports.findings import BreakEven, break_evens, findings
+from flotilla.cost.spending import SpendingGroup, Spent, grouped
+from flotilla.reports.findings import BreakEvenFinding, break_evens, findings
 
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 40
@@ -244,7 +244,7 @@ def page(report: Report) -> str:
 
 
 def _values(report: Report) -> dict[str, Any]:
-    whole = Group("all models", report.deployments)
+    whole = SpendingGroup("all models", report.deployments)
     models = grouped(report.deployments, "model")
     hours = report.hours
     found = findings(report.deployments, hours or Decimal(0))
@@ -269,7 +269,7 @@ def _over_time(steps: Sequence[Step]) -> str:
     return columns([(step.label, step.usd) for step in steps], STATES, title="US dollars by what the pods did")
 
 
-def _by_model(models: Sequence[Group]) -> str:
+def _by_model(models: Sequence[SpendingGroup]) -> str:
     rows = [
         (group.title, {state: float(group.usd_in(state) or 0) for state in STATES})
         for group in models
@@ -278,12 +278,12 @@ def _by_model(models: Sequence[Group]) -> str:
     return shares(rows, STATES, title="US dollars by model, divided by what its pods did") if rows else ""
 
 
-def _savings(whole: Group) -> str:
+def _savings(whole: SpendingGroup) -> str:
     rows = [(one.comparator, float(one.savings_usd)) for one in whole.comparisons() if one.hosted_usd > 0]
     return diverging(rows, title="US dollars saved against each hosted model") if rows else ""
 
 
-def _charts(models: Sequence[Group], hours: Decimal | None) -> list[dict[str, Any]]:
+def _charts(models: Sequence[SpendingGroup], hours: Decimal | None) -> list[dict[str, Any]]:
     charts = []
     for group in models[:_CHARTS]:
         evens = break_evens(group.members[0], hours or Decimal(0))
@@ -292,7 +292,7 @@ def _charts(models: Sequence[Group], hours: Decimal | None) -> list[dict[str, An
     return charts
 
 
-def _break_even(title: str, evens: Sequence[BreakEven]) -> str:
+def _break_even(title: str, evens: Sequence[BreakEvenFinding]) -> str:
     served, own = float(evens[0].tasks_per_day), float(evens[0].own_usd_per_day)
     known = [float(even.at) for even in evens if even.at.is_finite()]
     # The nearest crossings are what one decides by; one a hundred times away would press the rest into a corner.

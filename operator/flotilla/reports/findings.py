@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Literal
 
 from flotilla.cost.comparison import break_even_tasks_per_day
-from flotilla.cost.spending import Group, Spent
+from flotilla.cost.spending import SpendingGroup, Spent
 
 Kind = Literal["waste", "hosted", "risk", "good"]
 HOURS_PER_MONTH = Decimal(730)
@@ -27,7 +27,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class BreakEven:
+class BreakEvenFinding:
     """One deployment against one hosted model, at the size of its mean request."""
 
     comparator: str
@@ -47,14 +47,14 @@ class BreakEven:
         return Decimal("Infinity") if self.capacity_per_day is not None and even > self.capacity_per_day else even
 
 
-def break_evens(of: Spent, hours: Decimal) -> tuple[BreakEven, ...]:
+def break_evens(of: Spent, hours: Decimal) -> tuple[BreakEvenFinding, ...]:
     """With each hosted model; empty without a price or requests."""
     if not of.usd or not of.requests or hours <= 0:
         return ()
     day = Decimal(24) / hours
     tasks = of.requests * day
     return tuple(
-        BreakEven(
+        BreakEvenFinding(
             comparator=name,
             own_usd_per_day=of.usd * day,
             hosted_usd_per_task=hosted / of.requests,
@@ -129,7 +129,7 @@ def _waste(of: Spent, name: str, usd: Decimal) -> Iterator[Finding]:
 
 
 def _hosted(of: Spent, name: str, usd: Decimal, hours: Decimal) -> Iterator[Finding]:
-    cheapest = Group(name, (of,)).cheapest
+    cheapest = SpendingGroup(name, (of,)).cheapest
     if cheapest is None:
         return
     if cheapest.savings_usd >= 0:
@@ -160,7 +160,7 @@ def _hosted(of: Spent, name: str, usd: Decimal, hours: Decimal) -> Iterator[Find
     )
 
 
-def _need(even: BreakEven) -> str:
+def _need(even: BreakEvenFinding) -> str:
     served = f"it served {even.tasks_per_day:,.0f}"
     if even.at.is_finite():
         return f" Self-hosting is cheaper from {even.at:,.0f} requests a day on; {served}."

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flotilla.api.routing_policy import Price, RoutingPolicy, RoutingPolicySpec
 from flotilla.errors import InvalidSpec
-from flotilla.routing.check import RESOLUTION, Finding, absent_keys, check
+from flotilla.routing.check import RESOLUTION, PolicyFinding, absent_keys, check
 from flotilla.routing.document import DeploymentFacts, GatewayDocument, Policy, Target, compile_policy
 from flotilla.routing.request import Features, Operation
 
@@ -148,7 +148,7 @@ class Candidate:
 class Admission:
     """What became of one policy."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[PolicyFinding, ...] = ()
     unreadable: InvalidSpec | None = None
     served_generation: int | None = None
     """The generation that the document holds; None where it holds none."""
@@ -191,7 +191,7 @@ def admit(
     admissions: dict[str, Admission] = {}
     for candidate in sorted(candidates, key=lambda c: (c.name not in mine, c.created, c.name)):
         policy, kept = candidate.policy, mine.get(candidate.name)
-        findings: list[Finding] = []
+        findings: list[PolicyFinding] = []
         if policy is not None:
             findings = check(
                 policy.spec,

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from flotilla.api.routing_policy import Confidence, Route, RoutingPolicySpec, Scope
+from flotilla.api.routing_policy import Confidence, RouteSpec, RoutingPolicySpec, Scope
 from flotilla.routing.decide import DEFAULT_RULE, covers
 from flotilla.routing.document import DeploymentFacts, allowed_targets, key_file
 from flotilla.routing.escalation import Choice, ToolCall
@@ -124,7 +124,7 @@ SOVEREIGNTY = frozenset({Problem.CLASS_WITHOUT_TARGET, Problem.OUTSIDE_EVERY_CLA
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PolicyFinding:
     """One thing that is wrong."""
 
     problem: Problem
@@ -138,7 +138,7 @@ def check(
     *,
     taken: Mapping[str, str] | None = None,
     allow_private_hosted_addresses: bool = False,
-) -> list[Finding]:
+) -> list[PolicyFinding]:
     """All findings, in the order of the spec.
 
     `deployments` are the ModelDeployments of the namespace, `taken` the host models of older policies by model name.
@@ -155,7 +155,7 @@ def check(
     ]
 
 
-def absent_keys(spec: RoutingPolicySpec, missing: Collection[str]) -> Iterator[Finding]:
+def absent_keys(spec: RoutingPolicySpec, missing: Collection[str]) -> Iterator[PolicyFinding]:
     """Keys of Secrets that the gateway did not find, by `key_file`: the operator itself may read no Secret."""
     secrets = [(f"spec.clients[{index}].secretRef", client.secret_ref) for index, client in enumerate(spec.clients)]
     for index, target in enumerate(spec.targets):
@@ -163,17 +163,17 @@ def absent_keys(spec: RoutingPolicySpec, missing: Collection[str]) -> Iterator[F
             secrets.append((f"spec.targets[{index}].external.secretRef", target.external.secret_ref))
     for path, secret in secrets:
         if key_file(secret) in missing:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.SECRET_KEY_NOT_FOUND,
                 path,
                 f"The gateway finds no key {secret.key!r} in a Secret {secret.name!r}. Create it or correct the name.",
             )
 
 
-def _hosts(spec: RoutingPolicySpec, taken: Mapping[str, str]) -> Iterator[Finding]:
+def _hosts(spec: RoutingPolicySpec, taken: Mapping[str, str]) -> Iterator[PolicyFinding]:
     for index, model in enumerate(spec.host_models):
         if model in taken:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.HOST_MODEL_TAKEN,
                 f"spec.hostModels[{index}]",
                 f"The older RoutingPolicy {taken[model]!r} serves {model!r} already. Choose another name, or remove it "
@@ -181,20 +181,20 @@ def _hosts(spec: RoutingPolicySpec, taken: Mapping[str, str]) -> Iterator[Findin
             )
 
 
-def _references(spec: RoutingPolicySpec, deployments: Mapping[str, DeploymentFacts]) -> Iterator[Finding]:
+def _references(spec: RoutingPolicySpec, deployments: Mapping[str, DeploymentFacts]) -> Iterator[PolicyFinding]:
     for index, target in enumerate(spec.targets):
         reference = target.model_deployment_ref
         if reference is None:
             continue
         facts = deployments.get(reference.name)
         if facts is None:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.MODEL_DEPLOYMENT_NOT_FOUND,
                 f"spec.targets[{index}].modelDeploymentRef.name",
                 f"There is no ModelDeployment {reference.name!r} in this namespace. Create it or correct the name.",
             )
         elif reference.adapter is not None and reference.adapter not in facts.adapters:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.ADAPTER_NOT_FOUND,
                 f"spec.targets[{index}].modelDeploymentRef.adapter",
                 f"ModelDeployment {reference.name!r} has no adapter {reference.adapter!r}"
@@ -203,14 +203,14 @@ def _references(spec: RoutingPolicySpec, deployments: Mapping[str, DeploymentFac
     known = {target.name for target in spec.targets}
     for path, name in _uses(spec):
         if name not in known:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.UNKNOWN_TARGET,
                 path,
                 f"{name!r} is not one of spec.targets{_known(known)}. Add it or correct the name.",
             )
 
 
-def _hosted(spec: RoutingPolicySpec, *, allow_private: bool) -> Iterator[Finding]:
+def _hosted(spec: RoutingPolicySpec, *, allow_private: bool) -> Iterator[PolicyFinding]:
     hosts: dict[tuple[str, str], str] = {(client.secret_ref.name, client.secret_ref.key): "" for client in spec.clients}
     for index, target in enumerate(spec.targets):
         if target.external is None:
@@ -218,12 +218,12 @@ def _hosted(spec: RoutingPolicySpec, *, allow_private: bool) -> Iterator[Finding
         path = f"spec.targets[{index}].external"
         wrong = base_url_problem(target.external.base_url, allow_private=allow_private)
         if wrong is not None:
-            yield Finding(Problem.FORBIDDEN_ADDRESS, f"{path}.baseURL", wrong)
+            yield PolicyFinding(Problem.FORBIDDEN_ADDRESS, f"{path}.baseURL", wrong)
         secret, host = target.external.secret_ref, urlsplit(target.external.base_url).netloc
         first = hosts.setdefault((secret.name, secret.key), host)
         if first != host:
             whose = f"goes to {first} already" if first else "is a client's own"
-            yield Finding(
+            yield PolicyFinding(
                 Problem.SHARED_KEY,
                 f"{path}.secretRef",
                 f"Key {secret.key!r} of Secret {secret.name!r} {whose}, and would be shown to {host} too. Give each "
@@ -244,44 +244,44 @@ def _uses(spec: RoutingPolicySpec) -> Iterator[tuple[str, str]]:
             yield f"{root}.escalation.target", route.escalation.target
 
 
-def _routes(spec: RoutingPolicySpec) -> Iterator[tuple[str, str, Route]]:
+def _routes(spec: RoutingPolicySpec) -> Iterator[tuple[str, str, RouteSpec]]:
     """Path, name and route of each rule, the default's last."""
     for index, rule in enumerate(spec.rules):
         yield f"spec.rules[{index}].route", rule.name, rule.route
     yield "spec.defaultRoute", DEFAULT_RULE, spec.default_route
 
 
-def _classes(spec: RoutingPolicySpec) -> Iterator[Finding]:
+def _classes(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     classes = {c.name for c in spec.data_policy.classes}
     for index, client in enumerate(spec.clients):
         if client.data_class is not None and client.data_class not in classes:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.UNKNOWN_DATA_CLASS,
                 f"spec.clients[{index}].dataClass",
                 f"{client.data_class!r} is not one of spec.dataPolicy.classes{_known(classes)}. Add it or correct it.",
             )
 
 
-def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
+def _rules(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     hosts, classes = set(spec.host_models), {c.name for c in spec.data_policy.classes}
     for index, rule in enumerate(spec.rules):
         path = f"spec.rules[{index}].match"
         if rule.name == DEFAULT_RULE:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.RESERVED_NAME,
                 f"spec.rules[{index}].name",
                 f"{DEFAULT_RULE!r} is the name of spec.defaultRoute in metrics and headers. Choose another.",
             )
         strangers = sorted(set(rule.match.models) - hosts)
         if strangers:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.UNKNOWN_HOST_MODEL,
                 f"{path}.models",
                 f"Clients cannot ask for {', '.join(map(repr, strangers))}: add it to spec.hostModels or remove it.",
             )
         for number, header in enumerate(rule.match.headers):
             if header.name == spec.data_policy.class_header and header.value not in classes:
-                yield Finding(
+                yield PolicyFinding(
                     Problem.UNKNOWN_DATA_CLASS,
                     f"{path}.headers[{number}].value",
                     f"{header.value!r} is not one of spec.dataPolicy.classes{_known(classes)}: requests that carry it "
@@ -289,7 +289,7 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
                 )
         for earlier in spec.rules[:index]:
             if covers(earlier.match, rule.match):
-                yield Finding(
+                yield PolicyFinding(
                     Problem.UNREACHABLE_RULE,
                     path,
                     f"Rule {rule.name!r} can never apply: rule {earlier.name!r} before it matches all that it "
@@ -300,27 +300,27 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[Finding]:
         wanted = {task for rule in spec.rules for task in rule.match.tasks}
         for index, task in enumerate(spec.classifier.tasks):
             if task.name not in wanted:
-                yield Finding(
+                yield PolicyFinding(
                     Problem.UNKNOWN_TASK,
                     f"spec.classifier.tasks[{index}].name",
                     f"No rule matches the task {task.name!r}. Add it to a rule's match.tasks or remove it here.",
                 )
 
 
-def _escalations(spec: RoutingPolicySpec) -> Iterator[Finding]:
+def _escalations(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     for path, name, route in _routes(spec):
         escalation = route.escalation
         if escalation is None:
             continue
         if {share.target for share in route.split} == {escalation.target}:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.ESCALATES_TO_ITSELF,
                 f"{path}.escalation.target",
                 f"Route {name!r} asks {escalation.target!r} first, so a bad answer would be asked of it again. "
                 "Escalate to another target.",
             )
         if escalation.confidence is not None and not sound(escalation.confidence):
-            yield Finding(
+            yield PolicyFinding(
                 Problem.BAD_CALIBRATION,
                 f"{path}.escalation.confidence.calibration",
                 "The calibration must be in order of marginPermille, and errorPermille must never rise with it: fit it "
@@ -337,11 +337,11 @@ def sound(confidence: Confidence) -> bool:
     )
 
 
-def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
+def _limits(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     priceless = [target.name for target in spec.targets if target.external and target.external.price is None]
     for index, budget in enumerate(spec.limits.budgets):
         if priceless:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.BUDGET_WITHOUT_PRICE,
                 f"spec.limits.budgets[{index}]",
                 f"Budget {budget.name!r} cannot count what {_listed(priceless)} costs: set external.price there.",
@@ -350,7 +350,7 @@ def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
     scopes += [(f"budgets[{index}]", limit.name, limit.per) for index, limit in enumerate(spec.limits.budgets)]
     for path, name, per in scopes:
         if per is Scope.CLIENT and not spec.clients:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.LIMIT_WITHOUT_CLIENTS,
                 f"spec.limits.{path}.per",
                 f"{name!r} counts by client, and spec.clients is empty, so that all count as one. Add clients, or "
@@ -358,11 +358,11 @@ def _limits(spec: RoutingPolicySpec) -> Iterator[Finding]:
             )
 
 
-def _sovereignty(spec: RoutingPolicySpec) -> Iterator[Finding]:
+def _sovereignty(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     allowed = {c.name: allowed_targets(spec.targets, spec.data_policy, c.name) for c in spec.data_policy.classes}
     for index, data_class in enumerate(spec.data_policy.classes):
         if not allowed[data_class.name]:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.CLASS_WITHOUT_TARGET,
                 f"spec.dataPolicy.classes[{index}]",
                 f"No target may take data of class {data_class.name!r}, so each such request would be refused. "
@@ -372,7 +372,7 @@ def _sovereignty(spec: RoutingPolicySpec) -> Iterator[Finding]:
     known = {target.name for target in spec.targets}
     for path, name in _uses(spec):
         if name in known and name not in anywhere:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.OUTSIDE_EVERY_CLASS,
                 path,
                 f"Target {name!r} lies outside every data class, so it can never be used. "
@@ -383,7 +383,7 @@ def _sovereignty(spec: RoutingPolicySpec) -> Iterator[Finding]:
     targets.update(default.fallback.targets if default.fallback else ())
     for index, data_class in enumerate(spec.data_policy.classes):
         if allowed[data_class.name] and not targets & allowed[data_class.name]:
-            yield Finding(
+            yield PolicyFinding(
                 Problem.ROUTE_CLOSED,
                 f"spec.dataPolicy.classes[{index}]",
                 f"spec.defaultRoute has no target that may take data of class {data_class.name!r}. "

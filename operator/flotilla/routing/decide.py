@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
-from flotilla.api.routing_policy import Failure, Match, Route, Signal, Streaming
+from flotilla.api.routing_policy import Failure, MatchSpec, RouteSpec, Signal, Streaming
 from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features, Operation
 
@@ -24,7 +24,7 @@ def _distance(seed: str, target: str) -> float:
     return -math.log((number + 1) / 2**64)
 
 
-def matches(match: Match, features: Features) -> bool:
+def matches(match: MatchSpec, features: Features) -> bool:
     """Whether a rule is for this request."""
     if match.models and features.model not in match.models:
         return False
@@ -61,7 +61,7 @@ def fits(target: Target, features: Features) -> bool:
     return length is None or features.prompt_tokens + (features.max_tokens or 1) <= length
 
 
-def covers(wide: Match, narrow: Match) -> bool:
+def covers(wide: MatchSpec, narrow: MatchSpec) -> bool:
     """Whether every request that `narrow` matches is matched by `wide` too."""
     headers = {(h.name, h.value) for h in narrow.headers}
     return (
@@ -241,7 +241,7 @@ class Decision:
     """The targets that the data may go to; every dial of this request is inside of it."""
     candidates: tuple[str, ...]
     """The chosen target, then the fallbacks; never empty."""
-    route: Route
+    route: RouteSpec
     escalation: str | None
     """The target to escalate to, where the request may."""
     why: tuple[str, ...]
@@ -362,7 +362,7 @@ def next_step(
     return None if follower is None else decision.permit(follower)
 
 
-def wanted_signals(route: Route) -> frozenset[Signal]:
+def wanted_signals(route: RouteSpec) -> frozenset[Signal]:
     """The signals that may escalate an answer of this route."""
     if route.escalation is None:
         return frozenset()
@@ -415,7 +415,7 @@ def decision_header(decision: Decision, ledger: Ledger, signal: str = "") -> str
     return ";".join(f"{key}={value}" for key, value in parts.items() if value)
 
 
-def _rule(policy: Policy, features: Features, why: list[str]) -> tuple[str, Route]:
+def _rule(policy: Policy, features: Features, why: list[str]) -> tuple[str, RouteSpec]:
     for rule in policy.rules:
         if matches(rule.match, features):
             why.append(f"Rule {rule.name!r} is the first that matches.")
@@ -452,7 +452,7 @@ def _able(
 
 
 def _escalation(
-    policy: Policy, route: Route, features: Features, allowed: frozenset[str], why: list[str]
+    policy: Policy, route: RouteSpec, features: Features, allowed: frozenset[str], why: list[str]
 ) -> str | None:
     if route.escalation is None:
         return None

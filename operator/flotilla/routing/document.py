@@ -20,13 +20,13 @@ from flotilla.api.routing_policy import (
     DataPolicy,
     ExternalTarget,
     Hold,
-    Limits,
+    LimitsSpec,
     Price,
-    Route,
+    RouteSpec,
     RoutingPolicy,
-    Rule,
+    RuleSpec,
 )
-from flotilla.api.routing_policy import Target as TargetSpec
+from flotilla.api.routing_policy import TargetSpec as TargetSpec
 from flotilla.api.types import Model, SecretKeyRef
 from flotilla.errors import InvalidSpec
 
@@ -138,9 +138,9 @@ class Policy(_Part):
     clients: tuple[Client, ...] = ()
     teams: tuple[str, ...] = ()
     classifier: Classifier | None = None
-    rules: tuple[Rule, ...] = ()
-    default_route: Route
-    limits: Limits = Limits()
+    rules: tuple[RuleSpec, ...] = ()
+    default_route: RouteSpec
+    limits: LimitsSpec = LimitsSpec()
     hold: Hold = Hold()
 
     @cached_property

@@ -38,7 +38,7 @@ PROMETHEUS: Final = "Prometheus"
 
 
 @dataclass(frozen=True, slots=True)
-class ScalingSpec:
+class ScalingParameters:
     """The part of `spec.scaling` that decides, with the operator's tolerance for gaps."""
 
     min_replicas: int
@@ -115,7 +115,7 @@ class Need(NamedTuple):
     replicas: int
 
 
-class Queue(NamedTuple):
+class QueueWait(NamedTuple):
     """Requests have waited since the second `since` at so many replicas, at a load of no less than `load`."""
 
     since: float
@@ -148,9 +148,9 @@ class State:
     """A burst is on: no replica is removed until none was seen for a whole delay."""
     panic_at: float | None = None
     """The last time at which the burst was seen; at first, after a restart in panic, the first decision."""
-    queue: Queue | None = None
+    queue: QueueWait | None = None
     """The present wait."""
-    crowded: Queue | None = None
+    crowded: QueueWait | None = None
     """The last wait that went on for too long: at its load, its number of replicas is too small."""
     carried: str = ""
     """The obstacle that the status showed before a restart, shown on until something new is known: else each restart
@@ -179,7 +179,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScalingDecision:
     """`message` depends on `desired`, `reason`, the source and the spec only, so that writing it does not churn."""
 
     desired: int
@@ -191,7 +191,7 @@ class Decision:
 WINDOW_S: Final = 60.0
 
 
-def ceiling(state: State, spec: ScalingSpec, now: float) -> int:
+def ceiling(state: State, spec: ScalingParameters, now: float) -> int:
     """The most replicas now.
 
     Counted from the fewest of the last minute, and not by additions: what a short dip took away may come back.
@@ -199,7 +199,7 @@ def ceiling(state: State, spec: ScalingSpec, now: float) -> int:
     return min(level.replicas for level in recent(state.levels, now)) + spec.up_limit_per_minute
 
 
-def floor(state: State, spec: ScalingSpec, now: float) -> int:
+def floor(state: State, spec: ScalingParameters, now: float) -> int:
     """The fewest replicas now. One may always go, or a small share of few replicas would never do."""
     most = max(level.replicas for level in recent(state.levels, now))
     return most - max(1, most * spec.down_percent_per_minute // 100)
@@ -225,12 +225,12 @@ def load_of(sample: Sample) -> float:
     return (inside if sample.demand is None else max(inside, sample.demand.requests)) + sample.rejected
 
 
-def by_load(load: float, spec: ScalingSpec) -> int:
+def by_load(load: float, spec: ScalingParameters) -> int:
     """Replicas at the target."""
     return math.ceil(load / spec.queue_depth_per_replica)
 
 
-def needed(state: State, sample: Sample, spec: ScalingSpec) -> int:
+def needed(state: State, sample: Sample, spec: ScalingParameters) -> int:
     """The replicas that the load of those that answered needs."""
     load = load_of(sample)
     need = max(by_load(load, spec), math.ceil(sample.kv_full / KV_CACHE_SHARE))
@@ -241,7 +241,7 @@ def needed(state: State, sample: Sample, spec: ScalingSpec) -> int:
     return need
 
 
-def remember_waiting(state: State, sample: Sample, spec: ScalingSpec, now: float) -> State:
+def remember_waiting(state: State, sample: Sample, spec: ScalingParameters, now: float) -> State:
     """Keep in mind how long requests have waited, and the load at which they did for too long.
 
     An engine may run fewer requests at a time than the target says; without the memory the replica that was added
@@ -257,16 +257,16 @@ def remember_waiting(state: State, sample: Sample, spec: ScalingSpec, now: float
             crowded = None
     elif queue is None or queue.replicas != replicas:
         # A replica that just came takes its share of the queue first.
-        queue = Queue(now, replicas, load)
+        queue = QueueWait(now, replicas, load)
     else:
-        queue = Queue(queue.since, replicas, min(queue.load, load))
+        queue = QueueWait(queue.since, replicas, min(queue.load, load))
         if now - queue.since >= LONG_WAIT_S:
             crowded = queue
     return replace(state, queue=queue, crowded=crowded)
 
 
 @lru_cache(maxsize=4096)
-def message(reason: str, desired: int, spec: ScalingSpec, source: str) -> str:
+def message(reason: str, desired: int, spec: ScalingParameters, source: str) -> str:
     """A sentence or two that depend on nothing that moves by itself, so that writing them does not churn."""
     count = "1 replica" if desired == 1 else f"{desired} replicas"
     target = f"{spec.queue_depth_per_replica} waiting and running requests per replica"
@@ -318,7 +318,7 @@ _SOURCES: Final = {
 }
 
 
-def decide(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> Decision:
+def decide(state: State, sample: Sample | None, spec: ScalingParameters, now: float) -> ScalingDecision:
     """The number of replicas to ask for at the second `now`, never outside the spec's bounds.
 
     Replicas that are ready and do not answer count as full: they can justify more replicas beside an overload, never
@@ -346,14 +346,14 @@ def decide(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -
     return _conclude(state, desired, sample, spec, now)
 
 
-def _believable(sample: Sample, spec: ScalingSpec, now: float) -> bool:
+def _believable(sample: Sample, spec: ScalingParameters, now: float) -> bool:
     values = (sample.waiting, sample.running, sample.kv_full, sample.rejected, sample.served)
     asked = () if sample.demand is None else (sample.demand.requests,)
     sane = all(math.isfinite(value) and value >= 0 for value in (*values, *asked))
     return sane and now - sample.at <= spec.stale_after_s
 
 
-def _unseen(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
+def _unseen(state: State, kept: int, sample: Sample, spec: ScalingParameters, now: float) -> tuple[State, int]:
     """No engine answers: only the gateways can ask for more."""
     state = _update_idleness(state, sample, spec, now)
     if kept == 0 and sample.demand is not None and sample.demand.complete:
@@ -365,7 +365,7 @@ def _unseen(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: flo
     return state, kept
 
 
-def _partial(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
+def _partial(state: State, kept: int, sample: Sample, spec: ScalingParameters, now: float) -> tuple[State, int]:
     state = _update_idleness(replace(state, answered_at=now, carried=""), sample, spec, now)
     load = load_of(sample)
     # Without an overload among those that answer there is no ground for more: a pod that became ready a moment
@@ -376,7 +376,7 @@ def _partial(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: fl
     return _rise(state, kept, need, sample, spec, now) if need > kept else (state, kept)
 
 
-def _complete(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
+def _complete(state: State, kept: int, sample: Sample, spec: ScalingParameters, now: float) -> tuple[State, int]:
     assert state.complete_at is not None
     if state.known_since is None or now - state.complete_at > spec.stale_after_s:
         state = replace(state, known_since=now, idle_since=None, queue=None)
@@ -390,7 +390,7 @@ def _complete(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: f
     return state, _settle(state, kept, sample, spec, now) if spec.clamp(need) <= kept else desired
 
 
-def _update_idleness(state: State, sample: Sample, spec: ScalingSpec, now: float) -> State:
+def _update_idleness(state: State, sample: Sample, spec: ScalingParameters, now: float) -> State:
     """Update since when the model is idle. A lost scrape changes nothing; after a gap idleness starts anew."""
     idle_since, demand_at = state.idle_since, state.demand_at
     newly_told = sample.demand is not None and _ago(demand_at, now) > spec.stale_after_s
@@ -412,7 +412,7 @@ def _ago(at: float | None, now: float) -> float:
     return 0.0 if at is None else now - at
 
 
-def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingSpec, now: float) -> tuple[State, int]:
+def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingParameters, now: float) -> tuple[State, int]:
     """Remember the need, and meet it as far as the limits let."""
     clamped = spec.clamp(need)
     start = now - spec.scale_down_delay_s
@@ -439,7 +439,7 @@ def _rise(state: State, kept: int, need: int, sample: Sample, spec: ScalingSpec,
     return state, desired
 
 
-def _settle(state: State, kept: int, sample: Sample, spec: ScalingSpec, now: float) -> int:
+def _settle(state: State, kept: int, sample: Sample, spec: ScalingParameters, now: float) -> int:
     """The number when the load needs no more; `kept` until it has been so for the whole delay."""
     if state.panicking or state.known_since is None:
         return kept
@@ -460,7 +460,9 @@ def _idle_for(state: State, now: float, seconds: float) -> bool:
     return state.idle_since is not None and now - state.idle_since >= seconds
 
 
-def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSpec, now: float) -> Decision:
+def _conclude(
+    state: State, desired: int, sample: Sample | None, spec: ScalingParameters, now: float
+) -> ScalingDecision:
     kept = spec.clamp(state.desired)
     reason = state.reason
     if desired > kept:
@@ -480,10 +482,10 @@ def _conclude(state: State, desired: int, sample: Sample | None, spec: ScalingSp
     if (desired, reason, carried, levels) != (state.desired, state.reason, state.carried, state.levels):
         state = replace(state, desired=desired, reason=reason, carried=carried, levels=levels)
     shown = _blocking_reason(state, sample, spec, now) or carried or reason
-    return Decision(desired, state, shown, message(shown, desired, spec, state.source))
+    return ScalingDecision(desired, state, shown, message(shown, desired, spec, state.source))
 
 
-def _update_source(source: str, state: State, spec: ScalingSpec, now: float) -> State:
+def _update_source(source: str, state: State, spec: ScalingParameters, now: float) -> State:
     """Another source counts once it has been the only one for a while, or the status would flap with it."""
     if not source or source == state.source:
         return replace(state, other_since=None) if source and state.other_since is not None else state
@@ -492,7 +494,7 @@ def _update_source(source: str, state: State, spec: ScalingSpec, now: float) -> 
     return replace(state, other_since=now) if state.other_since is None else state
 
 
-def _blocking_reason(state: State, sample: Sample | None, spec: ScalingSpec, now: float) -> str | None:
+def _blocking_reason(state: State, sample: Sample | None, spec: ScalingParameters, now: float) -> str | None:
     """A lasting reason why the number cannot follow the load; one lost scrape would make the status flap."""
     if state.desired == 0:
         return NO_WAKE_SIGNAL if _ago(state.demand_at, now) > spec.stale_after_s else None

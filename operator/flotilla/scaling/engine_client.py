@@ -15,7 +15,7 @@ from flotilla.catalog.engines import metric_name
 from flotilla.errors import FlotillaError
 from flotilla.prometheus.client import PrometheusClient, RangeSeries, selector, window
 from flotilla.scaling.autoscaler import Demand
-from flotilla.scaling.scrape_client import MOST, EngineSample, ScrapeError, Scraper, Target, combine
+from flotilla.scaling.scrape_client import MOST, EngineSample, ScrapeError, Scraper, ScrapeTarget, combine
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ Model = tuple[str, str]
 """Namespace and name of a ModelDeployment."""
 
 
-async def gateway_demand(scraper: Scraper, pods: Mapping[str, Sequence[Target]]) -> dict[Model, Demand]:
+async def gateway_demand(scraper: Scraper, pods: Mapping[str, Sequence[ScrapeTarget]]) -> dict[Model, Demand]:
     """What the gateways of each namespace know of; a model is incomplete where one of them does not answer."""
     everyone = [pod for targets in pods.values() for pod in targets]
     answers = await scraper.read(everyone, lambda body, _: parse(body)) if everyone else {}
@@ -204,10 +204,10 @@ PROMETHEUS_FRESH_S: Final = 45.0
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EnginePod:
     """One pod, by its own address and by its labels in Prometheus."""
 
-    target: Target
+    target: ScrapeTarget
     namespace: str
     pod: str
 
@@ -248,7 +248,7 @@ class EngineSources:
         """How old an answer may be."""
         return 0.0 if self._prometheus is None else PROMETHEUS_FRESH_S
 
-    async def read(self, engines: Sequence[Engine]) -> Answers:
+    async def read(self, engines: Sequence[EnginePod]) -> Answers:
         """Every engine; never raises."""
         first = set(self._known(engines)) if self._indirect_first else set()
         asked = [engine.target for engine in engines if engine.target.uid not in first]
@@ -259,19 +259,19 @@ class EngineSources:
         known = self._known([engine for engine in engines if engine.target.uid in failed | first])
         return Answers({**answers, **known}, frozenset(known))
 
-    def _known(self, engines: Sequence[Engine]) -> dict[str, EngineSample]:
+    def _known(self, engines: Sequence[EnginePod]) -> dict[str, EngineSample]:
         oldest = self._unix_clock() - PROMETHEUS_FRESH_S
         reported = ((engine.target.uid, self._from_prometheus.get(engine.target.uid)) for engine in engines)
         return {uid: aged.sample for uid, aged in reported if aged is not None and aged.at >= oldest}
 
-    def _refresh(self, engines: Sequence[Engine]) -> None:
+    def _refresh(self, engines: Sequence[EnginePod]) -> None:
         now = self._clock()
         if now - self._asked_at < _PAUSE_S or not (self._task is None or self._task.done()):
             return
         self._asked_at = now
         self._task = asyncio.create_task(self._ask(engines))
 
-    async def _ask(self, engines: Sequence[Engine]) -> None:
+    async def _ask(self, engines: Sequence[EnginePod]) -> None:
         assert self._prometheus is not None
         pods = [PodSeries(e.target.uid, e.namespace, e.pod, e.target.names) for e in engines]
         answers = await self._prometheus.read(pods)

@@ -21,18 +21,18 @@ from flotilla.kube.observed import Pod, Workload, Workloads
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.planning.resolve import Resolved
 from flotilla.scaling import autoscaler, sampling
-from flotilla.scaling.autoscaler import Decision, Demand, Sample, ScalingSpec, State
+from flotilla.scaling.autoscaler import Demand, Sample, ScalingDecision, ScalingParameters, State
 from flotilla.scaling.engine_client import (
     GATEWAY_PORT,
     Answers,
-    Engine,
+    EnginePod,
     EngineSources,
     Model,
     WakeQuery,
     gateway_demand,
 )
 from flotilla.scaling.sampling import Sampler
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, Target
+from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ class Tracked:
 
     uid: str
     mode: str
-    spec: ScalingSpec
+    spec: ScalingParameters
     resolved: Resolved
     state: State
-    decision: Decision | None = None
+    decision: ScalingDecision | None = None
     sample: Sample | None = None
     answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
 
@@ -103,7 +103,7 @@ class Scaler:
         known = self.tracked.get(key)
         if known is None or known.uid != uid:
             known = None
-        spec = ScalingSpec.of(wanted, stale_after_s=self._stale_after_s)
+        spec = ScalingParameters.of(wanted, stale_after_s=self._stale_after_s)
         state = known.state if known else self._restored(key, live)
         entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, state=state)
         if known is not None:
@@ -210,20 +210,20 @@ class Scaler:
         due |= {self._quiet.popleft() for _ in range(min(turns, len(self._quiet)))}
         return {key for key in due if key in self.tracked}
 
-    async def _engines(self, engines: list[Engine]) -> Answers:
+    async def _engines(self, engines: list[EnginePod]) -> Answers:
         return await self._sources.read(engines) if engines else _NOTHING
 
     async def _demand(self) -> dict[Model, Demand]:
         namespaces = {key.namespace for key in self.tracked}
         if self._wake is not None and any(entry.may_sleep for entry in self.tracked.values()):
             self._wake.refresh()
-        gateways: dict[str, list[Target]] = {}
+        gateways: dict[str, list[ScrapeTarget]] = {}
         for obj in self._store.all(POD):
             meta = obj["metadata"]
             if (meta.get("labels") or {}).get(LABEL_COMPONENT) == GATEWAY_COMPONENT and meta["namespace"] in namespaces:
                 pod = observed.pod(obj)
                 if pod.ready and not pod.terminating and pod.ip:
-                    target = Target(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
+                    target = ScrapeTarget(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
                     gateways.setdefault(meta["namespace"], []).append(target)
         return await gateway_demand(self._scraper, gateways)
 
@@ -257,6 +257,6 @@ def _asked(load: Workload) -> list[Pod]:
     return [pod for pod in load.pods if pod.ready and not pod.terminating and pod.ip]
 
 
-def _engine(key: Key, pod: Pod, resolved: Resolved) -> Engine:
+def _engine(key: Key, pod: Pod, resolved: Resolved) -> EnginePod:
     metrics = resolved.profile.metrics
-    return Engine(Target(pod.uid, pod.ip, resolved.port, metrics.path, metrics.names), key.namespace, pod.name)
+    return EnginePod(ScrapeTarget(pod.uid, pod.ip, resolved.port, metrics.path, metrics.names), key.namespace, pod.name)

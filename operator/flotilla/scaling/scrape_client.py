@@ -115,7 +115,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ScrapeTarget:
     """One pod's endpoint. `names` maps the names of EngineSample's fields to the engine's own, the newest first."""
 
     uid: str
@@ -162,12 +162,12 @@ class Scraper:
             await self._session.close()
             self._session = None
 
-    async def scrape(self, targets: Sequence[Target]) -> dict[str, EngineSample | ScrapeError]:
+    async def scrape(self, targets: Sequence[ScrapeTarget]) -> dict[str, EngineSample | ScrapeError]:
         """All targets, 64 at once, by pod uid; never raises. A pod's second counts from when it is its turn."""
         return await self.read(targets, lambda body, target: parse(body, target.names))
 
     async def read(
-        self, targets: Sequence[Target], parse_: Callable[[bytes, Target], Answer | ScrapeError]
+        self, targets: Sequence[ScrapeTarget], parse_: Callable[[bytes, ScrapeTarget], Answer | ScrapeError]
     ) -> dict[str, Answer | ScrapeError]:
         """The same for metrics of another kind, which `parse_` makes of a body."""
         if self._session is None:
@@ -179,7 +179,7 @@ class Scraper:
             )
         session, turn = self._session, asyncio.Semaphore(_AT_ONCE)
 
-        async def one(target: Target) -> Answer | ScrapeError:
+        async def one(target: ScrapeTarget) -> Answer | ScrapeError:
             async with turn:
                 body = await self._body(session, target)
             return body if isinstance(body, ScrapeError) else parse_(body, target)
@@ -187,7 +187,7 @@ class Scraper:
         answers = await asyncio.gather(*map(one, targets))
         return {target.uid: answer for target, answer in zip(targets, answers, strict=True)}
 
-    async def _body(self, session: aiohttp.ClientSession, target: Target) -> bytes | ScrapeError:
+    async def _body(self, session: aiohttp.ClientSession, target: ScrapeTarget) -> bytes | ScrapeError:
         url = _url(self._addresses, target.address, target.port, target.path)
         try:
             # Redirects could lead anywhere; an engine has no reason to send one.

@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
 from flotilla.cost.comparison import BreakEven, break_even, own_usd_per_day, replica_tasks_per_day
-from flotilla.cost.hosted_prices import HOURS_PER_DAY, HostedPrice, Usage, hosted_usd, token_factor
+from flotilla.cost.hosted_prices import HOURS_PER_DAY, HostedPrice, TokenUsage, hosted_usd, token_factor
 from flotilla.cost.hosted_prices import Terms as TokenTerms
 from flotilla.errors import InvalidSpec
 
@@ -19,7 +19,7 @@ _ZERO, _ONE, _THOUSAND = Decimal(0), Decimal(1), Decimal(1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class TaskLoad:
     """What is asked for in a day. Tokens are those of a Llama 3 tokenizer."""
 
     tasks_per_day: int
@@ -43,7 +43,7 @@ class Workload:
     def usd_per_task(self, price: HostedPrice) -> Decimal:
         """What one task costs at a hosted model, at the tier of its size, counted by that model's own tokenizer."""
         factor, prompt = token_factor(price.model), Decimal(self.input_tokens)
-        usage = Usage(prompt, Decimal(self.output_tokens), prompt * self.cached_share)
+        usage = TokenUsage(prompt, Decimal(self.output_tokens), prompt * self.cached_share)
         return hosted_usd(usage, price.at(float(prompt * factor)), TokenTerms(factor, factor))
 
 
@@ -74,7 +74,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class AdviceTerms:
     """How replicas are counted."""
 
     peak_factor: Decimal = Decimal(3)
@@ -133,7 +133,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class OptionComparison:
     """One machine against one hosted model."""
 
     machine: str
@@ -147,7 +147,7 @@ class Advice:
     """Every option, the cheapest allowed one first; refused ones last."""
 
     options: tuple[Option, ...]
-    break_even: tuple[Comparison, ...]
+    break_even: tuple[OptionComparison, ...]
     turning_usd_per_thousand: Decimal | None
     """Self-hosting pays against a hosted model that costs more for a thousand tasks; None without machines."""
 
@@ -158,8 +158,8 @@ class Advice:
 
 
 def advise(
-    work: Workload,
-    terms: Terms,
+    work: TaskLoad,
+    terms: AdviceTerms,
     *,
     machines: Sequence[Machine],
     small: HostedPrice,
@@ -186,7 +186,7 @@ def advise(
     return Advice(
         options=tuple(sorted(options, key=lambda option: (bool(option.refused), option.usd_per_day))),
         break_even=tuple(
-            Comparison(machine.name, price.comparator, _THOUSAND * usd, terms.break_even(machine, usd))
+            OptionComparison(machine.name, price.comparator, _THOUSAND * usd, terms.break_even(machine, usd))
             for price in hosted
             for machine in machines
             for usd in (work.usd_per_task(price),)
@@ -195,7 +195,7 @@ def advise(
     )
 
 
-def _own(machine: Machine, terms: Terms, tasks: Decimal) -> Option:
+def _own(machine: Machine, terms: AdviceTerms, tasks: Decimal) -> Option:
     replicas = terms.replicas(machine, tasks)
     too_many = f"{replicas} replicas are more than the {terms.max_replicas} to plan with"
     return Option(
@@ -221,7 +221,9 @@ def _percent(share: Decimal) -> str:
     return f"{(100 * share).normalize():f} %"
 
 
-def assumptions(work: Workload, terms: Terms, machines: Sequence[Machine], prices: Sequence[HostedPrice]) -> list[str]:
+def assumptions(
+    work: TaskLoad, terms: AdviceTerms, machines: Sequence[Machine], prices: Sequence[HostedPrice]
+) -> list[str]:
     """What the figures rest on, each as a sentence."""
     basis = [
         f"The busiest time has {terms.peak_factor.normalize():f} times the mean load, and replicas are given "

@@ -16,10 +16,10 @@ from flotilla.cost.hosted_prices import SECONDS_PER_HOUR
 from flotilla.errors import InvalidSpec
 from flotilla.planning.memory_fit import settings
 from flotilla.planning.resolve import Resolved
-from flotilla.planning.speed import Shape, planned_speed
-from flotilla.scaling.autoscaler import Demand, Sample, ScalingSpec, State, decide
+from flotilla.planning.speed import RequestShape, planned_speed
+from flotilla.scaling.autoscaler import Demand, Sample, ScalingParameters, State, decide
 from flotilla.simulation.engine import Batcher, Event, EventKind, Limits, Phase, SimulatedSequence, Speed
-from flotilla.simulation.trace import Request, Trace
+from flotilla.simulation.trace import Trace, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Observation:
         return self.waiting + self.running + self.held
 
 
-class Policy(Protocol):
+class ScalingPolicy(Protocol):
     """Asked every `interval_s` seconds; keeps its own memory."""
 
     interval_s: float
@@ -59,7 +59,7 @@ class Policy(Protocol):
 class Flotilla:
     """The operator's autoscaler, with the demand of a gateway that holds requests."""
 
-    def __init__(self, spec: ScalingSpec, *, initial: int, interval_s: float = 2.0) -> None:
+    def __init__(self, spec: ScalingParameters, *, initial: int, interval_s: float = 2.0) -> None:
         self.interval_s = interval_s
         self._spec = spec
         self._state = State.initial(initial)
@@ -85,7 +85,7 @@ class Flotilla:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class EngineModel:
     """What every replica is. `startup_s`: from its creation to its first request; `drain_s`: then it is killed."""
 
     limits: Limits
@@ -94,7 +94,7 @@ class Engine:
     startup_s: float
     drain_s: float
 
-    def could_serve(self, request: Request) -> bool:
+    def could_serve(self, request: TraceRequest) -> bool:
         """Whether one that is alone on a replica would get its answer."""
         tokens = request.prompt_tokens + request.output_tokens
         return tokens <= min(self.context_tokens, self.limits.kv_blocks * self.limits.block_size)
@@ -104,7 +104,7 @@ class Engine:
 class Asked:
     """A request on its way. `sequence` is None while no replica is there to take it."""
 
-    request: Request
+    request: TraceRequest
     sequence: SimulatedSequence | None = None
     dropped_s: float | None = None
 
@@ -121,7 +121,7 @@ class Asked:
 class Replica:
     """`created_s` to `gone_s` is what is paid for."""
 
-    engine: Engine
+    engine: EngineModel
     created_s: float
     ready_s: float
     batcher: Batcher = field(init=False)
@@ -186,7 +186,7 @@ L4_SPEED = Speed(decode_tokens_per_s=1200.0, prefill_tokens_per_s=4000.0, overhe
 """An engine for benchmarks of scaling: about a 7B model in FP8 on one L4. engine_speed computes that of a model."""
 
 
-def engine_speed(resolved: Resolved, shape: Shape) -> Speed:
+def engine_speed(resolved: Resolved, shape: RequestShape) -> Speed:
     """The speed model's result for the deployment, as a straight line between one request and a full batch.
 
     Raises InvalidSpec where no speed is known.
@@ -208,8 +208,8 @@ class Deployment:
     """The parts of a ModelDeployment that a simulation needs."""
 
     name: str
-    engine: Engine
-    scaling: ScalingSpec
+    engine: EngineModel
+    scaling: ScalingParameters
     gpus: int
     gpu_usd_per_hour: Decimal | None
     """None: unknown."""
@@ -239,7 +239,7 @@ def deployment(
     own = spec.cost.gpu_hourly_price
     return Deployment(
         name=name,
-        engine=Engine(
+        engine=EngineModel(
             limits=Limits(
                 max_running=max_sequences or engine_settings.sequences,
                 kv_blocks=max(1, kv_tokens // _BLOCK_TOKENS),
@@ -251,13 +251,13 @@ def deployment(
             startup_s=startup_s,
             drain_s=float(resolved.profile.drain.seconds),
         ),
-        scaling=ScalingSpec.of(spec.scaling, stale_after_s=stale_after_s),
+        scaling=ScalingParameters.of(spec.scaling, stale_after_s=stale_after_s),
         gpus=resolved.gpus,
         gpu_usd_per_hour=Decimal(own) if own is not None else price.usd if price else None,
     )
 
 
-class Row(NamedTuple):
+class FleetRow(NamedTuple):
     """The fleet at one second; `arrived`, `served` and `dropped` are since the start."""
 
     at_s: float
@@ -284,7 +284,7 @@ class Run:
     replicas: tuple[Replica, ...]
     rejected: int
     dropped: int
-    rows: tuple[Row, ...]
+    rows: tuple[FleetRow, ...]
 
 
 class _Kind(IntEnum):
@@ -300,8 +300,8 @@ class _Kind(IntEnum):
 
 @dataclass
 class _Fleet:
-    engine: Engine
-    policy: Policy
+    engine: EngineModel
+    policy: ScalingPolicy
     patience_s: float
     horizon_s: float
     record_s: float
@@ -310,7 +310,7 @@ class _Fleet:
     held: deque[Asked] = field(default_factory=deque)
     asked: list[Asked] = field(default_factory=list)
     homes: dict[Asked, Replica] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[FleetRow] = field(default_factory=list)
     wanted: int = 0
     rejected: int = 0
     refused: int = 0
@@ -452,7 +452,7 @@ class _Fleet:
         seen = self.observe(now_s)
         draining = sum(replica.draining_s is not None for replica in self.alive)
         self.rows.append(
-            Row(
+            FleetRow(
                 at_s=now_s,
                 wanted=self.wanted,
                 ready=seen.ready,
@@ -471,8 +471,8 @@ class _Fleet:
 
 def simulate(
     trace: Trace,
-    policy: Policy,
-    engine: Engine,
+    policy: ScalingPolicy,
+    engine: EngineModel,
     *,
     initial: int,
     patience_s: float = 60.0,

@@ -20,7 +20,7 @@ _MOST_REQUESTS = 2_000_000
 _LONGEST_TOKENS = 10_000_000
 
 
-class Request(NamedTuple):
+class TraceRequest(NamedTuple):
     """One request, `at_s` seconds after the trace's start."""
 
     at_s: float
@@ -33,16 +33,16 @@ class Trace:
     """Requests in the order of their arrival. `duration_s` may reach beyond the last one."""
 
     name: str
-    requests: tuple[Request, ...]
+    requests: tuple[TraceRequest, ...]
     duration_s: float
 
-    def mean_shape(self) -> speed.Shape:
+    def mean_shape(self) -> speed.RequestShape:
         """The mean request; one token in and out for an empty trace."""
         count = len(self.requests)
         if not count:
-            return speed.Shape(1, 1)
+            return speed.RequestShape(1, 1)
         prompt, output = (sum(request[place] for request in self.requests) / count for place in (1, 2))
-        return speed.Shape(max(1, round(prompt)), max(1, round(output)))
+        return speed.RequestShape(max(1, round(prompt)), max(1, round(output)))
 
     def scaled(self, factor: float) -> "Trace":
         """The same shape with `factor` times the requests: each is repeated `factor` times, spread evenly.
@@ -51,7 +51,7 @@ class Trace:
         """
         if factor == 1:
             return self
-        made: list[Request] = []
+        made: list[TraceRequest] = []
         owed = 0.0
         for index, request in enumerate(self.requests):
             owed += factor
@@ -76,7 +76,7 @@ def parse_csv(text: str, name: str) -> Trace:
         kinds = " or ".join(",".join(kind) for kind in _KINDS)
         raise InvalidSpec(f"{name}: the first line must name the columns {kinds}.", field="--trace")
     read = _KINDS[kind]
-    found: list[Request] = []
+    found: list[TraceRequest] = []
     for row in reader:
         found += read(_Row(row, name, reader.line_num))
         if len(found) > _MOST_REQUESTS:
@@ -86,7 +86,7 @@ def parse_csv(text: str, name: str) -> Trace:
     return from_requests(name, found)
 
 
-def from_requests(name: str, requests: Iterable[Request], *, duration_s: float | None = None) -> Trace:
+def from_requests(name: str, requests: Iterable[TraceRequest], *, duration_s: float | None = None) -> Trace:
     """In order and from second 0 on, where no duration says that 0 is the start."""
     ordered = sorted(requests)
     if duration_s is None:
@@ -121,26 +121,26 @@ class _Row:
         )
 
 
-def _single(row: _Row) -> Iterator[Request]:
-    yield Request(row.number("at_s"), row.tokens("prompt_tokens"), row.tokens("output_tokens"))
+def _single(row: _Row) -> Iterator[TraceRequest]:
+    yield TraceRequest(row.number("at_s"), row.tokens("prompt_tokens"), row.tokens("output_tokens"))
 
 
-def _second(row: _Row) -> Iterator[Request]:
+def _second(row: _Row) -> Iterator[TraceRequest]:
     second, count = row.number("second"), round(row.number("requests", most=1_000_000))
     for index in range(count):
-        yield Request(second + index / count, row.tokens("prompt_tokens"), row.tokens("output_tokens"))
+        yield TraceRequest(second + index / count, row.tokens("prompt_tokens"), row.tokens("output_tokens"))
 
 
-def _azure(row: _Row) -> Iterator[Request]:
+def _azure(row: _Row) -> Iterator[TraceRequest]:
     text = (row.cells["TIMESTAMP"] or "")[:26]
     try:
         at = datetime.fromisoformat(text).replace(tzinfo=UTC)
     except ValueError:
         raise row.wrong("TIMESTAMP", "a time like 2023-11-16 18:15:46.680590") from None
-    yield Request(at.timestamp(), row.tokens("ContextTokens"), row.tokens("GeneratedTokens"))
+    yield TraceRequest(at.timestamp(), row.tokens("ContextTokens"), row.tokens("GeneratedTokens"))
 
 
-_KINDS: Mapping[tuple[str, ...], Callable[[_Row], Iterator[Request]]] = {
+_KINDS: Mapping[tuple[str, ...], Callable[[_Row], Iterator[TraceRequest]]] = {
     ("at_s", "prompt_tokens", "output_tokens"): _single,
     ("second", "requests", "prompt_tokens", "output_tokens"): _second,
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"): _azure,
@@ -232,7 +232,7 @@ def make(name: str, *, seed: int = 0) -> Trace:
         shape, lengths = SHAPES[name], _lengths("conversation")
         return from_requests(
             name,
-            (Request(at_s, *lengths.draw(dice)) for at_s in _poisson(shape, dice)),
+            (TraceRequest(at_s, *lengths.draw(dice)) for at_s in _poisson(shape, dice)),
             duration_s=shape.duration_s,
         )
     if name in AZURE:
@@ -242,7 +242,7 @@ def make(name: str, *, seed: int = 0) -> Trace:
         return from_requests(
             name,
             (
-                Request((index + dice.random()) * _AZURE_BIN_S, *lengths.draw(dice))
+                TraceRequest((index + dice.random()) * _AZURE_BIN_S, *lengths.draw(dice))
                 for index, count in enumerate(counts)
                 for _ in range(count)
             ),

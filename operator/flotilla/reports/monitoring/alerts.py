@@ -1,7 +1,7 @@
 """Alerting rules over the operator, the models, the gateways and their cost."""
 
 from flotilla.reports.monitoring.recording import BY
-from flotilla.reports.monitoring.rules import Alert, Group, Severity
+from flotilla.reports.monitoring.rules import Alert, RuleGroup, Severity
 
 _SLOW = "modeldeployment:engine_slow_queue:ratio_rate"
 OBJECTIVE_PERCENT = 99
@@ -9,12 +9,12 @@ OBJECTIVE_PERCENT = 99
 _BUDGET = (100 - OBJECTIVE_PERCENT) / 100
 
 
-def fleet_groups() -> tuple[Group, ...]:
+def fleet_groups() -> tuple[RuleGroup, ...]:
     """All alerts but those on money."""
     return (
-        Group("flotilla.operator.alerts", _operator()),
-        Group("flotilla.models.alerts", _models()),
-        Group("flotilla.gateway.alerts", _gateway()),
+        RuleGroup("flotilla.operator.alerts", _operator()),
+        RuleGroup("flotilla.models.alerts", _models()),
+        RuleGroup("flotilla.gateway.alerts", _gateway()),
     )
 
 
@@ -223,9 +223,12 @@ _BLENDED = 'flotilla_deployment_cost_usd_per_million_tokens{token_type="blended"
 _HOURS_OF_MONTH = 730
 
 
-def cost_groups() -> tuple[Group, ...]:
+def cost_groups() -> tuple[RuleGroup, ...]:
     """Alerts on what models cost, and on the figures behind it."""
-    return (Group("flotilla.cost.alerts", (*_waste(), *_comparison(), *_budget())), Group("flotilla.prices", _trust()))
+    return (
+        RuleGroup("flotilla.cost.alerts", (*_waste(), *_comparison(), *_budget())),
+        RuleGroup("flotilla.prices", _trust()),
+    )
 
 
 def _waste() -> tuple[Alert, ...]:

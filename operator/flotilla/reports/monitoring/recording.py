@@ -5,7 +5,7 @@ from typing import Final
 
 from flotilla.catalog.engines import Profile
 from flotilla.cost.hosted_prices import MEASURED
-from flotilla.reports.monitoring.rules import Group, Recording
+from flotilla.reports.monitoring.rules import Recording, RuleGroup
 
 BY: Final = "namespace, modeldeployment"
 FIRST_TOKEN: Final = ("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds")
@@ -76,9 +76,9 @@ _MODELS = "modeldeployment_model:flotilla_deployment_cost_usd:increase1h"
 _BASELINE = "policy_comparator:flotilla_gateway_counterfactual_cost_usd:increase1h"
 
 
-def group() -> Group:
+def group() -> RuleGroup:
     """Each of the last hour."""
-    return Group("flotilla.routing.rules", (*_work(), *_routes(), *_deployments()))
+    return RuleGroup("flotilla.routing.rules", (*_work(), *_routes(), *_deployments()))
 
 
 def _work() -> tuple[Recording, ...]:
@@ -189,20 +189,20 @@ _DAY, _MONTH = "23h59m", "29d23h59m"
 """24 and 720 hourly steps, also where an evaluation falls on a full hour: ranges include both ends."""
 
 
-def groups(profiles: Mapping[str, Profile]) -> tuple[Group, ...]:
+def groups(profiles: Mapping[str, Profile]) -> tuple[RuleGroup, ...]:
     """All recording rules but those on months."""
     return (
-        Group("flotilla.cost.rules", _cost()),
-        Group("flotilla.engines.rules", _engines(profiles)),
-        Group("flotilla.gateway.rules", _gateway()),
+        RuleGroup("flotilla.cost.rules", _cost()),
+        RuleGroup("flotilla.engines.rules", _engines(profiles)),
+        RuleGroup("flotilla.gateway.rules", _gateway()),
         group(),
     )
 
 
-def month_groups() -> tuple[Group, ...]:
+def month_groups() -> tuple[RuleGroup, ...]:
     """Days and months, from the hourly increases: thirty days of raw samples would be millions per evaluation."""
     # Rarer than every five minutes, and the series would be stale between two evaluations.
-    return (Group("flotilla.month.rules", _month(), interval="5m"),)
+    return (RuleGroup("flotilla.month.rules", _month(), interval="5m"),)
 
 
 def _cost() -> tuple[Recording, ...]:

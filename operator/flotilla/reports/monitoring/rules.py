@@ -48,7 +48,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RuleGroup:
     """Rules that are evaluated one after the other; without an interval, at Prometheus' own."""
 
     name: str
@@ -60,12 +60,12 @@ class Group:
         return {"name": self.name, **interval, "rules": [rule.rule() for rule in self.rules]}
 
 
-def plain(groups: Iterable[Group]) -> dict[str, Any]:
+def plain(groups: Iterable[RuleGroup]) -> dict[str, Any]:
     """A rule file as Prometheus itself reads it."""
     return {"groups": [group.group() for group in groups]}
 
 
-def prometheus_rule(groups: Iterable[Group]) -> dict[str, Any]:
+def prometheus_rule(groups: Iterable[RuleGroup]) -> dict[str, Any]:
     """The same for the Prometheus operator."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
