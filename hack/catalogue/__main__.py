@@ -17,9 +17,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hack.catalogue import recipes, rows
+from hack.catalogue import rows
 
-from flotilla.catalog import parameters
+from flotilla.catalog import parameters, recipes
 from flotilla.catalog.model_config import flat
 from flotilla.errors import InvalidSpec
 
@@ -61,7 +61,10 @@ def merge(
 ) -> str:
     """Put one checkpoint in. Raises ValueError with what is wrong, and then the catalogue must not be written."""
     text = flat(config)
-    recipe = recipes.recipe(config)
+    try:
+        recipe = recipes.recipe(config)
+    except recipes.NotUnderstood as error:
+        raise ValueError(f"{name}: {error}") from error
     quantization = ""
     if recipe is not None:
         quantization, facts = recipe

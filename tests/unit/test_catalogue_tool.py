@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from hack.catalogue import __main__ as tool
-from hack.catalogue import recipes, rows
+from hack.catalogue import rows
+
+from flotilla.catalog import recipes
 
 QWEN = {
     "model_type": "qwen3",

@@ -6,13 +6,14 @@ Data flows downwards: a config.json, or a row of data/models.json, becomes an `A
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from flotilla.catalog import names
+from flotilla.catalog import names, recipes
 from flotilla.catalog.model_config import (
     ATTENTION,
     RECURRENT,
@@ -27,6 +28,7 @@ from flotilla.catalog.model_config import (
 from flotilla.catalog.parameters import ENCODERS, Parts, count, experts, mamba2_shape, mamba_inner, understood
 
 _MATCHES_KEPT = 256
+_LEAST_OF_SHAPES = 0.98
 _USED_EXPERTS = ("num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_k")
 
 
@@ -150,6 +152,9 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
     heads, kv_heads, head_dim = attention_heads(text)
     hidden, vocabulary = needed(text, "hidden_size"), needed(text, "vocab_size")
     parts = count(text) if parameters is None or understood(text) else None
+    if parts is not None and parameters is not None and parameters < _LEAST_OF_SHAPES * parts.total:
+        # Somebody knows better than the shapes.
+        parts = None
     latent = number(text, "kv_lora_rank") and number(text, "kv_lora_rank") + needed(text, "qk_rope_head_dim")
     shared = number(text, "num_kv_shared_layers")
     own = layers[: len(layers) - shared]
@@ -318,31 +323,48 @@ class KnownModel:
         return self.recipe.method if self.recipe else ""
 
 
+def known_from_config(name: str, config: Mapping[str, Any], *, parameters: int | None = None) -> KnownModel:
+    """A checkpoint by its own config.json. Raises InvalidSpec for kinds of model or quantization that are not known."""
+    found = recipes.recipe(config)
+    return KnownModel(
+        id=name,
+        architecture=from_config(config, parameters=parameters),
+        recipe=_recipe(*found) if found else None,
+        task="embed" if family(flat(config)) in ENCODERS else "generate",
+        verified=True,
+        source="its own config.json",
+    )
+
+
+def _recipe(name: str, facts: Mapping[str, Any]) -> Recipe:
+    return Recipe(
+        name,
+        facts["method"],
+        Decimal(facts["bits"]),
+        facts.get("group_size", 0),
+        facts.get("block_size", 0),
+        frozenset(facts.get("keeps", ())),
+    )
+
+
 class ModelCatalogue:
     """Looked up by hub id, OWNER/NAME, whatever its case; `nearest` helps with what is not found."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._rows: Mapping[str, Mapping[str, Any]] = data["models"]
         self._sources: Mapping[str, Mapping[str, Any]] = data["sources"]
-        self._recipes = {
-            name: Recipe(
-                name,
-                recipe["method"],
-                Decimal(recipe["bits"]),
-                recipe.get("group_size", 0),
-                recipe.get("block_size", 0),
-                frozenset(recipe.get("keeps", ())),
-            )
-            for name, recipe in data["quantizations"].items()
-        }
+        self._recipes = {name: _recipe(name, facts) for name, facts in data["quantizations"].items()}
         self._read: dict[tuple[str, int, int, int], Architecture] = {}
         self._matched: dict[str, names.NameMatch] = {}
+        self._own: KnownModel | None = None
         self._found = {
             name.lower(): (row, name) for row, entry in self._rows.items() for name in (row, *entry["checkpoints"])
         }
 
     def find(self, hub_id: str) -> KnownModel | None:
         """The model, None when the catalogue does not have it. Former names of owners are understood."""
+        if self._own is not None and hub_id == self._own.id:
+            return self._own
         hit = next((found for name in names.spellings(hub_id) if (found := self._found.get(name))), None)
         if hit is None:
             return None
@@ -375,8 +397,16 @@ class ModelCatalogue:
             self._matched[typed] = names.match(typed, self._found)
         return self._matched[typed]
 
+    def with_own(self, known: KnownModel) -> "ModelCatalogue":
+        """The same catalogue with one checkpoint more."""
+        other = copy(self)
+        other._own = known
+        return other
+
     def checkpoints(self, known: KnownModel, method: str) -> list[str]:
         """Checkpoints of the same architecture that were quantized with `method`, those of the same model first."""
+        if known.id.lower() not in self._found:
+            return []
         row, _ = self._found[known.id.lower()]
         own = known.id.rpartition("/")[2].lower()
         recipes = {name for name, recipe in self._recipes.items() if recipe.method == method}

@@ -18,7 +18,7 @@ from flotilla import validation
 from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDeploymentSpec
 from flotilla.catalog import accelerators, names
 from flotilla.catalog.accelerators import Accelerator
-from flotilla.catalog.models import from_config
+from flotilla.catalog.models import Architecture, KnownModel, known_from_config
 from flotilla.cli import manifests
 from flotilla.cli.common import (
     EXIT_NO,
@@ -69,8 +69,13 @@ DEFAULT_SHAPE = RequestShape(1000, 150)
 """Of the request for which the speed is shown."""
 
 
-def described(config: Path, parameters: str | None) -> ArchitectureSpec:
-    """spec.model.architecture of a config.json; raises InvalidSpec that names file and key."""
+DESCRIBED = "described/model"
+"""Hub id under which a model counts that was described by a config.json."""
+
+
+def described(file: Path, parameters: str | None = None, name: str = DESCRIBED) -> KnownModel:
+    """A model by its config.json, or by the folder that has one; raises InvalidSpec that names file and key."""
+    config = file / "config.json" if file.is_dir() else file
     try:
         content = json.loads(config.read_text())
     except (OSError, ValueError) as error:
@@ -79,13 +84,13 @@ def described(config: Path, parameters: str | None) -> ArchitectureSpec:
         raise InvalidSpec(
             f"{config}: it must be a JSON object, as in the config.json next to a model's weights.", field="--config"
         )
-    found = from_config(content, parameters=_count(parameters) if parameters else None)
+    return known_from_config(name, content, parameters=_count(parameters) if parameters else None)
+
+
+def as_spec(found: Architecture) -> ArchitectureSpec | None:
+    """spec.model.architecture of what a config.json says; None where the spec has no words for layers of its kind."""
     if not found.kv_known:
-        raise InvalidSpec(
-            f"{config}: how much cache a request takes is not known for layers of this kind, so there is nothing to "
-            "estimate from. Leave spec.model.architecture and contextLength out.",
-            field="--config",
-        )
+        return None
     return ArchitectureSpec(
         parameters_millions=max(1, round(found.parameters / 1_000_000)),
         layers=found.full_layers + found.sliding_layers,
@@ -111,27 +116,21 @@ def planned(
     model: str, *, class_name: str, method: str, context: int | None, gpus: int | None, catalog: Catalog
 ) -> Resolved:
     """What vLLM would run of a model of the catalogue, or of a config.json; raises InvalidSpec with the option."""
-    file = Path(model)
-    architecture = described(file, None) if file.suffix == ".json" else None
-    source = "pvc://described/model" if architecture else _source(model, catalog)
+    source, catalog = _understood(model, catalog)
     wanted = {
         "engine": {"name": "vllm"},
         "quantization": {"method": method},
-        "model": {"source": source, "contextLength": context, "architecture": architecture},
+        "model": {"source": source, "contextLength": context},
         "accelerator": {"class": class_name, "count": gpus},
     }
     try:
-        resolved = resolve("planned", ModelDeploymentSpec.model_validate(wanted), catalog)
+        return resolve("planned", ModelDeploymentSpec.model_validate(wanted), catalog)
     except ValidationError as error:
         wrong = manifests.invalid(error)
         raise InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)) from error
     except InvalidSpec as error:
         field = error.field.removeprefix("spec.")
         raise InvalidSpec(str(error), field=_OPTIONS.get(field, field), reason=error.reason) from error
-    if architecture is None:
-        return resolved
-    # The block of the spec does not say how many experts there are.
-    return replace(resolved, architecture=from_config(json.loads(file.read_text())))
 
 
 def two_digits(value: float) -> str:
@@ -153,7 +152,7 @@ def _count(text: str) -> int:
 
 def estimates(
     model: str | None,
-    architecture: ArchitectureSpec | None,
+    own: KnownModel | None,
     *,
     class_names: list[str],
     engine: str,
@@ -170,9 +169,12 @@ def estimates(
         remedy = validation.nearest(engine, known.profiles)
         raise InvalidSpec(f"There is no engine {engine!r}. {remedy}", field="--engine")
     chosen = [accelerators.find_loosely(known.accelerators, name) for name in class_names]
-    source = _source(model, known) if model else "pvc://described/model"
+    if own is not None:
+        source, known = f"hf://{own.id}", replace(known, models=known.models.with_own(own))
+    else:
+        source = _source(model or "", known)
     wishes = {"engine": {"name": engine}, "quantization": {"method": method, "kvCache": kv_cache}}
-    model_part = {"source": source, "contextLength": context, "architecture": architecture}
+    model_part = {"source": source, "contextLength": context}
     answers = [
         _answer(
             {**wishes, "model": model_part, "accelerator": {"class": one.class_name, "count": count}}, one, known, shape
@@ -182,8 +184,21 @@ def estimates(
     return answers if chosen else sorted(answers, key=_rank)
 
 
+def _understood(model: str, catalog: Catalog) -> tuple[str, Catalog]:
+    """A source for what was typed, and the catalogue that knows it: for a folder or a config.json one with it."""
+    if not _is_described(model):
+        return _source(model, catalog), catalog
+    return f"hf://{DESCRIBED}", replace(catalog, models=catalog.models.with_own(described(Path(model))))
+
+
+def _is_described(model: str) -> bool:
+    """Whether it is a config.json, or a folder that has one."""
+    file = Path(model)
+    return file.suffix == ".json" or (file / "config.json").is_file()
+
+
 def _source(model: str, catalog: Catalog) -> str:
-    """A source for what was typed: a hub id, a link to the hub, an id without its owner, or a source as it is."""
+    """For a hub id, a link to the hub, or an id without its owner; a source stays as it is."""
     meant = catalog.models.match(model).id or names.hub_id(model)
     return meant if "://" in meant else f"hf://{meant}"
 
@@ -396,7 +411,10 @@ def architecture_yaml(architecture: ArchitectureSpec) -> str:
 @app.command()
 def estimate(
     model: Annotated[
-        str | None, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or any spec.model.source.")
+        str | None,
+        typer.Argument(
+            help="OWNER/NAME on the Hugging Face hub, any spec.model.source, or a folder with a config.json."
+        ),
     ] = None,
     accelerator: Annotated[
         list[str] | None, typer.Option("--accelerator", "-a", help="L4 or nvidia-l4; repeatable. Default: all.")
@@ -430,10 +448,14 @@ def estimate(
     try:
         if model is None and config is None:
             raise InvalidSpec("Name a model, or a config.json with --config.", field="MODEL")
-        architecture = described(config, parameters) if config else None
+        own = None
+        if config is not None:
+            own = described(config, parameters, names.hub_id(model) if model and "://" not in model else DESCRIBED)
+        elif model is not None and _is_described(model):
+            own = described(Path(model), parameters)
         answers = estimates(
             model,
-            architecture,
+            own,
             class_names=accelerator or [],
             engine=engine,
             method=quantization,
@@ -457,6 +479,6 @@ def estimate(
     else:
         console = Console()
         show(console, f"{model or config} on {engine}", answers)
-        if architecture is not None:
+        if own is not None and (architecture := as_spec(own.architecture)) is not None:
             console.print(f"\n[bold]spec.model of a ModelDeployment:[/]\n{architecture_yaml(architecture)}")
     raise typer.Exit(exit_code(answers))

@@ -1,16 +1,25 @@
-"""From the quantization_config of a config.json to a recipe of the catalogue; pure."""
+"""From the quantization_config of a config.json to how its weights are stored. Pure."""
 
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+
+from flotilla.errors import InvalidSpec
 
 _SCALE_BITS, _BLOCK_SCALE_BITS = 16, 32
 _CHANNEL = Decimal("8.01")
 """8 bits and a scale for each output channel, for the widths that models have."""
 
 
-class NotUnderstood(ValueError):
+class NotUnderstood(InvalidSpec):
     """A quantization_config that no recipe describes; the message names method and value."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}, so what its weights take is not known.",
+            field="quantization_config",
+            reason="UnsupportedQuantization",
+        )
 
 
 def recipe(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
