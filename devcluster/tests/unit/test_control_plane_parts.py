@@ -78,7 +78,7 @@ def test_reserved_ports_are_distinct_and_can_be_bound_by_a_server() -> None:
         server.listen()
 
 
-def test_reserved_port_is_given_to_nobody_else() -> None:
+def test_reserved_port_is_given_once() -> None:
     """Enough rounds that the kernel would hand out one of the ports again if they were merely closed."""
     mine = set(reserve(50))
     for _ in range(20):

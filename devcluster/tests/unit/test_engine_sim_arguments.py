@@ -1,4 +1,4 @@
-"""Command lines: what the real parsers take, and in which words they refuse."""
+"""Command lines: what the real parsers take, and with which messages they refuse."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_vllm_takes_what_the_real_parser_takes(argv: list[str], expected: dict[s
         (["m", "n"], "vllm: error: unrecognized arguments: n"),
     ],
 )
-def test_vllm_refuses_with_argparse_s_words_and_exit_code_2(argv: list[str], message: str) -> None:
+def test_vllm_refuses_with_argparse_s_messages_and_exit_code_2(argv: list[str], message: str) -> None:
     refused = vllm_refusal(*argv)
     assert refused.exit_code == 2
     assert refused.text.startswith("usage: vllm")
@@ -190,7 +190,7 @@ def test_tgi_reads_its_arguments_before_its_environment(
         (["--sharded", "yes"], "[possible values: true, false]"),
     ],
 )
-def test_tgi_refuses_with_clap_s_words_and_exit_code_2(argv: list[str], message: str) -> None:
+def test_tgi_refuses_with_clap_s_messages_and_exit_code_2(argv: list[str], message: str) -> None:
     refused = tgi_refusal(*argv)
     assert refused.exit_code == 2
     assert message in refused.text

@@ -75,7 +75,7 @@ async def busy(sim: Running, count: int) -> bool:
         (["-ngl", "most"], 'error while handling argument "-ngl": stoi'),
     ],
 )
-def test_it_refuses_in_its_own_words_with_exit_code_1(argv: list[str], message: str) -> None:
+def test_it_refuses_with_its_own_messages_and_exit_code_1(argv: list[str], message: str) -> None:
     refused = refusal(*argv)
     assert refused.exit_code == 1
     assert refused.text.startswith(message if message.startswith("error: inv") and "n_par" not in message else "error")
@@ -143,7 +143,7 @@ async def test_while_it_loads_every_answer_is_503() -> None:
         assert await get(sim, "/health") == (200, {"status": "ok"})
 
 
-async def test_a_stream_says_the_same_as_the_document() -> None:
+async def test_a_stream_has_the_text_of_the_document() -> None:
     body = {**CHAT, "max_tokens": 40, "model": "whatever"}
     async with running("--alias", "lamp") as sim:
         status, document = await sim.post("/v1/chat/completions", body)
@@ -224,7 +224,7 @@ async def test_the_metrics_have_the_real_names_and_are_off_without_their_flag() 
         ([], 500, "server_error", "type must be object"),
     ],
 )
-async def test_a_bad_request_is_answered_in_its_words(body: Any, status: int, kind: str, message: str) -> None:
+async def test_a_bad_request_gets_its_own_messages(body: Any, status: int, kind: str, message: str) -> None:
     async with running("-np", "2", "--no-jinja") as sim:
         got, document = await sim.post("/v1/chat/completions", body)
     assert (got, document["error"]["code"], document["error"]["type"]) == (status, status, kind)

@@ -66,7 +66,7 @@ async def running_requests(sim: Running, count: int) -> bool:
         (["--model-path", "m", "--tp-size"], "argument --tp-size/--tensor-parallel-size: expected one argument"),
     ],
 )
-def test_it_refuses_with_argparse_s_words_and_exit_code_2(argv: list[str], message: str) -> None:
+def test_it_refuses_with_argparse_s_messages_and_exit_code_2(argv: list[str], message: str) -> None:
     refused = refusal(*COMMAND, *argv)
     assert refused.exit_code == 2
     assert refused.text.startswith("usage: sglang serve [-h] --model-path MODEL_PATH")
@@ -119,7 +119,7 @@ def test_images_are_played_by_their_engine(image: str, engine: str | None) -> No
     assert played == (None if engine is None else [engine, ADDRESS, "--", *COMMAND, "--model-path", "m"])
 
 
-async def test_a_stream_says_the_same_as_the_document_and_names_the_model_as_the_client_did() -> None:
+async def test_a_stream_has_the_text_of_the_document_and_names_the_model_as_the_client_did() -> None:
     body = {**CHAT, "model": "whatever", "max_tokens": 40}
     async with running() as sim:
         status, document = await sim.post("/v1/chat/completions", body)
@@ -138,7 +138,7 @@ async def test_a_stream_says_the_same_as_the_document_and_names_the_model_as_the
     assert completion[-1]["finish_reason"] == "length"
 
 
-async def test_health_says_no_until_its_own_first_request_was_answered_and_takes_a_second_then() -> None:
+async def test_health_fails_until_its_own_first_request_was_answered_and_takes_a_second_then() -> None:
     async with running(up=False, env=SLOW) as sim:
         for path in ("/health", "/health_generate", "/ready"):
             assert await status_is(sim, path, 503)
@@ -205,7 +205,7 @@ async def test_adapters_are_listed_and_can_be_asked_for_behind_the_model_s_name(
         ("completions", {}, "body.prompt: Field required"),
     ],
 )
-async def test_a_bad_request_is_400_in_sglang_s_words(path: str, body: dict[str, Any], message: str) -> None:
+async def test_a_bad_request_is_400_with_sglang_s_messages(path: str, body: dict[str, Any], message: str) -> None:
     async with running("--context-length", "100") as sim:
         status, document = await sim.post(f"/v1/{path}", body)
     assert (status, document["object"], document["code"]) == (400, "error", 400)
@@ -266,7 +266,7 @@ async def test_without_enable_metrics_there_are_none() -> None:
         assert await status_is(sim, "/metrics", 404)
 
 
-async def test_a_drain_waits_for_everything_while_health_says_no_and_new_requests_are_taken() -> None:
+async def test_a_drain_waits_for_everything_while_health_fails_and_new_requests_are_taken() -> None:
     async with running("--max-running-requests", "1", env=SLOW) as sim:
         body = {**CHAT, "max_tokens": 30}
         held = [asyncio.create_task(sim.post("/v1/chat/completions", body)) for _ in "12"]

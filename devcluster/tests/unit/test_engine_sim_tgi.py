@@ -105,7 +105,7 @@ async def test_over_the_limit_answers_are_429_and_streams_are_200_with_an_error(
         (["x"], 422, "Failed to deserialize the JSON body"),
     ],
 )
-async def test_validation_speaks_tgi_s_words(body: Any, status: int, message: str) -> None:
+async def test_validation_refuses_with_tgi_s_messages(body: Any, status: int, message: str) -> None:
     async with running_tgi("--max-total-tokens", "100", "--max-input-tokens", "50") as tgi:
         got, document = await tgi.post("/generate", body)
     assert got == status
@@ -163,7 +163,7 @@ async def test_a_key_guards_what_generates() -> None:
                 assert response.status == 200
 
 
-async def test_info_tells_the_limits() -> None:
+async def test_info_has_the_limits() -> None:
     async with (
         running_tgi("--max-total-tokens", "2048", "--max-input-tokens", "1024") as tgi,
         tgi.session.get(tgi.url + "/info") as response,

@@ -52,7 +52,7 @@ async def test_without_a_limit_the_answer_ends_by_itself_at_a_length_fixed_by_th
     assert all(32 <= length <= 96 for length in lengths)
 
 
-async def test_a_stream_says_the_same_as_the_document_and_counts_it() -> None:
+async def test_a_stream_has_the_text_of_the_document_and_counts_it() -> None:
     body = {**CHAT, "max_tokens": 40}
     async with running_vllm() as vllm:
         _, document = await vllm.post("/v1/chat/completions", body)

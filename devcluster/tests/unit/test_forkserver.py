@@ -114,7 +114,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-async def test_who_leaves_without_a_word_disturbs_nobody(engines: Fleet, tmp_path: Path) -> None:
+async def test_a_client_that_sends_nothing_disturbs_no_other(engines: Fleet, tmp_path: Path) -> None:
     first = await engines.run(tmp_path / "0.log", *VLLM)
     for _ in range(3):
         _, writer = await asyncio.open_unix_connection(f"\0{engines.server.name}")

@@ -99,7 +99,7 @@ async def test_a_volume_outlives_the_loss_of_its_object_and_an_apiserver_that_is
         following.cancel()
 
 
-async def test_what_is_not_optional_is_waited_for_in_the_kubelets_words(tmp_path: Path) -> None:
+async def test_what_is_not_optional_is_waited_for_with_the_kubelets_message(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match='configmap "document" not found'):
         await volumes(Cluster(), tmp_path, DOCUMENT).fill()
     with pytest.raises(NotReady, match="non-existent configmap key"):

@@ -267,7 +267,7 @@ def test_two_builders_at_once_build_once(tmp_path: Path, hack: Path) -> None:
     assert programs.unusable(ETCD, ETCD.directory(environ)) == {}
 
 
-def test_failed_build_says_what_go_said_and_leaves_no_program(tmp_path: Path, hack: Path) -> None:
+def test_failed_build_shows_the_output_of_go_and_leaves_no_program(tmp_path: Path, hack: Path) -> None:
     toolchain = Toolchain(tmp_path / "go", body='echo "dial tcp: lookup proxy.programs.org: no such host" >&2; exit 1')
     environ = environment(tmp_path, toolchain)
     with pytest.raises(NotReady, match=r"(?s)GOPROXY.*no such host"):
