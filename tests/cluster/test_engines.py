@@ -67,7 +67,7 @@ def test_what_does_not_fit_takes_no_gpu(models: Models, spec: dict[str, Any]) ->
     huge = {**spec, "model": {"source": "hf://meta-llama/Llama-3.3-70B-Instruct"}}
     models.apply("huge", {**huge, "accelerator": {"class": "nvidia-l4", "count": 1}})
     condition = models.wait_condition("huge", "FitsMemory", "False", "DoesNotFit")
-    assert "1 x nvidia-l4 (22.5 GiB each) cannot hold the model" in condition["message"]
+    assert "1 x nvidia-l4 (22.0 GiB each) cannot hold the model" in condition["message"]
     assert models.condition("huge", "Ready")["reason"] == "DoesNotFit"
     assert models.condition("huge", "SpecValid")["status"] == "True"
     assert models.get("Deployment", "huge") is None
