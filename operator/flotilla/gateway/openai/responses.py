@@ -4,6 +4,7 @@
 removes what only the gateway asked for, and holds the beginning back as long as a rule may replace the answer.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,8 @@ def refusal_headers(refusal: Refusal) -> bytes:
 
 _EVENT_LIMIT = 8 * 2**20
 _DONE = b"data: [DONE]\n\n"
+_TAIL = 3
+"""The finish reason is in the last chunk, or before one with the usage."""
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 
 
@@ -83,8 +86,8 @@ class StreamRelay:
         self.started = False
         self.done = False
         """Whether the stream is complete: [DONE] has come, or `complete` was called."""
-        self._finished = False
-        """Whether a choice has its finish reason."""
+        self._tail: deque[bytes] = deque(maxlen=_TAIL)
+        """The last pieces, in which `complete` looks for the finish reason: looking at each would cost more."""
 
     def feed(self, data: bytes) -> str | None:
         """Relay bytes, cut anywhere. Returns why the stream is broken, None if it is not."""
@@ -111,7 +114,8 @@ class StreamRelay:
 
         Returns whether the stream is complete; if so, the client gets the [DONE] that the target left out.
         """
-        if not self.done and self._finished and not self._partial:
+        finished = any(mark in data for data in self._tail for mark in _FINISHED)
+        if not self.done and finished and not self._partial:
             self.done = True
             if self.started:
                 self._response.write(_DONE)
@@ -151,8 +155,7 @@ class StreamRelay:
         self._on_start()
 
     def _forward(self, data: bytes) -> None:
-        if _FINISHED[0] in data or _FINISHED[1] in data:
-            self._finished = True
+        self._tail.append(data)
         if (
             b'"usage"' in data
             or b"[DONE]" in data
