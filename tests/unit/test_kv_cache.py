@@ -91,6 +91,8 @@ def test_there_are_as_many_vectors_as_were_collected() -> None:
         ("Qwen/Qwen3.5-2B", 1, 2, "5.95", 262144, 1.97),  # within the rounding of the GiB that was printed
         # Qwen3.8-27B, of the same shapes, on two RTX 3090 with an FP8 cache: mitchross/talos-argocd-proxmox#1995.
         ("Qwen/Qwen3.6-27B", 2, 1, "4.99", 131072, 2.31),
+        ("Qwen/Qwen3.6-35B-A3B", 1, 1, "5.98", 131072, 4.33),  # vLLM 0.24 on an RTX 5090: noonghunna/club-3090#612
+        ("Qwen/Qwen3.5-122B-A10B", 1, 1, "21.43", 131072, 11.79),  # NVFP4, an FP8 cache
     ],
 )
 def test_the_cache_of_hybrids_is_that_of_published_logs(
