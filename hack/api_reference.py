@@ -16,16 +16,16 @@ _BOUNDS = {
     "maxProperties": "at most {} entries",
     "pattern": "matches `{}`",
 }
-"""Constraints in the order in which they are told."""
+"""Constraints, in the order in which the page lists them."""
 
 
 def files() -> dict[Path, str]:
-    """Pages by path below the root."""
+    """Return the pages by their path, relative to the repository."""
     return {Path(f"docs/reference/{d.kind.lower()}.md"): page(crd(d)) for d in DEFINITIONS}
 
 
 def page(manifest: Schema) -> str:
-    """One resource."""
+    """Return the page of one resource."""
     names, version = manifest["spec"]["names"], manifest["spec"]["versions"][0]
     schema = version["schema"]["openAPIV3Schema"]
     api = f"{manifest['spec']['group']}/{version['name']}"
@@ -43,7 +43,7 @@ def page(manifest: Schema) -> str:
 
 
 def sections(path: str, schema: Schema) -> Iterator[str]:
-    """A heading and a table for an object, then for each object below it."""
+    """Yield a heading and a table for an object, then the same for each object below it."""
     yield f"## {path}" if "." not in path else f"### {path}"
     yield _text(schema.get("description", ""))
     if rules := [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]:

@@ -1,4 +1,4 @@
-"""mkdocs: links out of docs/ lead to files of the repository, which the site lacks; they must exist all the same."""
+"""mkdocs: links out of docs/ point to files of the repository. The site does not contain them, but they must exist."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Name the file instead of linking to it."""
+    """Replace a link to a file outside of docs/ with the file's path."""
     docs = Path(config["docs_dir"]).resolve()
     here = (docs / page.file.src_uri).parent
 

@@ -19,14 +19,14 @@ from benchmarks.speed_points import OTHER_ENGINES, OtherEngine, Point, predict, 
 from flotilla.planning.speed import FACTORS, Factors
 
 FAMILIES = ("volta", "ampere", "ada", "blackwell", "blackwell-rtx")
-"""hopper is the reference; those with too few points are set by hand."""
+"""hopper is the reference; families with too few points are set by hand."""
 _STIFFNESS = 0.02
 
 Values = dict[str, float]
 
 
 def start() -> Values:
-    """What is fitted, by name."""
+    """Return the values that are fitted, by name."""
     values = {
         name: getattr(FACTORS, name)
         for name in (
@@ -50,7 +50,7 @@ def start() -> Values:
 
 
 def factors(values: Values) -> tuple[Factors, dict[str, OtherEngine]]:
-    """The same as the model takes it."""
+    """Convert the values to the factors that the model takes."""
     plain = {name: value for name, value in values.items() if ":" not in name}
     compute = dict(FACTORS.compute) | _of(values, "compute")
     compute["int8"] = compute["fp8"]
@@ -64,7 +64,7 @@ def _of(values: Values, group: str) -> Values:
 
 
 def loss_on(points: list[Point], origin: Values) -> Callable[[Values], float]:
-    """The function that is made small."""
+    """Return the loss function that is minimized."""
     sources = Counter(point.source for point in points)
     weights = [1 / math.sqrt(sources[point.source]) for point in points]
 
@@ -79,7 +79,7 @@ def loss_on(points: list[Point], origin: Values) -> Callable[[Values], float]:
 
 
 def minimize(loss: Callable[[Values], float], values: Values) -> Values:
-    """Coordinate descent in the logarithm, with steps that shrink."""
+    """Minimize by coordinate descent on the logarithms, with decreasing steps."""
     best, least = dict(values), loss(values)
     step = 0.3
     while step > 0.01:
@@ -98,7 +98,7 @@ def minimize(loss: Callable[[Values], float], values: Values) -> Values:
 
 
 def report(name: str, points: list[Point], values: Values) -> str:
-    """Median and worst error, and the worst case."""
+    """Return the median and the worst error, and the case with the worst error."""
     fitted, others = factors(values)
     ratios = [(predict(point, fitted, others) / point.value, point) for point in points]
     worst = max(ratios, key=lambda pair: abs(math.log(pair[0])))

@@ -1,4 +1,4 @@
-"""Write the files that are generated from the package, or with --check say which are out of date."""
+"""Write the files that are generated from the package, or with --check list those that are out of date."""
 
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ HEADER = """\
 #   kubectl patch configmap argocd-cm --namespace argocd --patch-file manifests/argocd/argocd-cm.yaml
 """
 _APPLICATIONS = """\
--- Argo CD forgets the health of applications inside of applications unless told: waves need it.
+-- Argo CD ignores the health of applications inside of applications without this check; waves need it.
 local health = {status = "Progressing", message = ""}
 if obj.status ~= nil and obj.status.health ~= nil then
   health.status = obj.status.health.status
@@ -24,11 +24,11 @@ end
 return health
 """
 _AUTOSCALED = "managedFieldsManagers:\n- kube-controller-manager\n"
-"""What an HPA owns is its own to change: spec.replicas of a ModelDeployment in External mode."""
+"""Argo CD must not reset the fields that an HPA owns: spec.replicas of a ModelDeployment in External mode."""
 
 
 class _Dumper(PlainDumper):
-    """Scripts as blocks."""
+    """Writes scripts as block scalars."""
 
 
 _Dumper.add_representer(
@@ -38,7 +38,7 @@ _Dumper.add_representer(
 
 
 def files(root: Path) -> dict[Path, str]:
-    """Content by path, relative to the repository."""
+    """Return the content of each generated file by its path, relative to the repository."""
     health = (root / FOLDER / "health.lua").read_text()
     data = {f"resource.customizations.health.{GROUP}_{definition.kind}": health for definition in DEFINITIONS}
     data[f"resource.customizations.ignoreDifferences.{GROUP}_ModelDeployment"] = _AUTOSCALED

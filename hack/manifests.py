@@ -1,6 +1,6 @@
 """Render the chart into manifests/base and the overlays: `python -m hack.manifests`. Needs helm, which it builds once.
 
-Kustomize and Helm install the same objects; tests/chart proves it for each of these sets of values.
+Kustomize and Helm install the same objects; tests/chart checks this for each of these sets of values.
 """
 
 import subprocess
@@ -31,14 +31,14 @@ OVERLAYS: Mapping[str, dict[str, Any]] = {
         "config": {"log_level": "DEBUG", "log_format": "text"},
     },
 }
-"""Values of the chart that each overlay stands for."""
+"""For each overlay, the values of the chart that give the same objects."""
 _HELMS_LABELS = ("helm.sh/chart", "app.kubernetes.io/managed-by")
 _ROLES = frozenset({"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"})
 Object = dict[str, Any]
 
 
 def rendered_text(helm: Path, values: Mapping[str, Any], chart: Path = CHART) -> str:
-    """`helm template` with those values; raises ValueError with helm's words."""
+    """Run `helm template` with these values; raises ValueError with helm's message if it fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(dict(values), file)
         file.flush()
@@ -50,12 +50,12 @@ def rendered_text(helm: Path, values: Mapping[str, Any], chart: Path = CHART) ->
 
 
 def rendered(helm: Path, values: Mapping[str, Any], chart: Path = CHART) -> list[Object]:
-    """The same as objects."""
+    """Return the rendered manifests as objects."""
     return [obj for obj in yaml.load_all(rendered_text(helm, values, chart), Loader=yaml.CSafeLoader) if obj]
 
 
 def without_helm(obj: Object) -> Object:
-    """The object without what says that Helm installed it."""
+    """Return the object without the labels and annotations that mark it as installed by Helm."""
     meta = obj["metadata"]
     labels = {name: value for name, value in meta.get("labels", {}).items() if name not in _HELMS_LABELS}
     annotations = {
@@ -70,13 +70,13 @@ def without_helm(obj: Object) -> Object:
 
 
 def identity(obj: Object) -> tuple[str, str, str]:
-    """Kind, namespace and name."""
+    """Return kind, namespace and name of the object."""
     meta = obj["metadata"]
     return obj["kind"], meta.get("namespace", ""), meta["name"]
 
 
 def files(helm: Path) -> dict[Path, str]:
-    """Content by path: the base, and what each overlay adds to it or changes in it."""
+    """Return the content by path: the base, and what each overlay adds to it or changes in it."""
     base = {identity(obj): obj for obj in map(without_helm, rendered(helm, {}))}
     own = [obj for obj in base.values() if obj["kind"] not in _ROLES | {"CustomResourceDefinition"}]
     found = {ROOT / "manifests/base/operator.yaml": _dump(own)}
@@ -91,7 +91,7 @@ def files(helm: Path) -> dict[Path, str]:
 
 
 def _patch(before: Object, after: Object) -> Object:
-    """A strategic merge patch; lists are patched as a whole, which suffices for what overlays change."""
+    """Return a strategic merge patch. Lists are replaced as a whole, which suffices for the overlays."""
     meta = {key: after["metadata"][key] for key in ("name", "namespace") if key in after["metadata"]}
     return {"apiVersion": after["apiVersion"], "kind": after["kind"], "metadata": meta, **_difference(before, after)}
 

@@ -1,7 +1,7 @@
-"""Read values.yaml with its comments: the one source of the chart's table of values and of their schema.
+"""Read values.yaml with its comments, from which the chart's table of values and the schema are generated.
 
-`# -- text` above a key describes it, further comment lines go on; `# @schema {json}` refines what the default value
-says about the type. A mapping that has keys of its own allows no others.
+`# -- text` above a key describes it, and further comment lines continue the text. `# @schema {json}` adds to the schema
+that follows from the default value. A mapping with keys in values.yaml allows no other keys.
 """
 
 import json

@@ -47,7 +47,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* What the chart decides wins over the user's settings; the schema refuses these keys there. */ -}}
+{{- /* The chart sets these keys itself and overrides the user's settings; the schema refuses them in `config`. */ -}}
 {{- define "flotilla.config" -}}
 {{- $election := mergeOverwrite (dict "name" (include "flotilla.operator" .)) (deepCopy (.Values.config.leader_election | default dict)) (dict "namespace" .Release.Namespace) -}}
 {{- $files := dict -}}
