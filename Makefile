@@ -63,6 +63,7 @@ bench: sync ## Benchmarks: operator and gateway beside others, on the real contr
 	$(RUN) python benchmarks/scrape.py
 	$(RUN) python -m benchmarks.scaling
 	$(RUN) python benchmarks/reaction.py
+	$(RUN) python benchmarks/cold_start.py
 	$(RUN) python benchmarks/cost_metrics.py
 	$(RUN) python -m benchmarks.gateway
 	$(RUN) python -m benchmarks.speed

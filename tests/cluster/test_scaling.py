@@ -118,6 +118,29 @@ def test_requests_that_the_gateway_holds_wake_a_model_from_zero_and_are_answered
     models.wait(lambda: replicas(models, "sleepy") == 0, "zero again")
 
 
+def test_a_held_request_is_seen_although_the_next_look_is_a_minute_away(models: Models, spec: dict[str, Any]) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 1, **soon(1), "scaleToZeroAfterSeconds": 2}
+    models.apply("dozy", {**spec, "scaling": scaling})
+    models.apply("dozers", policy("support", "dozy"), kind="RoutingPolicy")
+    models.wait_condition("dozers", "Ready", "True", kind="RoutingPolicy")
+    models.wait_condition("dozy", "ScalingActive", "True", "ScaledToZero")
+    models.wait(lambda: not staying(models, "dozy"), "the last replica to be told to go")
+    url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
+
+    async def ask() -> str:
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=45) as client:
+            return await said(client, stream=False)
+
+    settings = models.stack.settings
+    models.stack.settings = {**settings, "scaling_interval_s": 60}
+    try:
+        models.stack.restart_operator()
+        assert asyncio.run(ask())
+    finally:
+        models.stack.settings = settings
+        models.stack.restart_operator()
+
+
 async def said(client: AsyncOpenAI, *, stream: bool) -> str:
     """The text of one answer, whole or in pieces."""
     hello: list[Any] = [{"role": "user", "content": "Which queue is this ticket for?"}]

@@ -428,6 +428,62 @@ async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypat
     assert loop.scaler.tracked[KEY].state.desired == 3
 
 
+def a_gateway(name: str, namespace: str = "ns") -> dict[str, Any]:
+    obj = pod_object(name)
+    obj["metadata"] |= {"namespace": namespace, "labels": {"app.kubernetes.io/component": "gateway"}}
+    return obj
+
+
+async def test_a_wake_decides_for_models_at_zero_without_reading_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(model(minReplicas=0, maxReplicas=8, queueDepthPerReplica=2), names=())
+    demand = {("ns", "m"): Demand(5.0), ("ns", "unknown"): Demand(1.0)}
+
+    async def gateways(_: object, pods: Mapping[str, Sequence[ScrapeTarget]]) -> dict[tuple[str, str], Demand]:
+        return demand if pods else {}
+
+    monkeypatch.setattr("flotilla.scaling.scaling_loop.gateway_demand", gateways)
+    loop.store.put(POD, a_gateway("g"))
+    loop.track()
+    entry = loop.scaler.tracked[KEY]
+    entry.state = replace(entry.state, desired=0)
+    await loop.scaler.wake({"other"})
+    assert (loop.queued, entry.state.desired) == ([], 0)
+    await loop.scaler.wake({"ns"})
+    assert (loop.queued, entry.state.desired) == ([KEY], 3)
+    # More requests wait while the replicas start.
+    demand["ns", "m"] = Demand(9.0)
+    loop.store.put(POD, pod_object("a", conditions=[]))
+    await loop.scaler.wake({"ns"})
+    assert entry.state.desired == 5
+    # A ready replica has a queue of its own, which only a tick reads.
+    demand["ns", "m"] = Demand(16.0)
+    loop.store.put(POD, pod_object("a", version=2))
+    await loop.scaler.wake({"ns"})
+    assert entry.state.desired == 5
+    assert loop.pods.asked == []
+
+
+@pytest.mark.parametrize(
+    ("scaling", "polled"),
+    [
+        ({"minReplicas": 0, "maxReplicas": 2}, {"ns": ["g"]}),
+        ({"minReplicas": 1, "maxReplicas": 2}, {}),
+        ({"mode": "External"}, {}),
+        ({"mode": "None"}, {}),
+    ],
+)
+def test_gateways_are_polled_only_beside_models_that_may_be_at_zero(
+    scaling: dict[str, Any], polled: dict[str, list[str]]
+) -> None:
+    loop = Loop(model(**scaling), names=())
+    for name, namespace in (("g", "ns"), ("far", "other")):
+        loop.store.put(POD, a_gateway(name, namespace))
+    assert loop.scaler.wakeable_gateways() == {}
+    loop.track()
+    found = loop.scaler.wakeable_gateways()
+    assert {namespace: [pod.uid for pod in pods] for namespace, pods in found.items()} == polled
+
+
 async def test_the_status_carries_a_panic_and_the_source_over_a_restart() -> None:
     loop = Loop(model(maxReplicas=8, queueDepthPerReplica=2))
     loop.pods.says = {"a": busy(16)}

@@ -50,6 +50,7 @@ from flotilla.routing.document import facts_of
 from flotilla.scaling.engine_client import EngineSources, PrometheusEngines, WakeQuery
 from flotilla.scaling.scaling_loop import Scaler
 from flotilla.scaling.scrape_client import Scraper
+from flotilla.scaling.wake_loop import SCRAPER_TIMEOUT_S, WakeLoop
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,8 @@ class ControlLoop:
             clock=clock,
             enqueue=self.queue.add,
         )
+        self._poller = Scraper(AddressMap.parse(config.pod_address_map), timeout_s=SCRAPER_TIMEOUT_S)
+        self._wake_loop = WakeLoop(self._poller, self._scaler.wakeable_gateways, self._scaler.wake)
         prometheus = PrometheusClient.from_config(config)
         self._prices = PriceCache(
             lambda: self._resync.trigger_all(),
@@ -268,6 +271,7 @@ class ControlLoop:
             self._watch.start()
             start("workers", self._workers.run)
             start("scaler", lambda: self._scaler.run(publish=self._accounting.account))
+            start("wake", self._wake_loop.run)
             start("resync", self._resync.run)
             start("events", self._events.run)
             start("draining", self._draining.run)
@@ -283,6 +287,7 @@ class ControlLoop:
             await self._ledger_store.save()
         await asyncio.to_thread(self._watch.stop)
         await self._scraper.close()
+        await self._poller.close()
         if self._prometheus is not None:
             await self._prometheus.close()
         await self._reader.close()

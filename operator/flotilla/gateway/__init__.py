@@ -14,7 +14,7 @@ A chat request passes through these modules, in this order:
 6. `record` writes metrics (`metrics`), a line of the access log, and a span (`tracing`).
 
 `app` makes these parts (`state` holds those that all requests share), follows the EndpointSlices, and serves probes and
-metrics by `admin`. `config` follows the document and the keys.
+metrics by `admin`, which also reports requests that wait (`held`). `config` follows the document and the keys.
 
 Pure, and held to it by a contract of import-linter: `answers`, `dialect`, `endpoints`, `metrics`, `resilience`,
 `anthropic`, `openai` and `limits.store`. All other modules do I/O or read a clock.

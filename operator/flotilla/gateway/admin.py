@@ -1,11 +1,13 @@
-"""The admin server: /healthz, /readyz, /metrics and /config.
+"""The admin server: /healthz, /readyz, /metrics, /config and /held.
 
 It has a port and threads of its own, so that probes are answered while the event loop is busy.
 """
 
 import json
 import logging
+import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +16,12 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from flotilla.gateway.held import MAX_WAIT_S
+
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10
+_COUNT = re.compile(r"[0-9]{1,18}")
 _POLL_S = 0.1
 """How long `close` may wait. The default of half a second would slow each test down."""
 
@@ -29,6 +34,8 @@ class Probes:
     ready: Callable[[], Mapping[str, bool]]
     config: Callable[[], Mapping[str, Any]]
     registry: CollectorRegistry
+    held: Callable[[int, float], int | None]
+    """See `HeldCounter.poll`."""
 
 
 class AdminServer:
@@ -74,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._checks(probes.ready())
             case "/config":
                 self._send(200, "application/json", json.dumps(probes.config()).encode())
+            case "/held":
+                self._held(urllib.parse.parse_qs(self.path.partition("?")[2]))
             case "/metrics":
                 self._send(200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(probes.registry))
             case _:
@@ -85,6 +94,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _checks(self, results: Mapping[str, bool]) -> None:
         body = json.dumps({name: "ok" if good else "failed" for name, good in results.items()}).encode()
         self._send(200 if all(results.values()) else 503, "application/json", body)
+
+    def _held(self, query: Mapping[str, list[str]]) -> None:
+        """Answer when the counter differs from `after`, or after `timeoutSeconds`."""
+        values: dict[str, int] = {}
+        for name, default in (("after", "0"), ("timeoutSeconds", f"{MAX_WAIT_S:g}")):
+            text = query.get(name, [default])[-1]
+            if not _COUNT.fullmatch(text):
+                problem = f"{name} must be a whole number of at most 18 digits, such as {name}={default}"
+                self._send(400, "application/json", json.dumps({"error": problem}).encode())
+                return
+            values[name] = int(text)
+        count = self.server.probes.held(values["after"], values["timeoutSeconds"])
+        if count is None:
+            problem = "too many polls wait; try again later"
+            self._send(503, "application/json", json.dumps({"error": problem}).encode())
+        else:
+            self._send(200, "application/json", json.dumps({"count": count}).encode())
 
     def _send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)

@@ -26,6 +26,7 @@ from flotilla.gateway.api import Api, protocol_error_body
 from flotilla.gateway.attempt import Deadlines
 from flotilla.gateway.config import Config, Setup
 from flotilla.gateway.endpoints import EndpointRegistry
+from flotilla.gateway.held import HeldCounter
 from flotilla.gateway.http.client import SystemResolver, UpstreamPool
 from flotilla.gateway.http.server import HttpServer, ServerLimits
 from flotilla.gateway.limits.accounts import Accounts, StoreAccounts, store_from_environment
@@ -95,6 +96,8 @@ class Gateway:
             accounts=accounts,
         )
         self.endpoints.on_ready = self.state.pending.notify_ready
+        self.held = HeldCounter()
+        self.state.pending.on_wait = self.held.increment
         self.server = HttpServer(Api(self.state).handle, settings.limits, protocol_error_body)
         self.endpoints_known: Callable[[], bool] = lambda: True
         self._register_gauges(metrics)
@@ -111,7 +114,7 @@ class Gateway:
         settings = self._settings
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self.state.metrics)
-        probes = Probes(self._liveness, self._readiness, self._config_status, registry)
+        probes = Probes(self._liveness, self._readiness, self._config_status, registry, self.held.poll)
         self._admin = AdminServer(settings.admin_host, settings.admin_port, probes)
         self._tasks = [
             asyncio.create_task(self.config.follow(), name="config"),
@@ -135,6 +138,7 @@ class Gateway:
         self.state.deadlines.close()
         self.state.upstream.close()
         self.state.access_log.close()
+        self.held.close()
         if self._admin is not None:
             await self._loop.run_in_executor(None, self._admin.close)
 

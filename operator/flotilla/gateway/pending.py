@@ -6,6 +6,7 @@ fill the queue of the new engine in one step.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 
 from flotilla.api.routing_policy import Hold
@@ -35,6 +36,8 @@ class PendingQueue:
         self._releasing: dict[str, asyncio.TimerHandle] = {}
         self._requests: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called when the number of requests that wait for one model becomes 1, 2, 4, 8 and so on."""
 
     def count(self, owner: str) -> int:
         """How many requests wait for a ModelDeployment."""
@@ -47,7 +50,10 @@ class PendingQueue:
         if count >= bounds.max_requests or held_bytes + size > bounds.max_bytes or wait_s <= 0:
             return WaitResult.FULL
         waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.setdefault(owner, deque()).append(waiter)
+        queue = self._waiters.setdefault(owner, deque())
+        queue.append(waiter)
+        if len(queue).bit_count() == 1:
+            self.on_wait()
         self._requests[policy], self._bytes[policy] = count + 1, held_bytes + size
         try:
             async with asyncio.timeout(wait_s):

@@ -182,7 +182,7 @@ def _container(settings: GatewaySettings) -> Object:
         # One thread does the work: a second core would idle, and a limit would throttle bursts.
         "resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}},
         "startupProbe": {**probe("/healthz"), "periodSeconds": 1, "failureThreshold": 60},
-        "readinessProbe": {**probe("/readyz"), "periodSeconds": 2, "failureThreshold": 2},
+        "readinessProbe": {**probe("/readyz"), "periodSeconds": 1, "failureThreshold": 4},
         "livenessProbe": {**probe("/healthz"), "periodSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": _PRE_STOP_S}}},
         "securityContext": {

@@ -69,8 +69,9 @@ def _key(md: ModelDeployment, resolved: Resolved) -> list[MountedVolume]:
     return [_mounted("credentials", CREDENTIALS_PATH, secret, read_only=True)]
 
 
-_STARTUP_PERIOD_S = 2
-"""A refused connection costs nothing, and a model that is loaded serves this much earlier than with the usual 10 s."""
+_STARTUP_PERIOD_S = 1
+"""The least that Kubernetes allows. A refused connection costs nothing, and a model that is loaded serves up to 9 s
+earlier than with the usual 10 s."""
 _CPU_PER_GPU = 4
 _MARGIN_S = 15
 """Between the engine's own drain limit and SIGKILL: it unloads the GPU in that time."""
@@ -120,7 +121,8 @@ def _template(md: ModelDeployment, resolved: Resolved) -> Object:
 def container(md: ModelDeployment, resolved: Resolved) -> Object:
     """The engine's container."""
     profile = resolved.profile
-    probe = {"httpGet": {"path": profile.health, "port": "http"}}
+    health = {"httpGet": {"path": profile.health, "port": "http"}}
+    readiness = {"httpGet": {"path": profile.readiness or profile.health, "port": "http"}}
     return {
         "name": "engine",
         "image": resolved.image,
@@ -132,20 +134,17 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
         **_env_from(md, resolved),
         "ports": [{"name": "http", "containerPort": resolved.port, "protocol": "TCP"}],
         "resources": _resources(md, resolved),
+        # On the path of readiness: the kubelet probes readiness at once when the startup probe succeeds, so that the
+        # pod is Ready then and not a period later.
         "startupProbe": {
-            **probe,
+            **readiness,
             "periodSeconds": _STARTUP_PERIOD_S,
             "timeoutSeconds": 5,
             "failureThreshold": resolved.startup_seconds // _STARTUP_PERIOD_S,
         },
-        "readinessProbe": {
-            "httpGet": {"path": profile.readiness or profile.health, "port": "http"},
-            "periodSeconds": 5,
-            "timeoutSeconds": 5,
-            "failureThreshold": 3,
-        },
+        "readinessProbe": {**readiness, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
         # The engine shares its CPU with the tokenizer: under load an answer takes seconds.
-        "livenessProbe": {**probe, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": profile.drain.pre_stop_seconds}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,

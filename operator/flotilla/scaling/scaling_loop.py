@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,8 @@ class Scaler:
         """Keys that were reconciled since the last tick."""
         self._had_pods: set[Key] = set()
         self._quiet: deque[Key] = deque()
+        self._pressing: dict[str, int] = {}
+        """See `sampling.pressing`; of the last tick."""
 
     def track(self, key: Key, live: Mapping[str, Any], model: ModelDeployment, resolved: Resolved) -> int:
         """Take the current spec; returns the replicas to have now."""
@@ -173,28 +175,54 @@ class Scaler:
         answers, demand = await asyncio.gather(self._engines(engines), self._demand())
         loads |= {key: self.workloads.of(key) for key in self._without_pods(demand) if key not in loads}
         self._had_pods = with_pods
-        pressing = sampling.pressing(
+        self._pressing = sampling.pressing(
             (self.tracked[key].resolved.accelerator.class_name, load)
             for key, load in loads.items()
             if key in self.tracked
         )
-        now = self._clock()
         for key, load in loads.items():
-            current = self.tracked.get(key)
-            if current is None:
-                continue
-            with isolated("scaling", key):
-                current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
-                current.sample = self._sampler.sample(
-                    _asked(load),
-                    answers,
-                    now,
-                    demand=self._demand_for(key, current, demand),
-                    blocked=sampling.blocked(load),
-                    wanted_elsewhere=sampling.yields(current.resolved.accelerator.class_name, load, pressing),
-                )
-                self._follow(key, current)
+            self._sample(key, load, answers, demand)
         self._sampler.retain(answers.by_uid)
+
+    async def wake(self, namespaces: Collection[str]) -> None:
+        """Read the gateways of these namespaces now, and decide for the models that requests wait for.
+
+        Models with a ready replica are left to `tick`, which also reads the queues of their engines.
+        """
+        demand = await gateway_demand(self._scraper, self._gateways(namespaces))
+        for model, one in demand.items():
+            key = Key(MODEL_DEPLOYMENT, *model)
+            if one.requests > 0 and key in self.tracked:
+                load = self.workloads.of(key)
+                if not _asked(load):
+                    self._sample(key, load, _NOTHING, demand)
+
+    def wakeable_gateways(self) -> dict[str, list[ScrapeTarget]]:
+        """Ready gateways by namespace, of the namespaces with a model that this loop may scale to zero and back."""
+        return self._gateways(
+            {
+                key.namespace
+                for key, entry in self.tracked.items()
+                if entry.mode == "Internal" and entry.spec.min_replicas == 0
+            }
+        )
+
+    def _sample(self, key: Key, load: Workload, answers: Answers, demand: Mapping[Model, Demand]) -> None:
+        """Decide for one deployment with what was read."""
+        current = self.tracked.get(key)
+        if current is None:
+            return
+        with isolated("scaling", key):
+            current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
+            current.sample = self._sampler.sample(
+                _asked(load),
+                answers,
+                self._clock(),
+                demand=self._demand_for(key, current, demand),
+                blocked=sampling.blocked(load),
+                wanted_elsewhere=sampling.yields(current.resolved.accelerator.class_name, load, self._pressing),
+            )
+            self._follow(key, current)
 
     def _without_pods(self, demand: Mapping[Model, Demand]) -> set[Key]:
         """Deployments to decide for although no pod of theirs is there."""
@@ -217,7 +245,12 @@ class Scaler:
         namespaces = {key.namespace for key in self.tracked}
         if self._wake is not None and any(entry.may_sleep for entry in self.tracked.values()):
             self._wake.refresh()
+        return await gateway_demand(self._scraper, self._gateways(namespaces))
+
+    def _gateways(self, namespaces: Collection[str]) -> dict[str, list[ScrapeTarget]]:
         gateways: dict[str, list[ScrapeTarget]] = {}
+        if not namespaces:
+            return gateways
         for obj in self._store.all(POD):
             meta = obj["metadata"]
             if (meta.get("labels") or {}).get(LABEL_COMPONENT) == GATEWAY_COMPONENT and meta["namespace"] in namespaces:
@@ -225,7 +258,7 @@ class Scaler:
                 if pod.ready and not pod.terminating and pod.ip:
                     target = ScrapeTarget(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
                     gateways.setdefault(meta["namespace"], []).append(target)
-        return await gateway_demand(self._scraper, gateways)
+        return gateways
 
     def _demand_for(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
         model = (key.namespace, key.name)

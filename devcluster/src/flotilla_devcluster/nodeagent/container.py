@@ -74,6 +74,31 @@ async def succeeds(
         return False
 
 
+class ProbeSchedule:
+    """When the attempts of one probe are due: as the kubelet's ticker has it, `periodSeconds` apart from the first one.
+
+    The kubelet starts its ticker when it admits the pod and passes over ticks at which the container does not run yet;
+    here the first attempt comes right after the container's start, or after `initialDelaySeconds`.
+    """
+
+    def __init__(self, probe: Mapping[str, Any]) -> None:
+        self._initial_s = float(probe.get("initialDelaySeconds") or 0)
+        self._period_s = float(probe.get("periodSeconds") or 10)
+        self._due_s: float | None = None
+
+    def delay_s(self, now_s: float) -> float:
+        """Seconds until the next attempt; called once before each. `now_s` is of any steady clock."""
+        due_s = now_s + self._initial_s if self._due_s is None else self._due_s
+        start_s = max(now_s, due_s)
+        # An attempt that lasts several periods is followed by one more at once, and not by all that were missed.
+        self._due_s = due_s + self._period_s * (1 + (start_s - due_s) // self._period_s)
+        return start_s - now_s
+
+    async def wait(self) -> None:
+        """Sleep until the next attempt."""
+        await asyncio.sleep(self.delay_s(time.monotonic()))
+
+
 def port_number(port: int | str, ports: Mapping[str, int]) -> int:
     """A port by number or by the container's name for it."""
     return port if isinstance(port, int) else ports.get(port, 0)
@@ -254,11 +279,11 @@ class Container:
         await asyncio.gather(self._readiness(), self._liveness(process))
 
     async def _until_success(self, probe: Mapping[str, Any]) -> bool:
-        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        schedule = ProbeSchedule(probe)
         for _ in range(int(probe.get("failureThreshold") or 3)):
+            await schedule.wait()
             if await succeeds(self._host.session, probe, self._address, self._ports):
                 return True
-            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         return False
 
     async def _readiness(self) -> None:
@@ -266,9 +291,9 @@ class Container:
         if probe is None:
             self._ready(True)
             return
-        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
-        good = bad = 0
+        schedule, good, bad = ProbeSchedule(probe), 0, 0
         while True:
+            await schedule.wait()
             if await succeeds(self._host.session, probe, self._address, self._ports):
                 good, bad = good + 1, 0
             else:
@@ -277,18 +302,16 @@ class Container:
                 self._ready(True)
             if bad >= int(probe.get("failureThreshold") or 3):
                 self._ready(False)
-            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
 
     async def _liveness(self, process: Process | Engine) -> None:
         probe = self.spec.get("livenessProbe")
         if probe is None:
             return
-        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
-        bad = 0
+        schedule, bad = ProbeSchedule(probe), 0
         while bad < int(probe.get("failureThreshold") or 3):
+            await schedule.wait()
             good = await succeeds(self._host.session, probe, self._address, self._ports)
             bad = 0 if good else bad + 1
-            await asyncio.sleep(float(probe.get("periodSeconds") or 10))
         process.terminate()
 
     def _ready(self, ready: bool) -> None:
