@@ -1,4 +1,4 @@
-"""What a scrape of the cost metrics costs, and how many series it has.
+"""Measures the CPU time of a scrape of the cost metrics, and the number of its series.
 
     uv run python benchmarks/cost_metrics.py [--deployments 100] [--comparators 3]
 
@@ -43,7 +43,7 @@ D = Decimal
 
 
 def comparator(number: int) -> Comparator:
-    """One hosted model of several."""
+    """Return one of several hosted models."""
     price = HostedPrice("provider", f"model-{number}", "genai-prices", Tiers(D("0.25")), Tiers(D(2)), Tiers(D("0.02")))
     return Comparator(price)
 
@@ -85,7 +85,7 @@ def _pod(model: str, number: int) -> dict[str, Any]:
 
 
 class Bench:
-    """The operator's own parts over a made-up fleet, after a day of work."""
+    """The operator's own parts with an invented fleet, after a day of work."""
 
     def __init__(self, deployments: int, comparators: tuple[Comparator, ...], prices: Path) -> None:
         self._now_s = _BEGIN_S
@@ -117,12 +117,12 @@ class Bench:
             self.scaler.track(key, live, model, resolved)
 
     def day(self) -> None:
-        """A day of a busy fleet, a look each five minutes."""
+        """Simulate a day of a busy fleet, with one sample every five minutes."""
         for step in range(289):
             self.look(_BEGIN_S + step * 300.0, step * 1234.0)
 
     def look(self, now_s: float, work: float) -> None:
-        """Every engine answers, and every pod is charged."""
+        """Take one sample: every engine answers, and every pod is charged."""
         self._now_s = now_s
         for entry in self.scaler.tracked.values():
             name = entry.uid.removeprefix("uid-")

@@ -1,7 +1,7 @@
-"""What a gateway costs and adds, on one fake engine and one load, for Flotilla and others, in one run.
+"""Measures the CPU time and the latency that Flotilla's gateway and others add, with one fake engine and one load.
 
     uv run python -m benchmarks.gateway [--seconds 5] [--rounds 2] [--only flotilla envoy] [--json FILE]
-    uv run python -m benchmarks.gateway --streams 1000       that many streams at one time through Flotilla alone
+    uv run python -m benchmarks.gateway --streams 1000       that many concurrent streams through Flotilla alone
     uv run python -m benchmarks.gateway --soak 600           ten minutes of requests through Flotilla, and its memory
 
 CPU is user and system time of the gateway's processes divided by requests or by chunks. Others use the machine too:
@@ -31,7 +31,7 @@ SOAK_RATE = 100
 
 @dataclass
 class Row:
-    """One gateway; all rounds. CPU in microseconds, times in milliseconds, memory in MiB."""
+    """The results of one gateway in all rounds: CPU in microseconds, times in milliseconds, memory in MiB."""
 
     name: str
     start_s: float = 0.0
@@ -48,14 +48,14 @@ class Row:
 
 
 class Bench:
-    """One engine, and a gateway after the other in front of it."""
+    """One engine, and the gateways in front of it, one after the other."""
 
     def __init__(self, scratch: Path, engine_port: int) -> None:
         self._scratch, self._engine_port = scratch, engine_port
 
     @asynccontextmanager
     async def flotilla(self) -> AsyncIterator[tuple[Running, int]]:
-        """Ours, with endpoints from an API that serves EndpointSlices."""
+        """Start Flotilla's gateway, with endpoints from an API that serves EndpointSlices."""
         port, admin = free_port(), free_port()
         async with slices_api([endpoint_slice("qwen-small", [self._engine_port])]) as api:
             command = flotilla(api.kubeconfig(self._scratch), port, admin, self._scratch)
@@ -68,7 +68,7 @@ class Bench:
 
     @asynccontextmanager
     async def peer(self, peer: Peer, home: Path) -> AsyncIterator[tuple[Running, int]]:
-        """Another."""
+        """Start another gateway."""
         port = free_port()
         running = Running(peer.command(home, self._engine_port, port, self._scratch), self._scratch / "peer.log")
         path = "health/liveliness" if "LiteLLM" in peer.name else "v1/models"
@@ -79,7 +79,7 @@ class Bench:
             await asyncio.to_thread(running.stop)
 
     async def measure(self, row: Row, running: Running | None, port: int, seconds: float) -> None:
-        """Warm up, then whole answers over 16 connections and over one, then streams."""
+        """Warm up, then measure whole answers over 16 connections and over one, then streams."""
         whole = message(request_body(MODEL, stream=False), HEADERS)
         streamed = message(request_body(MODEL, stream=True), HEADERS)
         await Load(whole, stream=False, requests=10_000_000, limit_s=min(1.0, seconds)).run(port, 4)
@@ -105,13 +105,13 @@ class Bench:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Of a list that may be empty."""
+    """Return the quantile of a list, which may be empty."""
     ordered = sorted(values)
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else float("nan")
 
 
 async def compare(bench: Bench, args: argparse.Namespace) -> list[Row]:
-    """All gateways, as often as asked, one round after another."""
+    """Measure all gateways in the given number of rounds, one round after another."""
     peers = [(peer, home) for peer in PEERS if wanted(peer.name, args.only) and (home := installed(peer)) is not None]
     rows = {name: Row(name) for name in ("direct", "Flotilla", *(peer.name for peer, _ in peers))}
     for _ in range(args.rounds):
@@ -130,18 +130,18 @@ async def compare(bench: Bench, args: argparse.Namespace) -> list[Row]:
 
 
 def progress(*rows: Row) -> None:
-    """What is known so far, should somebody end the run early."""
+    """Print the results so far, in case the run is ended early."""
     for row in rows:
         print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
 
 
 def wanted(name: str, only: list[str]) -> bool:
-    """Whether a name begins with one of those that were asked for, if any were."""
+    """Return whether the name begins with one of the given names; true if none is given."""
     return not only or any(name.lower().startswith(item.lower()) for item in only)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown; medians of the rounds."""
+    """Return a Markdown table of the medians of the rounds."""
     lines = [
         "| gateway | CPU µs/request | CPU µs/chunk | requests/s per core | p50 / p99 ms at 1 | "
         "first token p50 ms | gap p99 ms | PSS MiB | failures |",
@@ -164,7 +164,7 @@ def table(rows: list[Row]) -> str:
 
 
 async def streams(bench: Bench, count: int) -> str:
-    """So many streams at one time: every one whole, and the memory that it takes."""
+    """Run that many concurrent streams: check that each is complete, and measure the memory."""
     body = request_body(MODEL, stream=True, chunks=20, gap_ms=1000)
     async with bench.flotilla() as (running, port):
         before = running.memory_mib()
@@ -185,7 +185,7 @@ async def streams(bench: Bench, count: int) -> str:
 
 
 async def soak(bench: Bench, seconds: float) -> str:
-    """Requests at a fixed rate, whole and streamed, and how the memory goes with them."""
+    """Send requests at a fixed rate, whole and streamed, and measure how the memory changes."""
     whole = message(request_body(MODEL, stream=False), HEADERS)
     streamed = message(request_body(MODEL, stream=True, chunks=20, gap_ms=5), HEADERS)
     samples: list[tuple[int, float]] = []
@@ -209,9 +209,10 @@ async def soak(bench: Bench, seconds: float) -> str:
 
 
 def growth(samples: list[tuple[int, float]]) -> tuple[float, float]:
-    """KiB per 1000 requests in the first and the second half of samples (requests so far, KiB).
+    """Return KiB per 1000 requests in the first and the second half of samples (requests so far, KiB).
 
-    Warming up shows in the first alone; what grows without end shows in both. NaN where a half has less than two.
+    Memory that is allocated at the start appears only in the first half; unlimited growth appears in both. NaN if a
+    half has less than two samples.
     """
     middle = len(samples) // 2
     return _slope(samples[:middle]), _slope(samples[middle:])
@@ -224,7 +225,7 @@ def _slope(samples: list[tuple[int, float]]) -> float:
 
 
 async def main(args: argparse.Namespace) -> None:
-    """Run what was asked for."""
+    """Run the benchmark that the arguments select."""
     with tempfile.TemporaryDirectory() as folder:
         engine_port = free_port()
         engine = Running([sys.executable, "-m", "benchmarks.http_load", str(engine_port)], Path(folder) / "engine.log")

@@ -1,7 +1,7 @@
 """The gateways that benchmarks/gateway.py compares, each in front of the same fake engine, each with one worker.
 
-Peers are installed into environments of their own below ~/.cache/flotilla/bench; what cannot be installed is left out
-and said.
+Each peer is installed into a separate environment below ~/.cache/flotilla/bench. A peer that cannot be installed is
+left out, and a line says so.
 """
 
 import json
@@ -38,7 +38,7 @@ class Peer:
 
 
 def policy() -> dict[str, Any]:
-    """Rules, classes, rate limits, fallback, and an escalation that judges every answer."""
+    """Return a policy with rules, classes, rate limits, fallback, and an escalation that checks every answer."""
     classify = {
         "split": [{"target": "small"}],
         "fallback": {"targets": ["medium", "frontier"]},
@@ -54,7 +54,7 @@ def policy() -> dict[str, Any]:
 
 
 def flotilla(kubeconfig: Path, port: int, admin_port: int, scratch: Path) -> list[str]:
-    """Our own, with every part of a policy at work and the access log written."""
+    """Return Flotilla's gateway, with every part of a policy in use and with the access log."""
     document = scratch / "document.json"
     document.write_bytes(document_of(policy()).text)
     listen = ["--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin_port}", "--lame-duck", "0"]
@@ -125,7 +125,7 @@ PEERS = (
 
 
 def installed(peer: Peer) -> Path | None:
-    """The environment of a peer, made where there is none; None where it cannot be."""
+    """Return the environment of a peer, which is created if it does not exist; None if it cannot be created."""
     home = CACHE / peer.package.partition("=")[0].partition("[")[0]
     if not (home / "installed").exists():
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -154,16 +154,16 @@ class Running:
         return [mine, *mine.children(recursive=True)]
 
     def cpu_s(self) -> float:
-        """User and system time of all of it."""
+        """Return the user and system time of the process and its children, in seconds."""
         return sum(times.user + times.system for times in (process.cpu_times() for process in self._all()))
 
     def memory_mib(self) -> float:
-        """Proportional set size of all of it, in MiB."""
+        """Return the proportional set size of the process and its children, in MiB."""
         total: float = sum(process.memory_full_info().pss for process in self._all())
         return total / 2**20
 
     def rss_kib(self) -> float:
-        """Resident set size of all of it, in KiB."""
+        """Return the resident set size of the process and its children, in KiB."""
         total: float = sum(process.memory_info().rss for process in self._all())
         return total / 1024
 
@@ -187,7 +187,7 @@ class Running:
         return Path(self._log.name).read_text(errors="replace")[-500:]
 
     def stop(self) -> None:
-        """End all of it."""
+        """End the process and its children."""
         everything = self._all() if self._process.poll() is None else []
         for process in everything:
             process.terminate()
@@ -199,7 +199,7 @@ class Running:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

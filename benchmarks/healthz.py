@@ -1,7 +1,7 @@
-"""How long an operator takes to answer /healthz, asked again and again from a process of its own.
+"""Measures how long an operator takes to answer /healthz, with repeated requests from a separate process.
 
-`HealthProbe` starts this file as that process; it imports little, so that it starts at once. An operator that shares
-two cores with an apiserver also waits for a core: compare with another operator in the same place.
+`HealthProbe` starts this file as that process; it imports little, so it starts quickly. An operator that shares
+two cores with an apiserver also waits for a core: compare the result with another operator on the same machine.
 """
 
 import http.client
@@ -18,7 +18,7 @@ _TIMEOUT_S = 120
 
 @dataclass(frozen=True)
 class Answers:
-    """What the probe saw; times in milliseconds."""
+    """The results of the probe; times in milliseconds."""
 
     count: int
     longest_ms: float
@@ -26,9 +26,9 @@ class Answers:
 
 
 class HealthProbe:
-    """Asks from its start until `stop`, with a pause of `interval_s` after each answer.
+    """Sends requests from its start until `stop`, with a pause of `interval_s` after each answer.
 
-    An answer costs the operator about 0.2 ms of CPU, which counts where CPU is measured at the same time.
+    An answer costs the operator about 0.2 ms of CPU; take this into account if CPU is measured at the same time.
     """
 
     def __init__(self, url: str, *, interval_s: float) -> None:
@@ -44,7 +44,7 @@ class HealthProbe:
 
 
 def main(url: str, interval_s: float) -> None:
-    """Until standard input ends."""
+    """Probe until standard input ends."""
     ended = threading.Event()
 
     def wait_for_end() -> None:

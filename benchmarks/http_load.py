@@ -1,5 +1,5 @@
-"""A fake engine and a load generator for benchmarks/gateway.py, both as lean as Python allows: what is measured is
-between them.
+"""A fake engine and a load generator for benchmarks/gateway.py. Both use as little CPU as possible, because the program
+that is measured runs between them.
 
     python -m benchmarks.http_load PORT     runs the engine
 """
@@ -33,7 +33,7 @@ MODELS = orjson.dumps({"object": "list", "data": [{"id": "engine-model", "object
 
 
 def request_body(model: str, *, stream: bool, chunks: int = 50, gap_ms: int = 20) -> bytes:
-    """About 900 bytes, as a classification of a ticket has. The engine reads chunks and gap from `user`."""
+    """Return a request of about 900 bytes that classifies a ticket. The engine reads chunks and gap from `user`."""
     system = "You sort support tickets. Answer with the name of one queue: billing, shipping, returns, other. " * 5
     body: dict[str, Any] = {
         "model": model,
@@ -51,7 +51,7 @@ def request_body(model: str, *, stream: bool, chunks: int = 50, gap_ms: int = 20
 
 
 def event(content: str | None, finish: str | None = None) -> bytes:
-    """One event of a stream."""
+    """Return one event of a stream."""
     delta = {} if content is None else {"content": content}
     chunk = {
         "id": "chatcmpl-1",
@@ -64,12 +64,12 @@ def event(content: str | None, finish: str | None = None) -> bytes:
 
 
 def framed(data: bytes) -> bytes:
-    """One chunk of HTTP."""
+    """Return the data as one chunk of HTTP."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class EngineConnection(asyncio.Protocol):
-    """Answers at once, or as a stream at the pace that the request asks for."""
+    """Answers at once, or as a stream at the pace that the request sets."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -131,7 +131,7 @@ class EngineConnection(asyncio.Protocol):
 
 @dataclass
 class Measured:
-    """What the clients saw; times in seconds."""
+    """The results of the clients; times in seconds."""
 
     latencies: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
@@ -196,7 +196,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 class Load:
-    """So many requests over so many connections, for at most so long."""
+    """A number of requests over a number of connections, for a limited time."""
 
     def __init__(self, message: bytes, *, stream: bool, requests: int, limit_s: float) -> None:
         self.message, self.stream = message, stream
@@ -206,7 +206,7 @@ class Load:
         self._done = asyncio.Event()
 
     def take(self) -> bool:
-        """Whether one more is to be sent."""
+        """Return whether one more request must be sent."""
         if self._left <= 0 or time.perf_counter() > self._until:
             self._open -= self._left
             self._left = 0
@@ -217,19 +217,19 @@ class Load:
         return True
 
     def answered(self) -> None:
-        """One has ended."""
+        """Record that a request has ended."""
         self._open -= 1
         if self._open <= 0:
             self._done.set()
 
     def lost(self, sent: float) -> None:
-        """A connection was closed; with a request on it that is a failure."""
+        """Record that a connection was closed; this is a failure if it had an open request."""
         if sent:
             self.measured.failures += 1
             self.answered()
 
     async def run(self, port: int, connections: int) -> Measured:
-        """Run it."""
+        """Send all requests."""
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
         for _ in range(connections):
@@ -240,7 +240,7 @@ class Load:
 
 
 def message(body: bytes, headers: dict[str, str] | None = None) -> bytes:
-    """A whole request as the openai client sends it."""
+    """Return a whole request as the openai client sends it."""
     sent = {
         "host": "gateway.team.svc",
         "accept": "application/json",

@@ -1,10 +1,10 @@
-"""How long a queue takes to become a replica count, on a whole local cluster.
+"""Measures how long it takes until a queue changes the number of replicas, on a whole local cluster.
 
     uv run python benchmarks/reaction.py [--runs 20] [--json FILE]
 
-The operator runs with its production defaults (a look every 2 s) and role. Each run sends 80 requests at once to a
-model with one replica and a target of 8, at a moment of its own within the interval, and takes the times from the first
-request to more replicas (the apiserver's watch says when) and from the last answer to one replica again.
+The operator runs with its production defaults (it reads the queues every 2 s) and role. Each run sends 80 requests at
+once to a model with one replica and a target of 8, at a random moment within the interval. It measures the time from
+the first request to more replicas (as seen in a watch of the apiserver) and from the last answer to one replica again.
 """
 
 import argparse
@@ -49,7 +49,7 @@ NODES = AgentConfig(simulation={"FLOTILLA_SIM_LOAD_SECONDS": "0.2", "FLOTILLA_SI
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds."""
+    """The times of one run, in seconds."""
 
     first_s: float
     """From the first request to the first higher count."""
@@ -60,14 +60,14 @@ class Run:
 
 
 class Counts:
-    """Every count that the Deployment has had, with the time at which the apiserver told of it."""
+    """Every count that the Deployment has had, with the time at which the watch reported it."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, int]] = []
         self._changed = asyncio.Event()
 
     async def follow(self, client: KubeClient) -> None:
-        """Until cancelled."""
+        """Follow the watch until cancelled."""
         while True:
             page = await client.list(DEPLOYMENT, namespace=NAMESPACE)
             try:
@@ -82,7 +82,7 @@ class Counts:
                 continue
 
     async def first(self, since: float, wanted: range) -> float:
-        """The first time after `since` with a count in `wanted`."""
+        """Return the first time after `since` with a count in `wanted`."""
         while True:
             self._changed.clear()
             for at, count in self.seen:
@@ -93,7 +93,7 @@ class Counts:
 
 
 async def ask(session: aiohttp.ClientSession, url: str) -> None:
-    """One request of some seconds of work."""
+    """Send one request that takes some seconds."""
     body = {"model": NAME, "prompt": "Classify this ticket.", "max_tokens": 200}
     async with session.post(f"{url}/completions", json=body) as answer:
         answer.raise_for_status()
@@ -101,7 +101,7 @@ async def ask(session: aiohttp.ClientSession, url: str) -> None:
 
 
 async def measure(stack: Stack, runs: int) -> list[Run]:
-    """All runs, one after the other."""
+    """Measure all runs, one after the other."""
     client = await KubeClient.connect(kubeconfig=stack.plane.kubeconfig, user_agent="benchmark")
     counts, found = Counts(), list[Run]()
     following = asyncio.create_task(counts.follow(client))
@@ -127,7 +127,7 @@ async def measure(stack: Stack, runs: int) -> list[Run]:
 
 
 def table(runs: list[Run]) -> str:
-    """Median and worst, as Markdown."""
+    """Return median and worst times as a Markdown table."""
     lines = [f"| {len(runs)} runs | median (s) | worst (s) |", "|---|---|---|"]
     for name, what in (
         ("first_s", "first request to a higher count"),

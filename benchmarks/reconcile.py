@@ -1,13 +1,14 @@
-"""What a ModelDeployment costs Flotilla's operator, beside an operator on controller-runtime that does the same calls.
+"""Compares the cost of a ModelDeployment in Flotilla's operator with an operator on controller-runtime.
 
     uv run python -m benchmarks.reconcile [--counts 1000 5000] [--rounds 1] [--operators flotilla peer] [--json FILE]
 
-On a real apiserver and etcd. For each count and round, each operator gets a control plane of its own, one operator
-after the other, in the reverse order in every second round: create all objects at once, wait until every status is
-written; then idle; then restart the operator over them. Calls are counted in the apiserver's audit log by user, CPU and
-memory are those of the operator's process and its children. The controllers do not run: they would add their own load
-and no call of the operator's but one status write per object when its pods become ready. The peer is in
-benchmarks/peers/controller-runtime; the first run builds it, which takes minutes.
+Both make the same calls to a real apiserver with etcd. For each count and round, each operator gets a separate control
+plane, one operator after the other, in the reverse order in every second round. The benchmark creates all objects at
+once and waits until every status is written; then it lets the operator idle; then it restarts the operator while the
+objects exist. Calls are counted by user in the apiserver's audit log; CPU and memory are those of the operator's
+process and its children. Kubernetes' controllers do not run: they would add their own load, and cause only one more call of the
+operator, a status write per object when its pods become ready. The peer is in benchmarks/peers/controller-runtime; the
+first run builds it, which takes minutes.
 """
 
 import argparse
@@ -42,10 +43,10 @@ _OWN_AFFAIRS = ("coordination.k8s.io", "authorization.k8s.io")
 
 
 def verbs(audit: AuditLog, since: int) -> Counter[str]:
-    """Calls of the operator by verb from byte `since` of the audit log on.
+    """Return the calls of the operator by verb, from byte `since` of the audit log on.
 
-    Without its Lease, its access check at the start, and the event by which client-go announces a new leader (in the
-    core group, where Flotilla's role allows none).
+    Calls for the Lease, the access check at the start, and the event with which client-go announces a new leader (in
+    the core group, which Flotilla's role does not allow) are not counted.
     """
     return Counter(
         event.verb
@@ -55,12 +56,12 @@ def verbs(audit: AuditLog, since: int) -> Counter[str]:
 
 
 def writes(calls: Counter[str]) -> int:
-    """Those that change something."""
+    """Return the number of calls that change something."""
     return sum(number for verb, number in calls.items() if verb in WRITE_VERBS)
 
 
 async def stall_ms(operator: Operator) -> float:
-    """The longest answer of /healthz, in ms, while /metrics is read five times."""
+    """Return the longest time of an answer of /healthz, in ms, while /metrics is read five times."""
     probe = HealthProbe(operator.health_url, interval_s=0.01)
     for _ in range(5):
         await asyncio.sleep(0.5)
@@ -69,14 +70,14 @@ async def stall_ms(operator: Operator) -> float:
 
 
 def read(url: str) -> bytes:
-    """The body that the URL answers with."""
+    """Return the body of the URL's answer."""
     with urllib.request.urlopen(url, timeout=60) as answer:
         body: bytes = answer.read()
         return body
 
 
 async def measure(plane: ControlPlane, name: str, count: int, directory: Path) -> Row:
-    """Create, idle, restart."""
+    """Measure the creation of objects, idling and a restart."""
     audit = AuditLog(plane.audit_log)
     client = await KubeClient.connect(kubeconfig=plane.kubeconfig, user_agent="benchmark")
     start_operator = OPERATORS[name]
@@ -143,7 +144,7 @@ def run(name: str, count: int) -> Row:
 
 
 def order(counts: Sequence[int], operators: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """What is measured one after the other; every second round in the other order, so that a drift cancels out."""
+    """Return the measurements in their order, which is reversed in every second round so that a drift cancels out."""
     for count in counts:
         for number in range(rounds):
             for name in operators if number % 2 == 0 else reversed(operators):
@@ -151,7 +152,7 @@ def order(counts: Sequence[int], operators: Sequence[str], rounds: int) -> Itera
 
 
 def machine() -> str:
-    """Where and when this was measured; the load is what the machine did before."""
+    """Return where and when this was measured; the load is that of the machine before the run."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         f"{now}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start"

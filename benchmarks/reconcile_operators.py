@@ -34,10 +34,10 @@ class Operator:
     metrics_url: str
 
     def cpu_s(self) -> float:
-        """User and system time of the process and all of its children since its start, in seconds."""
+        """Return the user and system time of the process and all of its children since its start, in seconds."""
         own = psutil.Process(self.process.pid)
         times = own.cpu_times()
-        # Children that have ended are in the parent's account.
+        # The kernel adds the time of ended children to the parent.
         total = float(times.user + times.system + times.children_user + times.children_system)
         for child in own.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -46,7 +46,7 @@ class Operator:
         return total
 
     def rss_mib(self) -> float:
-        """Resident memory of the process and its children."""
+        """Return the resident memory of the process and its children."""
         own = psutil.Process(self.process.pid)
         total = float(own.memory_info().rss)
         for child in own.children(recursive=True):
@@ -55,7 +55,7 @@ class Operator:
         return total / 2**20
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL ten seconds later: both operators give their Lease up in between."""
+        """Send SIGTERM, and SIGKILL ten seconds later; both operators release their Lease in between."""
         self.process.stop(grace_s=10)
 
 
@@ -94,7 +94,7 @@ OPERATORS: dict[str, Callable[[ControlPlane, Path], Operator]] = {"flotilla": fl
 
 
 def peer_program(source: Path = PEER_SOURCE) -> Path:
-    """The Go operator from the cache of the control plane's programs; built where its source is new, for minutes."""
+    """Return the Go operator from the cache of the control plane's programs; a new source is built first."""
     bundle = Bundle(
         name="benchmark-controller-runtime",
         version=source_version(source),
@@ -106,7 +106,7 @@ def peer_program(source: Path = PEER_SOURCE) -> Path:
 
 
 def source_version(source: Path) -> str:
-    """A hash of what is compiled, so that a changed source is built again."""
+    """Return a hash of the source, so that a changed source is built again."""
     files = sorted(path for path in source.iterdir() if path.suffix in (".go", ".mod", ".sum"))
     digest = hashlib.sha256()
     for path in files:

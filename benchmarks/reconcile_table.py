@@ -1,4 +1,4 @@
-"""What benchmarks/reconcile.py makes of its samples: rows, medians, ratios, the printed tables. Pure."""
+"""Computes rows, medians, ratios and printed tables from the samples of benchmarks/reconcile.py. Pure."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table; `ratio` says whether Flotilla's divided by the peer's means something."""
+    """A line of the table; `ratio` says whether Flotilla's value divided by the peer's is meaningful."""
 
     field: str
     label: str
@@ -77,7 +77,7 @@ def answered_at_half_percent(start: float, answered: Iterable[float]) -> float:
 
 
 def waits_s(created: Mapping[str, float], answered: Mapping[str, float]) -> list[float]:
-    """From created to status, in the order of creation; at least 0, as a watch may be ahead of a create's answer."""
+    """Seconds from creation to status, in the order of creation; at least 0, as events may precede a create's answer."""
     return [max(0.0, answered[name] - at) for name, at in sorted(created.items(), key=lambda item: item[1])]
 
 

@@ -1,13 +1,14 @@
-"""Four autoscalers, and ours with one field changed, on the shipped traces: same engine model, target and bounds.
+"""Compares four autoscalers, and Flotilla's with one field changed, on the included traces.
 
     uv run python -m benchmarks.scaling [--traces burst ...] [--seeds 6] [--target 8] [--startup 120] [--json FILE]
     uv run python -m benchmarks.scaling --foresight 0.9 0.8 0.7 0.6 0.5 [--traces diurnal ...]
 
-For each trace: the p99 of waiting (from the arrival to a place in a batch; one who leaves after 60 s has waited 60 s),
-what was dropped, and GPU-hours, as means over the seeds. A trace is won against another policy by a lower p99 at no
-more than 1.05 times its GPU-hours, or by at least 15 % fewer GPU-hours at no worse p99.
+All use the same engine model, target and limits. For each trace the table has the p99 of waiting (from the arrival to a
+place in a batch; a client that gives up after 60 s has waited 60 s), the share of dropped requests, and GPU-hours, as
+means over the seeds. The goal compared with another policy is a lower p99 at no more than 1.05 times its GPU-hours, or
+at least 15 % fewer GPU-hours at a p99 that is no worse.
 
-With --foresight: the same of policies that know the requests to come, at so many requests per second and replica.
+With --foresight: the same for policies that know the future requests, at the given requests per second and replica.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _SAME_WAIT = 0.03
 
 @dataclass(frozen=True)
 class Question:
-    """One run."""
+    """The settings of one run."""
 
     policy: str
     trace: str
@@ -49,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Its figures."""
+    """The figures of one run."""
 
     wait_p99_s: float
     wait_p50_s: float
@@ -61,7 +62,7 @@ class Answer:
 
 
 def _flotilla(question: Question, initial: int, **fields: int) -> ScalingPolicy:
-    """With the defaults of the resource, but for some fields."""
+    """Return the operator's policy with the defaults of the resource, except for the given fields."""
     wanted = api.ScalingSpec(min_replicas=_LEAST, max_replicas=_MOST, queue_depth_per_replica=question.target, **fields)
     return Flotilla(ScalingParameters.of(wanted, stale_after_s=15.0), initial=initial)
 
@@ -80,7 +81,7 @@ POLICIES: Mapping[str, Callable[[Question, int], ScalingPolicy]] = {
 
 
 def run(question: Question) -> Answer:
-    """One policy on one trace."""
+    """Run one policy on one trace."""
     initial = _WARM.get(question.trace, _LEAST)
     engine = EngineModel(
         limits=Limits(max_running=32, kv_blocks=12_500),
@@ -113,13 +114,13 @@ def run(question: Question) -> Answer:
 
 
 def mean(answers: list[Answer]) -> Answer:
-    """Over the seeds."""
+    """Return the means over the seeds."""
     values = {name: sum(getattr(a, name) for a in answers) / len(answers) for name in asdict(answers[0])}
     return Answer(**values)
 
 
 def verdict(ours: Answer, theirs: Answer) -> str:
-    """Whether the goal is met against one other policy, and which half of it."""
+    """Return whether the goal is met compared with one other policy, and which half of it."""
     hours, waits = ours.gpu_hours / theirs.gpu_hours, ours.wait_p99_s / max(theirs.wait_p99_s, 0.001)
     at = f"at {hours:.2f} x the GPU-hours"
     if waits < 1 - _SAME_WAIT:
@@ -138,7 +139,7 @@ def _percent(answer: Answer) -> str:
 
 
 def table(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Iterator[str]:
-    """Markdown."""
+    """Return a Markdown table of the policies."""
     names = ("trace", "policy", "p99 wait (s)", "p99 first token (s)", "dropped (%)", "GPU-hours", "changes")
     yield f"| {' | '.join(names)} | Flotilla against it |"
     yield "|---" * (len(names) + 1) + "|"
@@ -154,7 +155,7 @@ def table(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Itera
 
 
 def bound(traces: list[str], answers: Mapping[tuple[str, str], Answer]) -> Iterator[str]:
-    """Markdown, of the policies with foresight."""
+    """Return a Markdown table of the policies with foresight."""
     yield "| trace | requests/s per replica | p99 wait (s) | dropped (%) | GPU-hours |"
     yield "|---" * 5 + "|"
     for trace, policy in sorted(answers, key=lambda asked: traces.index(asked[0])):

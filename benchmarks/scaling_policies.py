@@ -1,7 +1,8 @@
-"""Other autoscalers as policies of the simulation, after their published formulas and defaults, and a bound.
+"""Other autoscalers as policies of the simulation, by their published formulas and defaults, and a best case.
 
-Each is given the same target and sees what it would see of the same fleet. Kind in what is not published: no
-component of theirs fails, their metrics adapters answer at once, and scrapes are as fresh as their intervals allow.
+Each gets the same target and the data that it would have about the same fleet. Where nothing is published, the best
+case is assumed: none of their components fails, their metrics adapters answer at once, and scrapes are as recent as their
+intervals allow.
 """
 
 import math
@@ -21,7 +22,7 @@ _KUBEAI_DELAY_S = 30.0
 
 @dataclass
 class _Behaviour:
-    """HPA v2's defaults: out at most by 100 % or 4 pods per 15 s; in by the highest wish of the last 300 s."""
+    """HPA v2's defaults: out by at most 100 % or 4 pods per 15 s; in to the highest recommendation of 300 s."""
 
     least: int
     most: int
@@ -31,7 +32,7 @@ class _Behaviour:
     def limit(self, now_s: float, current: int, wish: int) -> int:
         wish = max(self.least, min(wish, self.most))
         if not self.wishes:
-            # Its window begins with what it finds.
+            # The window begins with the current number of replicas.
             self.wishes.append((now_s, current))
         self.wishes.append((now_s, wish))
         while self.wishes[0][0] < now_s - _STABILIZATION_S:
@@ -48,9 +49,9 @@ class _Behaviour:
 
 
 class HorizontalPodAutoscaler:
-    """HPA v2 on a Pods metric, waiting + running of each pod, read fresh at each sync of 15 s.
+    """HPA v2 on a Pods metric, waiting + running requests of each pod, read at each sync, every 15 s.
 
-    Pods that start have no metric: 0 where it would scale out, the target where it would scale in
+    Starting pods have no metric: they count as 0 if it would scale out, and as the target if it would scale in
     (kubernetes: pkg/controller/podautoscaler/replica_calculator.go).
     """
 
@@ -80,10 +81,10 @@ class HorizontalPodAutoscaler:
 
 
 class Keda:
-    """KEDA's ScaledObject with a Prometheus trigger: the HPA that it makes on the total, AverageValue.
+    """KEDA's ScaledObject with a Prometheus trigger: the HPA that it creates on the total, with AverageValue.
 
     The total is what Prometheus scraped last, every 30 s (the default of the Prometheus operator; KEDA's own polling
-    interval of 30 s decides on zero only). No metric of pods that are not ready is in it.
+    interval of 30 s matters only for scaling to zero). It does not contain metrics of pods that are not ready.
     """
 
     interval_s = 15.0
@@ -104,10 +105,10 @@ class Keda:
 
 
 class KubeAI:
-    """The mean of the active requests at its proxies over 10 minutes, looked at every 10 s.
+    """The mean of the active requests at KubeAI's proxies over 10 minutes, evaluated every 10 s.
 
-    It starts full of zeros; `before` is what the proxies held where it has run for a while. In only after so many
-    agreeing looks in a row as `scaleDownDelaySeconds` (30, its default) has intervals.
+    The window starts with zeros; `before` is the number of requests at the proxies if it has run for a while. It scales
+    in only after `scaleDownDelaySeconds` (30, its default) in which every evaluation allowed it.
     """
 
     interval_s = 10.0
@@ -132,9 +133,9 @@ class KubeAI:
 
 
 class Foresight:
-    """No autoscaler: it knows when requests will come, and has replicas in proportion to their rate when they do.
+    """Not an autoscaler: it knows when requests will arrive, and has replicas in proportion to their rate at that time.
 
-    The rate is the mean over `window_s`: the highest until what is asked for now would serve.
+    The rate is the highest mean over `window_s` up to the time at which a replica that is requested now would serve.
     """
 
     interval_s = 15.0

@@ -1,10 +1,10 @@
-"""One sampling round of a fleet: every ready pod scraped over a socket of its own, every deployment decided, accounted.
+"""Measures one sampling round: scrape every ready pod over its own socket, decide and account every deployment.
 
     uv run python benchmarks/scrape.py [--models 500] [--replicas 4] [--rounds 10] [--interval 5] [--profile FILE]
 
 The pods are 127.x addresses of one process that answers each with the metric text of a loaded vLLM (the simulated
 engine's), whose queue differs from pod to pod and from round to round. The other side is the operator's own scaler,
-store and ledger, without a cluster: nothing is written. CPU is the operator's alone.
+store and ledger, without a cluster: nothing is written. CPU is that of the operator alone.
 """
 
 import argparse
@@ -45,12 +45,12 @@ _QUEUES = 16
 
 
 def address(number: int) -> str:
-    """Of the pod with that number; all are on the loopback interface."""
+    """Return the address of the pod with that number; all are on the loopback interface."""
     return f"127.213.{number // 250}.{number % 250 + 1}"
 
 
 def texts() -> list[bytes]:
-    """HTTP answers of a vLLM at work, with queues of 0, 1, ... requests."""
+    """Return HTTP answers of a loaded vLLM, with queues of 0, 1, ... requests."""
 
     async def loaded() -> str:
         engine = VllmEngine(configure(["Qwen/Qwen2.5-7B-Instruct", "--max-num-seqs=8"], {}))
@@ -84,7 +84,7 @@ class _Pod(asyncio.Protocol):
 
 
 def serve(pods: int, answers: list[bytes], ready: Event) -> None:
-    """All pods, until killed."""
+    """Serve all pods, until killed."""
 
     async def forever() -> None:
         loop = asyncio.get_running_loop()
@@ -98,7 +98,7 @@ def serve(pods: int, answers: list[bytes], ready: Event) -> None:
 
 
 def pod(namespace: str, model: str, number: int) -> dict[str, Any]:
-    """A ready pod of a model, as the store has it."""
+    """Return a ready pod of a model, as it is in the store."""
     name = f"{model}-5d4f-{number}"
     return {
         "metadata": {
@@ -122,7 +122,7 @@ def pod(namespace: str, model: str, number: int) -> dict[str, Any]:
 
 
 class Bench:
-    """The operator's loop over a made-up fleet."""
+    """The operator's loop with an invented fleet."""
 
     def __init__(self, models: int, replicas: int, interval_s: float) -> None:
         self.store = Store(owner)
@@ -151,12 +151,12 @@ class Bench:
         self.queued += 1
 
     def unanswered(self) -> int:
-        """Pods of the last round whose queue is unknown."""
+        """Return the number of pods of the last round whose queue is not known."""
         answers = (answer for entry in self.scaler.tracked.values() for answer in entry.answers.values())
         return sum(not isinstance(answer, EngineSample) for answer in answers)
 
     async def round(self) -> None:
-        """What the operator does once per interval."""
+        """Do what the operator does once per interval."""
         await self.scaler.tick()
         self.fleet.account()
 
@@ -178,14 +178,14 @@ def _model(namespace: str, name: str, replicas: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds on the clock and of CPU."""
+    """Seconds of wall-clock time and of CPU time of a round."""
 
     wall_s: float
     cpu_s: float
 
 
 async def measure(bench: Bench, rounds: int, interval_s: float, pods: int) -> list[Round]:
-    """The rounds at their interval; the first, which connects, comes first."""
+    """Measure the rounds at their interval; the first round also opens the connections."""
     process, measured = psutil.Process(), []
     for _ in range(rounds + 1):
         due, before = time.monotonic() + interval_s, process.cpu_times()
@@ -201,7 +201,7 @@ async def measure(bench: Bench, rounds: int, interval_s: float, pods: int) -> li
 
 
 def lines(measured: list[Round], interval_s: float, rss_mib: float) -> Iterator[str]:
-    """A Markdown table."""
+    """Return the lines of a Markdown table."""
     first, rest = measured[0], measured[1:]
     wall = sorted(item.wall_s for item in rest)
     cpu = sum(item.cpu_s for item in rest) / len(rest)

@@ -1,8 +1,8 @@
-"""The speed model beside public measurements: writes docs/reference/truth.md.
+"""Compares the speed model with public measurements: writes docs/reference/truth.md.
 
     python -m benchmarks.speed [--check]
 
-Every prediction is computed anew. --check: exit 1 where the page is not what the model says.
+Every prediction is computed again. With --check the exit code is 1 if the page differs from the predictions.
 """
 
 import math
@@ -25,22 +25,23 @@ _HEAD = """# Predicted and published speed
 
 `flotilla advise`, `estimate` and `simulate` compute how fast a model is on a GPU (`operator/flotilla/planning/speed.py`
 describes how). This page compares that with {count} public measurements of throughput; `make bench` writes it, and a
-test checks the bounds. The settings and sources, and what was left out and why, are in `benchmarks/speed_points.yaml`.
+test checks the limits of the errors. The settings and sources, and what was left out and why, are in
+`benchmarks/speed_points.yaml`.
 
 The factors were fitted on {fitted} of the points (marked *) by `hack/fit_speed.py`; the others only check them.
-TensorRT-LLM, LMDeploy (turbomind) and vLLM before 0.8 (vllm-v0) have a share of compute and an overhead of their own,
-so that their points tell what a GPU can do; what Flotilla predicts is for vLLM.
+TensorRT-LLM, LMDeploy (turbomind) and vLLM before 0.8 (vllm-v0) have their own factor of compute and their own
+overhead, so that their points can be used to determine what a GPU can do; Flotilla's predictions are for vLLM.
 
 """
 
 
 def error(ratio: float) -> float:
-    """How far predicted is from published, as a share of published."""
+    """Return the difference between predicted and published, as a share of published."""
     return abs(ratio - 1)
 
 
 def distribution(ratios: Sequence[float]) -> str:
-    """One row of the table of errors, without the first cell."""
+    """Return one row of the table of errors, without the first cell."""
     worst = max(ratios, key=lambda ratio: abs(math.log(ratio)))
     within = [sum(1 / factor <= ratio <= factor for ratio in ratios) / len(ratios) for factor in (1.2, SPREAD_MEASURED)]
     return (
@@ -49,7 +50,7 @@ def distribution(ratios: Sequence[float]) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     pairs = [(point, predict(point) / point.value) for point in points()]
     speed = [(point, ratio) for point, ratio in pairs if point.measure != "first_token_p99_ms"]
     first = [(point, ratio) for point, ratio in pairs if point.measure == "first_token_p99_ms"]
@@ -70,7 +71,7 @@ def page() -> str:
     lines += ["\n## Throughput\n\n", *_table(speed)]
     lines += [
         "\n## Time to the first token\n\n",
-        "The model is simple here (a queue in front of the prompts) and was not fitted; it is too low near saturation.",
+        "The model of this time is simple (prompts wait in a queue) and was not fitted; it is too low near saturation.",
         "\n\n",
         *_table(first),
     ]
@@ -97,14 +98,14 @@ def _row(point: Point, ratio: float) -> str:
 
 
 def _three(value: float) -> str:
-    """With three digits that count."""
+    """Return the number with three significant digits."""
     digits = max(0, 2 - math.floor(math.log10(value)))
     whole = 10 ** max(0, math.floor(math.log10(value)) - 2)
     return f"{round(value / whole) * whole:,.{digits}f}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write, or compare."""
+    """Write the page, or compare it."""
     text = page()
     if "--check" in arguments:
         return 0 if PAGE.read_text() == text else 1

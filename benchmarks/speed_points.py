@@ -1,7 +1,7 @@
-"""The public measurements of speed_points.yaml, and what the speed model says of each.
+"""The public measurements of speed_points.yaml, and the prediction of the speed model for each.
 
-`python -m benchmarks.speed` writes docs/reference/truth.md from it, hack/fit_speed.py fits the factors on a part, and
-tests/unit/test_speed_truth.py holds the bounds.
+`python -m benchmarks.speed` writes docs/reference/truth.md from them, hack/fit_speed.py fits the factors on a part, and
+tests/unit/test_speed_truth.py checks the limits of the errors.
 """
 
 from collections.abc import Iterator
@@ -70,19 +70,19 @@ class Point:
 
     @property
     def what(self) -> str:
-        """Model, weights and GPU, for tables."""
+        """Return model, weights and GPU, for tables."""
         several = f"{self.gpus} x " if self.gpus > 1 else ""
         weights = "16 bit" if self.method == "none" else self.method
         return f"{self.model.split('/')[1]}, {weights}, {several}{self.gpu}"
 
 
 def points() -> list[Point]:
-    """All of the file."""
+    """Return all measurements of the file."""
     return [point for group in yaml.safe_load(FILE.read_text()) for point in _of(group)]
 
 
 def throughput_points() -> list[Point]:
-    """Those on which the bounds of the speed model are stated."""
+    """Return the measurements for which the limits of the errors are stated."""
     return [point for point in points() if point.measure != "first_token_p99_ms"]
 
 
@@ -110,7 +110,7 @@ def _of(group: dict[str, Any]) -> Iterator[Point]:
 
 
 def predict(point: Point, factors: Factors = FACTORS, others: dict[str, OtherEngine] | None = None) -> float:
-    """What the model says, in the unit of the measurement."""
+    """Return the prediction of the model, in the unit of the measurement."""
     other = (others or OTHER_ENGINES)[point.engine]
     found = load_models().find(point.model)
     if found is None:
