@@ -178,7 +178,7 @@ async def streams(bench: Bench, count: int) -> str:
         found = await load
         cpu = running.cpu_s() - cpu
     return (
-        f"{count} streams at one time: {len(found.latencies)} whole, {found.failures} failed, "
+        f"{count} concurrent streams: {len(found.latencies)} whole, {found.failures} failed, "
         f"{found.chunks} chunks in {found.seconds:.0f} s, {cpu / max(found.chunks, 1) * 1e6:.0f} µs CPU a chunk, "
         f"PSS {before:.0f} MiB before, {peak:.0f} MiB at most."
     )

@@ -6,9 +6,9 @@ Both make the same calls to a real apiserver with etcd. For each count and round
 plane, one operator after the other, in the reverse order in every second round. The benchmark creates all objects at
 once and waits until every status is written; then it lets the operator idle; then it restarts the operator while the
 objects exist. Calls are counted by user in the apiserver's audit log; CPU and memory are those of the operator's
-process and its children. Kubernetes' controllers do not run: they would add their own load, and cause only one more call of the
-operator, a status write per object when its pods become ready. The peer is in benchmarks/peers/controller-runtime; the
-first run builds it, which takes minutes.
+process and its children. Kubernetes' controllers do not run: they would add their own load, and cause only one
+more call of the operator, a status write per object when its pods become ready. The peer is in
+benchmarks/peers/controller-runtime; the first run builds it, which takes minutes.
 """
 
 import argparse

@@ -77,7 +77,7 @@ def answered_at_half_percent(start: float, answered: Iterable[float]) -> float:
 
 
 def waits_s(created: Mapping[str, float], answered: Mapping[str, float]) -> list[float]:
-    """Seconds from creation to status, in the order of creation; at least 0, as events may precede a create's answer."""
+    """Seconds from creation to status, in the order of creation; at least 0, as events may precede a create answer."""
     return [max(0.0, answered[name] - at) for name, at in sorted(created.items(), key=lambda item: item[1])]
 
 

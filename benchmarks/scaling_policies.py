@@ -1,8 +1,8 @@
 """Other autoscalers as policies of the simulation, by their published formulas and defaults, and a best case.
 
 Each gets the same target and the data that it would have about the same fleet. Where nothing is published, the best
-case is assumed: none of their components fails, their metrics adapters answer at once, and scrapes are as recent as their
-intervals allow.
+case is assumed: none of their components fails, their metrics adapters answer at once, and scrapes are as recent
+as their intervals allow.
 """
 
 import math

@@ -2,10 +2,12 @@
 
     python -m hack.fit_speed
 
-prints the factors, rounded, and how well they do on the points they were fitted on and on the others; put them into
-planning/speed.py and benchmarks/speed_points.py by hand. A factor that no point of the fitting part touches keeps its
-value. The loss is the mean absolute logarithm of predicted over published, each source's points weighing as the square
-root of their number, and a little for moving away from what is there, so that few points do not bend a factor.
+The program prints the rounded factors and their errors, on the points that they were fitted on and on the others. Copy
+the
+factors into planning/speed.py and benchmarks/speed_points.py by hand. A factor on which no fitted point depends keeps
+its value. The loss is the mean absolute logarithm of predicted over published, where all points of a source together
+weigh as the square root of their number, plus a small term for the distance from the present factors, so that a few
+points do not change a factor much.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Keep the catalogue of models: `python -m hack.catalogue check`, `add FOLDER`, `hub ID...`, `defaults`.
 
 `add` reads every config.json below a folder, named OWNER/NAME/config.json or OWNER--NAME/config.json. The declared
-number of parameters comes from the headers of the safetensors files beside it, or from --parameters. `hub` fetches
-both from the hub, where there is a network. Each new checkpoint is held against the rules before anything is written.
+number of parameters comes from the headers of the safetensors files next to it, or from --parameters. `hub` fetches
+both from the hub, where there is a network. Each new checkpoint is checked by the rules before anything is written.
 `defaults` writes data/config_defaults.json from the installed transformers.
 """
 
