@@ -128,7 +128,7 @@ class Metrics:
         self._call_durations_of(verb, resource).observe(seconds)
 
     def event(self, resource: str) -> None:
-        """One event of the watch layer."""
+        """Events of a resource have arrived."""
         self._events_of(resource).set(time.time())
 
     def loop_failed(self, loop: str) -> None:

@@ -13,7 +13,7 @@ async def missing_permissions(
 ) -> list[str]:
     """Return one line per verb that the ServiceAccount lacks; empty when all is well.
 
-    Without this a missing verb looks like a hang: the watch layer retries 403 for almost a minute.
+    Without this a missing verb looks like a hang: lists and watches retry HTTP 403 for as long as it takes.
     """
 
     async def ask(rule: Rule, resource: str, verb: str, namespace: str) -> str | None:

@@ -126,6 +126,8 @@ class Watch:
         # Below WARNING kopf logs whole objects; and it warns at each start that it is not in the main thread.
         logging.getLogger("kopf").setLevel(logging.ERROR)
         self._main = asyncio.get_running_loop()
+        # An operator that stood by has heard nothing until now.
+        self._heard_at = dict.fromkeys(self._paths, time.monotonic())
         self._thread = threading.Thread(target=self._supervise, name="watch", daemon=True)
         self._thread.start()
 
