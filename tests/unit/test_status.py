@@ -28,7 +28,7 @@ def test_the_parts_of_the_memory_are_those_of_one_gpu() -> None:
     fit = built({"source": "hf://Qwen/Qwen2.5-7B-Instruct", "contextLength": 8192})["fit"]
     assert (fit["verdict"], fit["contextLength"]) == ("Fits", 8192)
     assert fit["longestContextLength"] > fit["contextLength"]
-    gpu_mib = 24 * 1024
+    gpu_mib = 22.03 * 1024  # what CUDA shows of an L4's memory
     assert 0.85 * gpu_mib < fit["weightsMib"] + fit["workingMib"] + fit["kvCacheMib"] < gpu_mib
     assert fit["concurrentRequests"] >= 1
 
