@@ -1,7 +1,7 @@
 """The public measurements of speed_points.yaml, and the prediction of the speed model for each.
 
 `python -m benchmarks.speed` writes docs/reference/truth.md from them, hack/fit_speed.py fits the factors on a part, and
-tests/unit/test_speed_truth.py checks the limits of the errors.
+tests/planning/test_speed_truth.py checks the limits of the errors.
 """
 
 from collections.abc import Iterator

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from hack import monitoring
 from openai import APIStatusError, OpenAI
+from tests.reports.test_monitoring import BOARDS, filled
 from tests.support.doc_commands import own, reader, typed
 from tests.support.hosted import HostedApi
 from tests.support.models import Models
 from tests.support.prometheus import Prometheus, running_prometheus, serving
 from tests.support.scraping import Discovery, of_pods, of_process, point
-from tests.unit.test_monitoring import BOARDS, filled
 
 from flotilla.constants import GATEWAY
 from flotilla.reports.monitoring import monitors

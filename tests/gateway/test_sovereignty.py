@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.properties.test_routing import bound
+from tests.routing.test_decide_properties import bound
 from tests.support.gateway import Running, chat_body, document_of, endpoint_slice, running_gateway
 from tests.support.hosted import Garbage, HostedApi, Reset, Stream, Whole, fault
 from tests.support.hosted_answers import chat, hosted_api, openai_chunks

@@ -20,7 +20,10 @@ _NODES = {
 """Two thirds of the time of the tests on a whole cluster with simulated nodes, which those of a lane share."""
 _OWN = {"test_chart", "test_command", "test_demo", "test_own"}
 """Modules whose tests start clusters of their own."""
-_SDK = {"test_anthropic_inbound", "test_anthropic_outbound", "test_clients", "test_messages"}
+_SDK = {
+    "test_anthropic_inbound", "test_anthropic_inbound_properties", "test_anthropic_outbound",
+    "test_anthropic_outbound_properties", "test_clients", "test_messages",
+}  # fmt: skip
 """Modules whose tests load Anthropic's SDK."""
 _FIRST = ("nodes-1", "nodes-2", "nodes-3", "own", "api", "chart", "sdk")
 

@@ -215,7 +215,7 @@ def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) ->
 def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) -> int:
     """Activations of the largest step, logits of every sequence, images on their way, and the engine's own base.
 
-    Within a tenth of the cache that servers of vLLM's v1 engine printed (tests/unit/test_sizing.py).
+    Within a tenth of the cache that servers of vLLM's v1 engine printed (tests/planning/test_sizing.py).
     """
     shards = gpus if settings.tensor_parallel else 1
     per_token = 2 * (8 * architecture.hidden_size + 3 * architecture.intermediate_size // shards)

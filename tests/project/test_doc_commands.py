@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.cli.test_calibrate import judged
+from tests.cli.test_convert import KSERVE
 from tests.support.doc_commands import (
     QUICK_START,
     ROOT,
@@ -20,8 +22,6 @@ from tests.support.doc_commands import (
     squeezed,
     typed,
 )
-from tests.unit.test_calibrate_command import judged
-from tests.unit.test_cli_convert import KSERVE
 from typer.testing import CliRunner
 
 from flotilla.cli import app

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from tests.unit.test_cli_fleet import MODEL, POLICY
+from tests.cli.test_status import MODEL, POLICY
 
 from flotilla.api import crd
 from flotilla.catalog.accelerators import load_accelerators

@@ -1,4 +1,4 @@
-"""Rendered manifests against golden files; `UPDATE_GOLDEN=1 pytest tests/unit/test_render.py` rewrites them."""
+"""Rendered manifests against golden files; `UPDATE_GOLDEN=1 pytest tests/render/test_workload.py` rewrites them."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""The scaler by example; its properties are in tests/properties."""
+"""The scaler by example; its properties are beside it."""
 
 import math
 from collections.abc import Iterable

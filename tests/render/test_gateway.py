@@ -1,4 +1,4 @@
-"""A gateway's objects against a golden file; `UPDATE_GOLDEN=1 pytest tests/unit/test_render_gateway.py` writes it."""
+"""A gateway's objects against a golden file; `UPDATE_GOLDEN=1 pytest tests/render/test_gateway.py` writes it."""
 
 import os
 from pathlib import Path

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cli.test_cost import TOTALS
 from tests.support.browser import browser
 from tests.support.fleet_history import history
 from tests.support.prometheus import Page, running_prometheus, serving
 from tests.support.report import FLEET, report
-from tests.unit.test_cost_command import TOTALS
 from typer.testing import CliRunner
 
 from flotilla.cli import app

@@ -115,7 +115,7 @@ async def test_a_client_killed_between_reserving_and_settling_loses_its_reservat
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, server.url, env=os.environ)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, server.url, env=dict(os.environ))
     assert await process.wait() == -signal.SIGKILL
 
     async with gateway(server, clock=lambda: now, timeout_s=30) as other:
