@@ -418,7 +418,7 @@ class FitStatus(Model):
     longest_context_length: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
     """longestContextLength would fit by the estimate."""
     concurrent_requests: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """concurrentRequests of the whole context length fit at one time."""
+    """concurrentRequests is the number of concurrent requests of full context length that fit."""
 
 
 class ScalingStatus(Model):

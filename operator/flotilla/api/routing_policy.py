@@ -440,7 +440,7 @@ class Budget(Model):
     amount_usd: Annotated[Usd, Field(alias="amountUSD")]
     """amountUSD that may be spent in a window."""
     on_exceeded: OnExceeded = OnExceeded.REJECT
-    """onExceeded is Reject, or ClusterOnly to go on without hosted models."""
+    """onExceeded is Reject, or ClusterOnly to continue without hosted models."""
 
 
 class LimitsSpec(Model):
@@ -458,9 +458,9 @@ class Hold(Model):
     max_wait_seconds: Annotated[int, Field(ge=0, le=1800)] = 120
     """maxWaitSeconds of a request; 0 lets none wait."""
     max_requests: Annotated[int, Field(ge=1, le=100_000)] = 200
-    """maxRequests that wait at one time in one replica of the gateway."""
+    """maxRequests is the largest number of requests that wait in one replica of the gateway."""
     max_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 64 * 2**20
-    """maxBytes that waiting requests hold at one time in one replica of the gateway."""
+    """maxBytes is the largest size of all requests together that wait in one replica of the gateway."""
 
 
 class RoutingPolicySpec(Model):
@@ -481,7 +481,7 @@ class RoutingPolicySpec(Model):
     rules: Annotated[list[RuleSpec], ListMap(("name",), 64)] = Field(default_factory=list)
     """rules in order; the first that matches decides."""
     default_route: Annotated[RouteSpec, WEIGHTS]
-    """defaultRoute takes what no rule matches: there is no implicit one."""
+    """defaultRoute is for requests that no rule matches."""
     limits: LimitsSpec = LimitsSpec()
     """limits on traffic and spending."""
     hold: Hold = Hold()

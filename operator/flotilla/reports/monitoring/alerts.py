@@ -27,7 +27,7 @@ def _operator() -> tuple[Alert, ...]:
             "5m",
             "critical",
             "No Flotilla operator answers Prometheus.",
-            "Nothing scales, heals or accounts: no operator has been scraped. Models that run go on serving.",
+            "No operator has been scraped, so nothing is scaled, repaired or accounted. Running models keep serving.",
         ),
         Alert(
             "FlotillaNoLeader",
@@ -35,14 +35,14 @@ def _operator() -> tuple[Alert, ...]:
             "5m",
             "critical",
             "Flotilla operators run, but none of them leads.",
-            "Each operator waits for the Lease, and none reconciles. Models that run go on serving.",
+            "Each operator waits for the Lease, and none reconciles. Running models keep serving.",
         ),
         Alert(
             "FlotillaReconcileErrors",
             f"sum by (kind) (rate({errors}[10m])) > 0",
             "15m",
             "warning",
-            "The operator fails to bring resources to what they ask for.",
+            "The operator fails to reconcile resources.",
             "{{ $value | humanize }} passes a second over {{ $labels.kind }} end in an error.",
         ),
         Alert(
