@@ -20,7 +20,7 @@ help: ## List the targets.
 	python3 -m venv .uv && .uv/bin/python -m pip install --quiet 'uv>=0.13,<0.14'
 
 .PHONY: sync
-sync: $(filter .uv/bin/uv,$(UV))
+sync: $(filter .uv/bin/uv,$(UV)) ## Install the locked dependencies into .venv/.
 	$(UV) sync --locked --quiet
 
 .PHONY: demo

@@ -2,7 +2,7 @@
 
 types              strings with bounds, money, quantities, list-maps, references: what all resources share
 conditions         a condition before it is written: type, status, reason, message
-model_deployment   spec and status of a ModelDeployment, but for spec.cost
+model_deployment   spec and status of a ModelDeployment, except spec.cost
 cost               spec.cost: own prices and hosted models to compare with
 routing_policy     spec and status of a RoutingPolicy
 crd                the generator: models and their field docstrings become crds/*.yaml

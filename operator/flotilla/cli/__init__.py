@@ -1,9 +1,9 @@
 """The `flotilla` command: one module per command, imported when the command runs.
 
 `flotilla --help` and completion read the table below; `Commands` then imports `flotilla.cli.NAME`, whose `app` is the
-command with its options. What several commands share: `common` (options, exit codes, errors, output), `kubeconfig` (the
-way to the cluster), `sources` (the way to Prometheus or the operator's metrics), `manifests` (resources from files).
-`plugins` finds the commands of other distributions.
+command with its options. What several commands share: `common` (options, exit codes, errors, output), `kubeconfig`
+(finds and connects to the cluster), `sources` (finds Prometheus or the operator's metrics), `manifests` (resources
+from files). `plugins` finds the commands of other distributions.
 
 The clients of the apiserver and of Prometheus are imported in the functions that use them, because they take longer to
 load than everything else that a command's --help needs.

@@ -8,10 +8,10 @@ ledger               GPU-hours, dollars and tokens by pod and state (pure); ledg
 accounting_loop      after each scrape: observations of pods go into the ledger
 unallocated_loop     GPUs that no pod holds
 comparison           utilization, unit costs, savings, break-even (pure)
-metrics              the series of /metrics (pure)
+metrics              all series of /metrics per deployment: replicas, load and cost (pure)
 spending             sums over a period for `flotilla cost` and `report` (pure); spending_client asks Prometheus
+route_spending       spending by route, team and target (pure)
 speed_client         how fast deployments of a model are, from Prometheus, for `flotilla estimate`
-route_spending       the same by route, team and target (pure)
 
 A price goes: price_loop -> accounting_loop -> ledger -> metrics.
 """

@@ -13,8 +13,9 @@ A chat request passes through these modules, in this order:
    client. Targets that speak Anthropic's API are translated by `anthropic.outbound_requests` and `outbound_responses`.
 6. `record` writes metrics (`metrics`), a line of the access log, and a span (`tracing`).
 
-`app` makes these parts (`state` holds those that all requests share), follows the EndpointSlices, and serves probes and
-metrics by `admin`, which also reports requests that wait (`held`). `config` follows the document and the keys.
+`app` makes these parts (`state` holds those that all requests share), follows the EndpointSlices, and serves probes
+and metrics by `admin`, which also reports requests that wait (`held`). `config` reloads the routing document and the
+API keys when they change.
 
 Pure, and held to it by a contract of import-linter: `answers`, `dialect`, `endpoints`, `metrics`, `resilience`,
 `anthropic`, `openai` and `limits.store`. All other modules do I/O or read a clock.

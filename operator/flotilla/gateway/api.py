@@ -24,7 +24,7 @@ from flotilla.gateway.openai import responses
 from flotilla.gateway.openai.requests import Body, parse_body
 from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
-from flotilla.routing.decide import Refusal
+from flotilla.routing.decide import Refusal, model_not_found
 from flotilla.routing.request import Operation
 
 log = logging.getLogger(__name__)
@@ -163,8 +163,9 @@ class Api:
             return
         found = next((model for model in models if model["id"] == name), None)
         if found is None:
-            message = f"The model {name[:100]!r} does not exist or you do not have access to it."
-            request.response.send(404, responses.error_body(message, code="model_not_found", param="model"))
+            refusal = model_not_found(name)
+            body = responses.error_body(refusal.message, code=refusal.code, param=refusal.param)
+            request.response.send(refusal.status, body)
         else:
             request.response.send(200, orjson.dumps(found))
 

@@ -1,10 +1,11 @@
-"""Between the operator and the apiserver.
+"""Access to the apiserver: client, watches, cache, Lease, Events.
 
 | module | what it does | I/O |
 |---|---|---|
 | `kinds` | the resources that Flotilla uses, and their URL paths | no |
 | `keys` | which resource an object belongs to: the unit of work of the queue | no |
 | `client` | one method per verb, errors of Flotilla's own tree; the only module that imports `kubernetes` | yes |
+| `kubeconfig` | finds and merges kubeconfig files as kubectl does | files |
 | `informer` | LIST and WATCH of one kind into a cache, for as long as it runs | through `client` |
 | `watch` | the same for Flotilla's own kinds by kopf, in a thread; the only module that imports `kopf` | yes |
 | `store` | the cluster as this process last saw it; reports each change | no |

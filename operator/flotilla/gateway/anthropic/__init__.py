@@ -7,6 +7,6 @@ Inbound is the side of clients that call /v1/messages, outbound the side of targ
 - `outbound_requests`: a chat becomes a request of a target
 - `outbound_responses`: a target's messages, streams and errors become chat completions
 
-A field that the other API does not have is refused if the client would miss it in the answer; if it only steers, it is
-left out, and its name is in the response header x-flotilla-dropped.
+A field without a counterpart in the other API is refused if the answer would lack something that the client asked for.
+A field that only tunes generation is dropped, and its name is in the response header x-flotilla-dropped.
 """

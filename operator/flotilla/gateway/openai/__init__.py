@@ -1,5 +1,5 @@
-"""The format of OpenAI's API, in which the gateway works inside, whatever clients and targets speak. Pure.
+"""OpenAI's format, which the gateway uses internally for clients and targets of every API. Pure.
 
 - `requests`: parse and check a body, and rewrite it for a target
-- `responses`: error bodies and events, and the relay of a stream
+- `responses`: the form of error bodies and events, and the relay of a stream; their texts are in `routing.decide`
 """
