@@ -165,11 +165,11 @@ async def test_a_new_key_among_many_is_finished_soon() -> None:
 async def test_a_stream_of_new_keys_does_not_keep_the_oldest_waiting() -> None:
     queue = fresh(lambda: 0.0)
     queue.add("oldest")
-    for number in range(10):
+    for number in range(20):
         for more in range(3):
             queue.add(f"new-{number}-{more}")
         key = await queue.get()
-        queue.succeeded(key)
+        queue.succeeded(key, again_s=0.0)
         queue.done(key)
         if key == "oldest":
             return

@@ -20,8 +20,8 @@ class Queue(Generic[K]):
     """A work queue as in client-go: dedup, a key never at work twice, delayed adds, backoff per key. And it is fair.
 
     A key is finished before many others are begun: one whose last pass asked to come back (its status is still to be
-    written) waits in a lane of its own, which gets every second turn. The other turns go alternately to the oldest and
-    to the newest of the other keys, so that a change is served soon although thousands wait, and none waits forever.
+    written) waits in a lane of its own, which gets three of four turns. The other turns go alternately to the oldest
+    and to the newest of the other keys: a change is served soon although thousands wait, and none waits forever.
 
     Confined to one event loop. `clock` gives seconds that only grow.
     """
@@ -133,9 +133,9 @@ class Queue(Generic[K]):
 
     def _take(self) -> K:
         self._turn += 1
-        if self._begun and (self._turn % 2 or not self._others):
+        if self._begun and (self._turn % 4 or not self._others):
             return self._begun.popleft()
-        return self._others.popleft() if self._turn % 4 < 2 else self._others.pop()
+        return self._others.popleft() if self._turn % 8 < 4 else self._others.pop()
 
     def _promote(self) -> float | None:
         """Move what is due into the line; returns the seconds to the next timer."""
