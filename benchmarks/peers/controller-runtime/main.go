@@ -115,13 +115,23 @@ func run(ctx context.Context, o options) error {
 	return mgr.Start(ctx)
 }
 
+func watched() []client.Object {
+	return []client.Object{
+		&ModelDeployment{}, &appsv1.Deployment{}, &corev1.Service{}, &policyv1.PodDisruptionBudget{}, &corev1.Pod{},
+	}
+}
+
 // readiness is true once this process leads and has listed everything.
 func readiness(mgr ctrl.Manager) (healthz.Checker, error) {
 	var synced atomic.Bool
 	err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		if mgr.GetCache().WaitForCacheSync(ctx) {
-			synced.Store(true)
+		// The cache knows a kind only once somebody has asked for it, so WaitForCacheSync alone might wait for none.
+		for _, kind := range watched() {
+			if _, err := mgr.GetCache().GetInformer(ctx, kind); err != nil {
+				return err
+			}
 		}
+		synced.Store(true)
 		<-ctx.Done()
 		return nil
 	}))
