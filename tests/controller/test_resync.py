@@ -61,6 +61,21 @@ async def test_at_the_start_everything_is_known_before_any_work_begins(tmp_path:
         assert bench.server.asked(DEPLOYMENT, watch=False) == 1
 
 
+async def test_a_start_waits_for_crds_that_are_not_installed_yet(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        missing: list[web.Request] = []
+
+        def refuse(request: web.Request) -> web.StreamResponse | None:
+            if request.path != MODEL_DEPLOYMENT.path() or missing:
+                return None
+            missing.append(request)
+            return status(404)
+
+        bench.server.fault = refuse
+        await bench.resync.first()
+        assert len(missing) == 1
+
+
 async def test_a_list_that_is_asked_for_drops_what_is_gone_and_wakes_nobody_else(tmp_path: Path) -> None:
     async with running(tmp_path) as bench:
         await bench.server.delete(MODEL_DEPLOYMENT, "a", told=False)

@@ -1,11 +1,15 @@
 """What the ledger is told of pods: their state, their price by node, and what they serve while they go."""
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.cost import accounting_loop
 from flotilla.cost.accounting_loop import Draining, FleetAccounting
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
@@ -98,6 +102,22 @@ def test_a_pods_time_is_startup_until_it_is_ready_then_by_its_requests() -> None
     assert account.pod_seconds == {"startup": 14, "serving": 5, "idle": 10, "draining": 0}
     assert {kind: round(hours, 9) for kind, hours in account.gpu_hours.items()} == {"unknown": round(D(58) / 3600, 9)}
     assert round(account.total_usd, 9) == round(2 * D("0.8048") * 29 / 3600, 9)
+
+
+async def test_a_deployment_that_goes_while_metrics_are_made_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounting_loop, "_SLICE", 1)
+    bench, gone = Bench(), Key(MODEL_DEPLOYMENT, "ns", "gone")
+    bench.entry.spec, bench.entry.state = fake(min_replicas=1, max_replicas=1), fake(desired=1)
+    bench.scaler.tracked[gone] = bench.entry
+    making = asyncio.create_task(bench.fleet.families())
+    await asyncio.sleep(0)
+    del bench.scaler.tracked[gone]
+    bench.scaler.workloads.forget(gone)
+    found = {sample.labels.get("modeldeployment") for family in await making for sample in family.samples}
+    assert found & {"m", "gone"} == {"m"}
+    assert set(bench.scaler.workloads._known) == {KEY}
 
 
 def test_what_a_pod_serves_while_it_goes_is_counted() -> None:

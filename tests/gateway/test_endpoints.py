@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.gateway import endpoint_slice
 
-from flotilla.gateway.endpoints import EndpointRegistry, ready_addresses
+from flotilla.gateway.endpoints import EndpointPool, EndpointRegistry, ready_addresses
 
 
 def book(*ports: int) -> EndpointRegistry:
@@ -30,6 +30,19 @@ def test_only_ready_endpoints_that_stay_are_taken() -> None:
     assert {address.host for address in found} == {"10.0.0.1", "10.0.0.4", "10.0.0.5"}
     assert not ready_addresses({**base, "ports": [{"name": "metrics", "port": 9}], "endpoints": endpoints})
     assert not ready_addresses({**base, "ports": None, "endpoints": None})
+
+
+def test_a_thread_that_asks_for_a_pool_does_not_replace_one_that_was_made_meanwhile() -> None:
+    class Late(dict[str, EndpointPool]):
+        """What another thread sees that looked just before the pool was there."""
+
+        def get(self, *_: object) -> None:  # type: ignore[override]
+            return None
+
+    found = book(1)
+    found._pools = Late(found._pools)
+    assert found.pool("m").endpoints
+    assert found.pool("m") is found.pool("m")
 
 
 def test_the_least_busy_endpoint_is_taken() -> None:

@@ -31,7 +31,7 @@ from flotilla.scaling import sampling
 from flotilla.scaling.autoscaler import Demand
 from flotilla.scaling.engine_client import Aged, Answers, EnginePod, EngineSources, PodSeries, WakeQuery, gateway_demand
 from flotilla.scaling.sampling import Sampler
-from flotilla.scaling.scaling_loop import Scaler
+from flotilla.scaling.scaling_loop import Scaler, Turns
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 NAMES = {"running": ["r"], "waiting": ["w"]}
@@ -401,6 +401,36 @@ async def test_a_resource_is_looked_at_again_only_when_its_decision_changed() ->
     assert loop.track() == 4
     await loop.tick()
     assert loop.queued == [KEY]
+
+
+async def test_a_pod_that_becomes_ready_during_a_tick_is_asked_in_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(model(maxReplicas=8, queueDepthPerReplica=2), names=())
+
+    async def gateways(*_: object) -> dict[tuple[str, str], Demand]:
+        loop.store.put(POD, pod_object("a"))
+        return {}
+
+    monkeypatch.setattr("flotilla.scaling.scaling_loop.gateway_demand", gateways)
+    loop.pods.says = {"a": busy(7)}
+    loop.track()
+    await loop.tick()
+    assert (loop.pods.asked, caplog.records) == ([], [])
+    await loop.tick()
+    assert loop.pods.asked == ["a"]
+    assert loop.scaler.tracked[KEY].state.desired == 4
+
+
+def test_a_turn_comes_soon_although_a_large_fleet_has_gone() -> None:
+    turns, fleet = Turns(), [Key(MODEL_DEPLOYMENT, "ns", str(number)) for number in range(1000)]
+    first = turns.take(fleet, 0.2)
+    assert len(first) == 200
+    last = fleet[-1]
+    assert last not in first
+    assert turns.take({last}, 0.2) == {last}
+    rounds = [turns.take(fleet[:7], 0.2) for _ in range(4)]
+    assert (set().union(*rounds), sum(map(len, rounds))) == (set(fleet[:7]), 7)
 
 
 async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypatch: pytest.MonkeyPatch) -> None:

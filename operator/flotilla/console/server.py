@@ -18,6 +18,8 @@ Families = Callable[[], Awaitable[Sequence[Metric]]]
 Checks = Mapping[str, Callable[[], bool]]
 _LAG_LIMIT_S = 10.0
 _BEAT_S = 1.0
+_STOP_S = 2.0
+"""How long `stop` waits for answers that are under way: a client may never read its own."""
 
 
 class HealthServer:
@@ -84,7 +86,7 @@ async def start_server(
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics), *more])
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP_S)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return HealthServer(runner, asyncio.create_task(lag.run(), name="loop-lag"))

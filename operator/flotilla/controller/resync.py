@@ -55,14 +55,14 @@ class Resync:
         self._hurry.set()
 
     async def first(self) -> None:
-        """Wait until the store holds everything; tries until the apiserver answers (429 follows a CRD just made)."""
+        """Wait until the store holds everything; tries until that succeeds (404 without the CRDs, 429 just after)."""
         while True:
             try:
                 await self.list_own()
                 break
-            except Transient as failure:
+            except FlotillaError as failure:
                 log.warning("initial list is retried", extra={"cause": str(failure)})
-                await asyncio.sleep(failure.retry_after_s or _RETRY_S)
+                await asyncio.sleep(_pause_s(failure))
         for informer in self._others:
             await informer.synced.wait()
 
@@ -90,8 +90,7 @@ class Resync:
             await self.list_own()
         except FlotillaError as failure:
             log.warning("list is retried", extra={"cause": str(failure)})
-            wish_s = failure.retry_after_s if isinstance(failure, Transient) else None
-            await asyncio.sleep(wish_s or _RETRY_S)
+            await asyncio.sleep(_pause_s(failure))
             self._hurry.set()
             return False
         return True
@@ -109,3 +108,9 @@ class Resync:
                     key = owner(kind, obj)
                     if key is not None:
                         self._enqueue(key)
+
+
+def _pause_s(failure: FlotillaError) -> float:
+    """What the apiserver wishes, or a second."""
+    wish_s = failure.retry_after_s if isinstance(failure, Transient) else None
+    return wish_s or _RETRY_S

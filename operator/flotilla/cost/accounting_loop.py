@@ -1,8 +1,7 @@
 """Charge each pod's time and tokens to its deployment after every scrape, and describe deployments for the metrics."""
 
 import asyncio
-import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -20,7 +19,7 @@ from flotilla.kube import observed
 from flotilla.kube.keys import Key
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
-from flotilla.scaling.scaling_loop import Scaler, Tracked
+from flotilla.scaling.scaling_loop import Scaler, Tracked, Turns
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 
@@ -94,7 +93,7 @@ class FleetAccounting:
         self._draining = draining
         self.unallocated = unallocated
         self._had_pods: set[Key] = set()
-        self._quiet: deque[Key] = deque()
+        self._quiet = Turns()
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 
@@ -118,10 +117,7 @@ class FleetAccounting:
         """
         due = {key for key in self._store.owners(POD) if key in self._scaler.tracked}
         due, self._had_pods = due | self._had_pods, due
-        if not self._quiet:
-            self._quiet.extend(self._scaler.tracked)
-        turns = math.ceil(len(self._scaler.tracked) / _QUIET_CALLS)
-        return due | {self._quiet.popleft() for _ in range(min(turns, len(self._quiet)))}
+        return due | self._quiet.take(self._scaler.tracked.keys(), 1 / _QUIET_CALLS)
 
     def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
         pods = [pod for pod in self._scaler.workloads.of(key).pods if pod.scheduled]
@@ -162,9 +158,11 @@ class FleetAccounting:
     async def families(self) -> list[Metric]:
         """The metrics of every deployment now. Other tasks get their turn after each slice of the fleet."""
         found, rates = FleetFamilies(), set[Rate]()
-        for number, (key, entry) in enumerate(list(self._scaler.tracked.items()), start=1):
-            found.add(self._deployment(key, entry))
-            rates |= self.rates(key)
+        for number, key in enumerate(list(self._scaler.tracked), start=1):
+            # It may have been deleted since the last slice.
+            if (entry := self._scaler.tracked.get(key)) is not None:
+                found.add(self._deployment(key, entry))
+                rates |= self.rates(key)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         found.cost.add_prices(rates, self._book.version)

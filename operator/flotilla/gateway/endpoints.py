@@ -89,7 +89,8 @@ class EndpointRegistry:
         """The pool of a ModelDeployment; empty if no EndpointSlice names it."""
         found = self._pools.get(owner)
         if found is None:
-            found = self._pools[owner] = EndpointPool(owner)
+            # The admin server's threads come here too: one step, so that none replaces the pool of another.
+            found = self._pools.setdefault(owner, EndpointPool(owner))
         return found
 
     def put(self, endpoint_slice: Mapping[str, Any]) -> None:

@@ -66,6 +66,24 @@ class Tracked:
         return self.spec.min_replicas == 0 or self.mode == "External"
 
 
+class Turns:
+    """Takes keys in turn: each that stays is taken once before any is taken again."""
+
+    def __init__(self) -> None:
+        self._left: deque[Key] = deque()
+
+    def take(self, keys: Collection[Key], share: float) -> set[Key]:
+        """The next `share` of `keys`, or what is left of this round. Keys that are gone take no turn."""
+        if not self._left:
+            self._left.extend(keys)
+        wanted, taken = math.ceil(len(keys) * share), set[Key]()
+        while self._left and len(taken) < wanted:
+            key = self._left.popleft()
+            if key in keys:
+                taken.add(key)
+        return taken
+
+
 class Scaler:
     """Owns the wanted replica counts of deployments in mode Internal, and follows spec.replicas in the others."""
 
@@ -94,7 +112,7 @@ class Scaler:
         self._reconciled: set[Key] = set()
         """Keys that were reconciled since the last tick."""
         self._had_pods: set[Key] = set()
-        self._quiet: deque[Key] = deque()
+        self._quiet = Turns()
         self._pressing: dict[str, int] = {}
         """See `sampling.pressing`; of the last tick."""
 
@@ -181,7 +199,9 @@ class Scaler:
             if key in self.tracked
         )
         for key, load in loads.items():
-            self._sample(key, load, answers, demand)
+            # A pod that became ready while the others were read is asked in the next tick.
+            if key in with_pods or not _asked(load):
+                self._sample(key, load, answers, demand)
         self._sampler.retain(answers.by_uid)
 
     async def wake(self, namespaces: Collection[str]) -> None:
@@ -232,10 +252,7 @@ class Scaler:
         if self._wake is not None:
             waking |= self._wake.wanted()
         due |= {Key(MODEL_DEPLOYMENT, *model) for model in waking}
-        if not self._quiet:
-            self._quiet.extend(self.tracked)
-        turns = math.ceil(len(self.tracked) * self._interval_s / _QUIET_INTERVAL_S)
-        due |= {self._quiet.popleft() for _ in range(min(turns, len(self._quiet)))}
+        due |= self._quiet.take(self.tracked.keys(), self._interval_s / _QUIET_INTERVAL_S)
         return {key for key in due if key in self.tracked}
 
     async def _engines(self, engines: list[EnginePod]) -> Answers:
