@@ -45,6 +45,21 @@ async def test_a_line_that_doubles_answers_again_so_that_a_burst_is_known_whole(
         await asyncio.gather(*asking)
 
 
+async def test_a_replica_that_goes_at_once_does_not_keep_the_line_moving(tmp_path: Path) -> None:
+    async with small_and_frontier(tmp_path) as (gw, small, _):
+        gw.gateway.endpoints.replace([])
+        asking = [asyncio.create_task(gw.chat()) for _ in range(4)]
+        await eventually(lambda: gw.gateway.state.pending.count("qwen-small") == 4)
+        gw.serve("qwen-small", [small])
+        gw.gateway.endpoints.replace([])
+        await asyncio.sleep(0.5)
+        assert gw.gateway.state.pending.count("qwen-small") == 4
+        # At 1, 2 and 4, and at 4 again when the one that was released came back.
+        assert await poll(gw, "after=0") == (200, 4)
+        gw.serve("qwen-small", [small])
+        assert [status for status, *_ in await asyncio.gather(*asking)] == [200] * 4
+
+
 async def test_a_poll_of_another_count_is_answered_at_once_as_after_a_restart(tmp_path: Path) -> None:
     async with small_and_frontier(tmp_path) as (gw, _, _):
         assert await poll(gw, "after=7&timeoutSeconds=25") == (200, 0)

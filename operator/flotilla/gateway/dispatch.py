@@ -103,7 +103,8 @@ class Dispatcher:
             left = until - state.loop.time()
             bounds: Hold = self._policy.hold
             result = await state.pending.wait(owner, self._policy.uid, bounds, size=len(self._body.raw), timeout_s=left)
-            destination = self._pick_endpoint(owner) if result is WaitResult.READY else None
+            if result is WaitResult.READY and (destination := self._pick_endpoint(owner)) is None:
+                state.pending.notify_gone(owner)
         waited = state.loop.time() - started
         self._record.upstream_s += waited
         state.metrics.hold.observe((owner, str(result)), waited)

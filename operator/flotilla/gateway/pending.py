@@ -71,6 +71,11 @@ class PendingQueue:
         if self._waiters.get(owner) and owner not in self._releasing:
             self._release(owner)
 
+    def notify_gone(self, owner: str) -> None:
+        """A request that was released found no endpoint: keep the others until `notify_ready`."""
+        if (timer := self._releasing.pop(owner, None)) is not None:
+            timer.cancel()
+
     def close(self) -> None:
         """Stop the timers."""
         for timer in self._releasing.values():
