@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks.healthz import HealthProbe
 from benchmarks.reconcile_load import Load
-from benchmarks.reconcile_operators import OPERATORS, Operator, peer_program
+from benchmarks.reconcile_operators import OPERATORS, Operator, peer_program, store_bytecode
 from benchmarks.reconcile_table import Row, answered_at_half_percent, tables, waits_s
 
 from flotilla.kube.client import KubeClient
@@ -169,6 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     if "peer" in options.operators:
         peer_program()
+    store_bytecode()
     where, rows = machine(), list[Row]()
     for count, name in order(options.counts, options.operators, options.rounds):
         sys.stderr.write(f"{name}, {count} objects\n")
