@@ -143,9 +143,10 @@ async def _serve(control: ControlLoop, stop: asyncio.Event, lost: asyncio.Event 
             running.result()
         return EXIT_OK
     finally:
-        await control.stop(leading=lost is None or not lost.is_set())
+        # First of all, so that no loop finds its connections closed, or opens new ones.
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        await control.stop(leading=lost is None or not lost.is_set())
 
 
 async def _first(*awaitables: Any) -> int:

@@ -1,5 +1,6 @@
 """Configuration, CLI, health, logs and metrics of the operator's process."""
 
+import asyncio
 import json
 import logging
 import re
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from flotilla import __version__
 from flotilla.api.crd import dump
-from flotilla.app import main
+from flotilla.app import _serve, main
 from flotilla.cli import app
 from flotilla.config import OperatorConfig
 from flotilla.console.metrics import Metrics
@@ -47,6 +48,29 @@ def test_a_kubeconfig_that_is_not_there_ends_the_operator_with_words(tmp_path: P
 
     with pytest.raises(FlotillaError, match="none does not exist"):
         asyncio.run(connect())
+
+
+async def test_connections_are_closed_after_the_loops_that_use_them_have_ended() -> None:
+    class Control:
+        def __init__(self) -> None:
+            self.synced, self.steps = asyncio.Event(), list[str]()
+
+        async def run(self) -> None:
+            self.synced.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.steps.append("ended")
+
+        async def stop(self, *, leading: bool) -> None:
+            self.steps.append(f"closed, leading: {leading}")
+
+    control, stop, lost = Control(), asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(_serve(control, stop, lost))  # type: ignore[arg-type]
+    await asyncio.wait_for(control.synced.wait(), 5)
+    lost.set()
+    assert await serving == 0
+    assert control.steps == ["ended", "closed, leading: False"]
 
 
 def test_the_command_prints_its_version_and_the_crds() -> None:

@@ -101,23 +101,24 @@ class ControlLoop:
         self.queue: Queue[Key] = Queue(clock=clock)
         self._events = EventRecorder(client, instance=os.uname().nodename)
         self._scraper = Scraper(AddressMap.parse(config.pod_address_map))
-        self._prometheus = PrometheusClient.from_config(config)
+        for_scaling, for_prices = PrometheusClient.from_config(config), PrometheusClient.from_config(config)
+        self._prometheus = [client for client in (for_scaling, for_prices) if client is not None]
+        """Two, so that a slow query for prices holds up no query of the scaler."""
         self._scaler = Scaler(
             self.store,
             self._scraper,
             sources=EngineSources(
                 self._scraper,
-                None if self._prometheus is None else PrometheusEngines(self._prometheus),
+                None if for_scaling is None else PrometheusEngines(for_scaling),
                 order=config.scaling_source,
             ),
-            wake=_wake(self._prometheus, config.wake_query, clock),
+            wake=_wake(for_scaling, config.wake_query, clock),
             interval_s=config.scaling_interval_s,
             clock=clock,
             enqueue=self.queue.add,
         )
         self._poller = Scraper(AddressMap.parse(config.pod_address_map), timeout_s=SCRAPER_TIMEOUT_S)
         self._wake_loop = WakeLoop(self._poller, self._scaler.wakeable_gateways, self._scaler.wake)
-        prometheus = PrometheusClient.from_config(config)
         self._prices = PriceCache(
             lambda: self._resync.trigger_all(),
             clock=clock,
@@ -125,10 +126,9 @@ class ControlLoop:
             # The role of an operator of a few namespaces has no right to nodes.
             nodes=None if config.namespaces else NodeLister(client, WHOLE_GPUS),
             catalog_file=config.price_catalog,
-            opencost=None if prometheus is None else partial(opencost_prices, prometheus),
+            opencost=None if for_prices is None else partial(opencost_prices, for_prices),
             sources=PriceSources(catalog=prices),
         )
-        self._prometheus = prometheus
         self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
         executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
@@ -282,14 +282,14 @@ class ControlLoop:
             self.synced.set()
 
     async def stop(self, *, leading: bool) -> None:
-        """Stop the watch; the tasks of `run` end with its cancellation. One that no longer leads writes nothing."""
+        """Close what `run` used, after it has ended. One that no longer leads writes nothing."""
         if leading and self.synced.is_set():
             await self._ledger_store.save()
         await asyncio.to_thread(self._watch.stop)
         await self._scraper.close()
         await self._poller.close()
-        if self._prometheus is not None:
-            await self._prometheus.close()
+        for client in self._prometheus:
+            await client.close()
         await self._reader.close()
         self._metrics.leading(False)
 
