@@ -5,6 +5,7 @@ whoever depends on it into the queue; workers reconcile.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -268,6 +269,8 @@ class ControlLoop:
                         self._prices.node(observed.pod(obj).node)
             with isolated("prices", "at the start"):
                 await self._prices.refresh()
+            # What was listed stays for long: the garbage collector need not walk over it again and again.
+            gc.freeze()
             self._watch.start()
             start("workers", self._workers.run)
             start("scaler", lambda: self._scaler.run(publish=self._accounting.account))

@@ -47,7 +47,10 @@ class Draining:
 
     def _targets(self) -> list[ScrapeTarget]:
         found: list[ScrapeTarget] = []
-        for key, entry in self._scaler.tracked.items():
+        for key in self._store.owners(POD):
+            entry = self._scaler.tracked.get(key) if isinstance(key, Key) else None
+            if entry is None:
+                continue
             metrics = entry.resolved.profile.metrics
             for obj in self._store.owned_by(POD, key):
                 if "deletionTimestamp" not in obj["metadata"]:
@@ -60,8 +63,8 @@ class Draining:
 
 _SLICE = 50
 """Deployments that are described without a turn for other tasks: about 10 ms."""
-_QUIET_CALLS = 15
-"""A deployment without pods is looked at once in so many calls of `account`, that is every 30 s by default."""
+_QUIET_CALLS = 30
+"""A deployment without pods is looked at once in so many calls of `account`, that is every 60 s by default."""
 
 
 class FleetAccounting:
@@ -93,6 +96,7 @@ class FleetAccounting:
         self._draining = draining
         self.unallocated = unallocated
         self._had_pods: set[Key] = set()
+        self._calls = 0
         self._quiet = Turns()
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
@@ -105,10 +109,12 @@ class FleetAccounting:
             if entry is not None and basis is not None:
                 with isolated("accounting", key):
                     self._observe(key, entry, basis, now)
-        # An account outlives a spec that is wrong for a while, and ends with its resource.
-        alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
-        for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
-            self._ledger.forget(uid)
+        # An account outlives a spec that is wrong for a while, and ends with its resource. Most calls find no deletion.
+        self._calls += 1
+        if len(self._ledger.accounts) > self._store.count(MODEL_DEPLOYMENT) or self._calls % _QUIET_CALLS == 0:
+            alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
+            for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
+                self._ledger.forget(uid)
 
     def _due(self) -> set[Key]:
         """Deployments with pods, or with an account of pods that are to be closed; a slice of the others in turn.

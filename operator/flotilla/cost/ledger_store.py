@@ -129,6 +129,8 @@ class LedgerStore:
 
     async def remove_gone(self) -> None:
         """Delete the records of resources that are no more; what fails is tried at the next look."""
+        if not self._records:
+            return
         alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
         for uid in [uid for uid in self._records if uid not in alive]:
             await self._remove(uid, self._records[uid])

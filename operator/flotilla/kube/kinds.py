@@ -1,16 +1,14 @@
 """The resources that Flotilla talks about, and their paths."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from flotilla.constants import GROUP, VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One resource of the Kubernetes API."""
+class Kind(NamedTuple):
+    """One resource of the Kubernetes API. A tuple, because it is a part of every key, which are hashed often."""
 
     group: str
     version: str

@@ -121,6 +121,10 @@ class Store:
         """Every owner that has at least one object of a kind."""
         return iter(self._owned.get(kind, {}))
 
+    def count(self, kind: Kind) -> int:
+        """Number of objects of a kind."""
+        return len(self._objects.get(kind, {}))
+
     def counts(self) -> dict[str, int]:
         """Number of objects by plural name."""
         return {kind.plural: len(objects) for kind, objects in self._objects.items()}
