@@ -386,6 +386,26 @@ class Loop:
         return build(self.live, (), load, now="2026-11-25T09:00:00Z", desired=desired, state=entry.state, spec=spec)
 
 
+async def test_requests_that_ended_are_seen_in_the_next_tick_also_without_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, waiting = Loop(model(minReplicas=0, maxReplicas=4), names=()), [0.0, 3.0, 0.0, 0.0]
+
+    async def demand(*_: object) -> dict[tuple[str, str], Demand]:
+        return {(KEY.namespace, KEY.name): Demand(waiting.pop(0))}
+
+    monkeypatch.setattr("flotilla.scaling.scaling_loop.gateway_demand", demand)
+    loop.track()
+    parsed = ModelDeployment.model_validate(loop.live)
+    resolved = resolve("m", parsed.spec, CATALOG)
+    for number in range(100):  # so many that this one's turn does not come again
+        loop.scaler.track(KEY._replace(name=f"other-{number}"), loop.live, parsed, resolved)
+    seen = []
+    for _ in range(4):
+        await loop.tick()
+        sample = loop.scaler.tracked[KEY].sample
+        seen.append(None if sample is None or sample.demand is None else sample.demand.requests)
+    assert seen == [0, 3, 0, 0]
+
+
 async def test_a_resource_is_looked_at_again_only_when_its_decision_changed() -> None:
     loop = Loop(model(maxReplicas=8, queueDepthPerReplica=2))
     loop.pods.says = {"a": busy(1)}

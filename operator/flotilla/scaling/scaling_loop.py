@@ -37,8 +37,9 @@ from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, S
 log = logging.getLogger(__name__)
 
 _NOTHING = Answers()
-_QUIET_INTERVAL_S = 10.0
-"""Shorter than the age at which a sample is stale, so that no deployment looks unobserved between two visits."""
+_QUIET_INTERVAL_S = 30.0
+"""Seconds between two visits of a deployment without pods. A pod, a change of the resource or its Deployment, and
+requests that wait make it due at once; what is left for these visits are reasons that end by themselves."""
 
 
 @dataclass(slots=True)
@@ -112,6 +113,8 @@ class Scaler:
         self._reconciled: set[Key] = set()
         """Keys that were reconciled since the last tick."""
         self._had_pods: set[Key] = set()
+        self._had_demand: set[Key] = set()
+        """Of the last tick: a deployment whose pods or requests are gone is due once more."""
         self._quiet = Turns()
         self._pressing: dict[str, int] = {}
         """See `sampling.pressing`; of the last tick."""
@@ -246,12 +249,13 @@ class Scaler:
 
     def _without_pods(self, demand: Mapping[Model, Demand]) -> set[Key]:
         """Deployments to decide for although no pod of theirs is there."""
-        due = self._had_pods | self._reconciled
+        due = self._had_pods | self._reconciled | self._had_demand
         self._reconciled = set()
         waking = {model for model, one in demand.items() if one.requests > 0}
         if self._wake is not None:
             waking |= self._wake.wanted()
-        due |= {Key(MODEL_DEPLOYMENT, *model) for model in waking}
+        self._had_demand = {Key(MODEL_DEPLOYMENT, *model) for model in waking}
+        due |= self._had_demand
         due |= self._quiet.take(self.tracked.keys(), self._interval_s / _QUIET_INTERVAL_S)
         return {key for key in due if key in self.tracked}
 
