@@ -10,7 +10,7 @@ import pytest
 
 from flotilla.api.model_deployment import ModelDeploymentSpec
 from flotilla.cost import accounting_loop
-from flotilla.cost.accounting_loop import Draining, FleetAccounting
+from flotilla.cost.accounting_loop import Draining, FleetAccounting, Turns
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.price_loop import NodeLister, PriceCache
@@ -193,3 +193,14 @@ def test_an_account_outlives_a_spec_that_is_wrong_for_a_while_and_ends_with_its_
     bench.store.drop(MODEL_DEPLOYMENT, {"metadata": gone})
     bench.tick(30)
     assert bench.ledger.accounts == {}
+
+
+def test_a_turn_comes_soon_although_a_large_fleet_has_gone() -> None:
+    turns, fleet = Turns(), [Key(MODEL_DEPLOYMENT, "ns", str(number)) for number in range(1000)]
+    first = turns.take(fleet, 0.2)
+    assert len(first) == 200
+    last = fleet[-1]
+    assert last not in first
+    assert turns.take({last}, 0.2) == {last}
+    rounds = [turns.take(fleet[:7], 0.2) for _ in range(4)]
+    assert (set().union(*rounds), sum(map(len, rounds))) == (set(fleet[:7]), 7)

@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers
-from flotilla.cost.ledger import STATES, Account, Counters, Ledger, PodObservation, PodState, dump_account, load_account
+from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, TokenUsage
+from flotilla.cost.ledger import (
+    STATES,
+    WINDOWS,
+    Account,
+    Counters,
+    Ledger,
+    PodObservation,
+    PodState,
+    Totals,
+    dump_account,
+    load_account,
+)
 
 D = Decimal
 TINY = D("1e-9")
@@ -152,6 +163,30 @@ def test_windows_forget_and_totals_do_not() -> None:
     assert hour.usage.prompt == 6000
     assert day.usage.prompt == account.usage.prompt == 19_900
     assert round(hour.usd, 6) == 1
+
+
+@given(lifetimes=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=60))
+def test_windows_of_a_deployment_without_pods_become_empty_although_it_is_not_observed(
+    lifetimes: list[tuple[int, int]],
+) -> None:
+    ledger, now, seconds = Ledger(gap_s=1e9), 0.0, 0.0
+    for present_s, absent_s in lifetimes:
+        seen = replace(pod(), uid=f"from {now:g}")
+        ledger.observe("k", [seen], now=now)
+        ledger.observe("k", [seen], now=now + present_s)
+        ledger.observe("k", [], now=now + present_s)
+        now, seconds = now + present_s + absent_s, seconds + present_s
+    account = ledger.accounts["k"]
+    assert account.pod_seconds["serving"] == seconds
+    ended = now - absent_s
+    for name, (span_s, step_s) in WINDOWS.items():
+        account.advance(ended + span_s - 1)
+        window = account.window(name)
+        assert window is not None
+        assert window.serving_s > 0
+        account.advance(ended + span_s)
+        assert account.window(name) == Totals(D(0), TokenUsage(D(0), D(0), D(0)), D(0))
+        assert len(account.trails[name]) <= 2 * (span_s / step_s + 2)
 
 
 def test_the_peak_is_the_best_minute_of_a_replica() -> None:

@@ -1,14 +1,18 @@
 """From pods to samples: sources, gateways, counters, capacity, victims, and when a resource is looked at again."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import contains
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.prometheus import serving
 
 from flotilla.addresses import AddressMap
@@ -31,7 +35,7 @@ from flotilla.scaling import sampling
 from flotilla.scaling.autoscaler import Demand
 from flotilla.scaling.engine_client import Aged, Answers, EnginePod, EngineSources, PodSeries, WakeQuery, gateway_demand
 from flotilla.scaling.sampling import Sampler
-from flotilla.scaling.scaling_loop import Scaler, Turns
+from flotilla.scaling.scaling_loop import Scaler
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 NAMES = {"running": ["r"], "waiting": ["w"]}
@@ -353,6 +357,13 @@ def pod_object(name: str, *, version: int = 1, **status: Any) -> dict[str, Any]:
     }
 
 
+def a_gateway(name: str, namespace: str = "ns", **status: Any) -> dict[str, Any]:
+    obj = pod_object(name, **status)
+    obj["metadata"] |= {"namespace": namespace, "labels": {"app.kubernetes.io/component": "gateway"}}
+    obj["metadata"]["ownerReferences"][0]["name"] = "flotilla-gateway-1"
+    return obj
+
+
 class Loop:
     """A scaler over a store with pods that say what `pods.says`."""
 
@@ -442,15 +453,93 @@ async def test_a_pod_that_becomes_ready_during_a_tick_is_asked_in_the_next(
     assert loop.scaler.tracked[KEY].state.desired == 4
 
 
-def test_a_turn_comes_soon_although_a_large_fleet_has_gone() -> None:
-    turns, fleet = Turns(), [Key(MODEL_DEPLOYMENT, "ns", str(number)) for number in range(1000)]
-    first = turns.take(fleet, 0.2)
-    assert len(first) == 200
-    last = fleet[-1]
-    assert last not in first
-    assert turns.take({last}, 0.2) == {last}
-    rounds = [turns.take(fleet[:7], 0.2) for _ in range(4)]
-    assert (set().union(*rounds), sum(map(len, rounds))) == (set(fleet[:7]), 7)
+class Fleet(Loop):
+    """Two deployments that may be at zero; one of them is."""
+
+    NAMES = ("a", "b")
+
+    def __init__(self) -> None:
+        super().__init__(model(minReplicas=0, maxReplicas=4, scaleToZeroAfterSeconds=60), names=())
+        self.pods.says = dict.fromkeys(self.NAMES, busy(0))
+        self.versions = itertools.count(1)
+        self.model = ModelDeployment.model_validate(self.live)
+        self.resolved = resolve("m", self.model.spec, CATALOG)
+        for name in self.NAMES:
+            self.reconcile(name)
+
+    def reconcile(self, name: str) -> None:
+        live = {**self.live, "metadata": {**self.live["metadata"], "name": name, "uid": name}}
+        live |= {"status": {"scaling": {"desiredReplicas": int(name == "b")}}}
+        self.scaler.track(KEY._replace(name=name), live, self.model, self.resolved)
+
+    def pod(self, name: str, what: str) -> None:
+        ready = {"type": "Ready", "status": str(what == "ready")}
+        obj = pod_object(name, version=next(self.versions), conditions=[ready])
+        obj["metadata"]["labels"] = {"flotilla.dev/model": name}
+        obj["metadata"]["ownerReferences"][0]["name"] = f"{name}-1"
+        if what in ("ready", "starting"):
+            self.store.put(POD, obj)
+        elif what == "gone":
+            self.store.drop(POD, obj)
+
+    def decided(self) -> list[tuple[int, str]]:
+        entries = (self.scaler.tracked[KEY._replace(name=name)] for name in self.NAMES)
+        return [(entry.state.desired, entry.decision.message) for entry in entries if entry.decision is not None]
+
+
+REPORTED = {"none": None, "idle": Demand(0.0), "partly": Demand(0.0, complete=False), "asked": Demand(9.0)}
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(Fleet.NAMES),
+        st.sampled_from(["reconciled", "ready", "starting", "gone", *REPORTED, *REPORTED]),
+        st.sampled_from([0, 1, 2, 12]),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=EVENTS)
+async def test_decisions_are_those_of_a_loop_that_visits_every_deployment_in_every_tick(
+    events: list[tuple[str, str, int]],
+) -> None:
+    reports: dict[tuple[str, str], Demand] = {}
+
+    async def demand(*_: object) -> dict[tuple[str, str], Demand]:
+        return dict(reports)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flotilla.scaling.scaling_loop.gateway_demand", demand)
+        fleet, eager = Fleet(), Fleet()
+        for name, what, ticks in [*events, ("a", "reconciled", 20)]:
+            if what in REPORTED:
+                reports.pop(("ns", name), None)
+                if (report := REPORTED[what]) is not None:
+                    reports["ns", name] = report
+            for one in (fleet, eager):
+                one.reconcile(name) if what == "reconciled" else one.pod(name, what)
+            for _ in range(ticks):
+                before = eager.decided()
+                await fleet.tick()
+                for each in Fleet.NAMES:
+                    eager.reconcile(each)
+                await eager.tick()
+                # What was known becomes stale in the loop one tick later at most.
+                assert all(map(contains, zip(before, eager.decided(), strict=True), fleet.decided()))
+
+
+async def test_a_deployment_without_pods_is_visited_only_after_changes() -> None:
+    fleet = Fleet()
+    rounds = []
+    for _ in range(60):
+        fleet.clock.now += 2
+        rounds.append(await fleet.scaler.tick())
+    keys = {KEY._replace(name=name) for name in Fleet.NAMES}
+    # After the reconcile, and when what was known then is older than 15 s.
+    assert [number for number, visited in enumerate(rounds) if visited] == [0, 8]
+    assert rounds[0] == rounds[8] == keys
+    fleet.reconcile("b")
+    assert await fleet.scaler.tick() == {KEY._replace(name="b")}
 
 
 async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,20 +557,14 @@ async def test_gateways_are_the_ready_pods_of_the_models_own_namespace(monkeypat
         ("far", "other", "True", "gateway"),
         ("engine", "ns", "True", "engine"),
     ):
-        obj = pod_object(name, conditions=[{"type": "Ready", "status": ready}])
-        obj["metadata"] |= {"namespace": namespace, "labels": {"app.kubernetes.io/component": component}}
+        obj = a_gateway(name, namespace, conditions=[{"type": "Ready", "status": ready}])
+        obj["metadata"]["labels"]["app.kubernetes.io/component"] = component
         loop.store.put(POD, obj)
     loop.track()
     loop.scaler.tracked[KEY].state = replace(loop.scaler.tracked[KEY].state, desired=0)
     await loop.tick()
     assert asked == [("ns", ["g"])]
     assert loop.scaler.tracked[KEY].state.desired == 3
-
-
-def a_gateway(name: str, namespace: str = "ns") -> dict[str, Any]:
-    obj = pod_object(name)
-    obj["metadata"] |= {"namespace": namespace, "labels": {"app.kubernetes.io/component": "gateway"}}
-    return obj
 
 
 async def test_a_wake_decides_for_models_at_zero_without_reading_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Charge each pod's time and tokens to its deployment after every scrape, and describe deployments for the metrics."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -19,7 +20,7 @@ from flotilla.kube import observed
 from flotilla.kube.keys import Key
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
 from flotilla.kube.store import Store
-from flotilla.scaling.scaling_loop import Scaler, Tracked, Turns
+from flotilla.scaling.scaling_loop import Scaler, Tracked
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
 
@@ -63,8 +64,29 @@ class Draining:
 
 _SLICE = 50
 """Deployments that are described without a turn for other tasks: about 10 ms."""
-_QUIET_CALLS = 30
-"""A deployment without pods is looked at once in so many calls of `account`, that is every 60 s by default."""
+_QUIET_CALLS = 300
+"""A deployment without pods is visited once in so many calls of `account`, that is every 10 minutes by default. The
+alert on deployments without a price needs one visit in an hour."""
+_DELETED_CALLS = 30
+"""After so many calls at most, accounts of deployments that were deleted are removed."""
+
+
+class Turns:
+    """Takes keys in turn: each that stays is taken once before any is taken again."""
+
+    def __init__(self) -> None:
+        self._left: deque[Key] = deque()
+
+    def take(self, keys: Collection[Key], share: float) -> set[Key]:
+        """The next `share` of `keys`, or what is left of this round. Keys that are gone take no turn."""
+        if not self._left:
+            self._left.extend(keys)
+        wanted, taken = math.ceil(len(keys) * share), set[Key]()
+        while self._left and len(taken) < wanted:
+            key = self._left.popleft()
+            if key in keys:
+                taken.add(key)
+        return taken
 
 
 class FleetAccounting:
@@ -101,29 +123,29 @@ class FleetAccounting:
         self.unpriced: Counter[str] = Counter()
         """Looks at a deployment without a price or usage, by reason."""
 
-    def account(self) -> None:
-        """Charge the time since the last call; called after each scrape."""
+    def account(self, visited: Collection[Key] = ()) -> None:
+        """Charge the time since the last call; called after each scrape, with the deployments that were decided for."""
         now = self._clock()
-        for key in self._due():
+        for key in self._due(visited):
             entry, basis = self._scaler.tracked.get(key), self._bases.get(key)
             if entry is not None and basis is not None:
                 with isolated("accounting", key):
                     self._observe(key, entry, basis, now)
         # An account outlives a spec that is wrong for a while, and ends with its resource. Most calls find no deletion.
         self._calls += 1
-        if len(self._ledger.accounts) > self._store.count(MODEL_DEPLOYMENT) or self._calls % _QUIET_CALLS == 0:
+        if len(self._ledger.accounts) > self._store.count(MODEL_DEPLOYMENT) or self._calls % _DELETED_CALLS == 0:
             alive = {obj["metadata"]["uid"] for obj in self._store.all(MODEL_DEPLOYMENT)}
             for uid in [uid for uid in self._ledger.accounts if uid not in alive]:
                 self._ledger.forget(uid)
 
-    def _due(self) -> set[Key]:
-        """Deployments with pods, or with an account of pods that are to be closed; a slice of the others in turn.
+    def _due(self, visited: Collection[Key]) -> set[Key]:
+        """Deployments with pods, with an account of pods that are to be closed, or with a change; of the others a few.
 
-        The windows of an account without pods still move on, which a visit now and then is enough for.
+        Without pods nothing accrues, so that a visit changes the account only if its price has changed.
         """
         due = {key for key in self._store.owners(POD) if key in self._scaler.tracked}
         due, self._had_pods = due | self._had_pods, due
-        return due | self._quiet.take(self._scaler.tracked.keys(), 1 / _QUIET_CALLS)
+        return due.union(visited, self._quiet.take(self._scaler.tracked.keys(), 1 / _QUIET_CALLS))
 
     def _observe(self, key: Key, entry: Tracked, basis: CostBasis, now: float) -> None:
         pods = [pod for pod in self._scaler.workloads.of(key).pods if pod.scheduled]
@@ -189,6 +211,9 @@ class FleetAccounting:
         sample = entry.sample
         live: Mapping[str, Any] = self._store.get(key.kind, key.namespace, key.name) or {"metadata": {}, "spec": {}}
         ready = sum(pod.ready for pod in self._scaler.workloads.of(key).pods)
+        account = self._ledger.accounts.get(entry.uid)
+        if account is not None:
+            account.advance(self._clock())
         return DeploymentView(
             namespace=key.namespace,
             name=key.name,
@@ -198,7 +223,7 @@ class FleetAccounting:
             gpu_type=entry.resolved.accelerator.class_name,
             basis=self._bases.get(key),
             replica_usd_per_hour=self._replica_rate(key, entry),
-            account=self._ledger.accounts.get(entry.uid),
+            account=account,
             min_replicas=entry.spec.min_replicas,
             max_replicas=entry.spec.max_replicas,
             desired_replicas=entry.state.desired,

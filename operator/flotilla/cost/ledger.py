@@ -52,15 +52,30 @@ class RollingWindow:
         self._step_s = step_s
         self._rows = array("d")
 
-    def add(self, at: float, totals: Totals) -> Totals | None:
-        """Note the totals where a step is due; returns what came in the step that ended."""
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._rows) // _WIDTH
+
+    def add(self, at: float, totals: Totals, *, last: bool = False) -> Totals | None:
+        """Note the totals where a step is due; returns what came in the step that ended.
+
+        `last` ones are noted in any case: no others may follow for long.
+        """
         rows, ended = self._rows, None
-        if not rows or at - rows[-_WIDTH] >= self._step_s:
+        if last and len(rows) > _WIDTH and rows[-_WIDTH] - rows[-2 * _WIDTH] < self._step_s:
+            # Takes the place of a step that ended early, so that pods that come and go do not add steps without limit.
+            del rows[-_WIDTH:]
+        if last or not rows or at - rows[-_WIDTH] >= self._step_s:
             ended = self._since(totals, len(rows) - _WIDTH) if rows else None
             rows.extend((at, *totals.row()))
-        while len(rows) > _WIDTH and rows[_WIDTH] <= at - self._span_s:
-            del rows[:_WIDTH]
+        self.advance(at)
         return ended
+
+    def advance(self, now: float) -> None:
+        """Drop the steps that the window has left behind at the second `now`."""
+        rows = self._rows
+        while len(rows) > _WIDTH and rows[_WIDTH] <= now - self._span_s:
+            del rows[:_WIDTH]
 
     def since(self, totals: Totals) -> Totals | None:
         """What came since the window's begin; None where nothing was noted."""
@@ -150,8 +165,16 @@ class Account:
         seconds = self.pod_seconds
         return Totals(self.total_usd, self.usage, self.requests, seconds["serving"], seconds["idle"])
 
+    def advance(self, now: float) -> None:
+        """Move the windows on to the second `now`; an account without pods is seldom observed."""
+        for trail in self.trails.values():
+            trail.advance(now)
+
     def window(self, name: str) -> Totals | None:
-        """The last hour or day, or since the operator's start if that is shorter; None before the first look."""
+        """The last hour or day, or since the operator's start if that is shorter; None before the first look.
+
+        It ends at the last `Ledger.observe` or `advance`.
+        """
         return self.trails[name].since(self.totals())
 
 
@@ -345,12 +368,13 @@ class Ledger:
                 label = (pod.capacity_type, pod.price_source)
                 rates[label] = rates.get(label, _ZERO) + pod.usd_per_hour
         self._close(account, present, now - since)
+        last = bool(account.pods) and not present
         account.pods = present
         account.rates = rates or ({("unknown", price_source): _ZERO} if price_source and not present else {})
         account.priced = account.priced or bool(account.rates)
         _settle_hits(account, before.usage.prompt)
         _accrue_hosted_cost(account, comparators, before)
-        _remember(account, now)
+        _remember(account, now, last=last)
         return account
 
     def forget(self, key: Hashable) -> None:
@@ -454,9 +478,9 @@ def _accrue_hosted_cost(account: Account, comparators: Sequence[Comparator], bef
     account.hosted = bills
 
 
-def _remember(account: Account, now: float) -> None:
+def _remember(account: Account, now: float, *, last: bool) -> None:
     totals = account.totals()
-    minute = account.trails["1h"].add(now, totals)
+    minute = account.trails["1h"].add(now, totals, last=last)
     if minute is not None and minute.ready_s >= _PEAK_READY_S:
         account.peak_tokens_per_second = max(account.peak_tokens_per_second, minute.usage.generated / minute.ready_s)
-    account.trails["24h"].add(now, totals)
+    account.trails["24h"].add(now, totals, last=last)

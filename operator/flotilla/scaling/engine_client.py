@@ -79,13 +79,11 @@ class WakeQuery:
 
     def demand(self, model: Model) -> Demand:
         """Whether requests come. Their number is unknown, so the demand is for one replica."""
-        fresh = self._clock() - self._answered_at <= _FRESH_S
-        return self._demand.get(model, _UNKNOWN) if fresh else _UNKNOWN
+        return self.known().get(model, _UNKNOWN)
 
-    def wanted(self) -> set[Model]:
-        """Models that requests come for, by the last answer."""
-        fresh = self._clock() - self._answered_at <= _FRESH_S
-        return {model for model, demand in self._demand.items() if demand.requests > 0} if fresh else set()
+    def known(self) -> Mapping[Model, Demand]:
+        """The models that the last answer names; empty when it is stale."""
+        return self._demand if self._clock() - self._answered_at <= _FRESH_S else {}
 
     async def _ask(self) -> None:
         try:

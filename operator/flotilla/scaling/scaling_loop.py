@@ -1,21 +1,22 @@
-"""Every few seconds: read the queues of all engines, decide, and account. The writing is left to reconcile.
+"""Every few seconds: read the queues of all engines, and decide. The writing is left to the reconciler.
 
-One loop for the whole fleet rather than a timer per resource: it costs with the number of pods and not of objects.
+There is one loop for the whole fleet, and its cost grows with the number of pods, not with the number of resources: a
+deployment without pods is decided for when something about it changes, and once more when what was known of it becomes
+stale. Nothing else can change its decision.
 """
 
 import asyncio
 import logging
-import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.background import isolated
-from flotilla.constants import GATEWAY_COMPONENT, LABEL_COMPONENT, MANAGER, SCALER_MANAGER
+from flotilla.constants import MANAGER, SCALER_MANAGER
 from flotilla.kube import observed
-from flotilla.kube.keys import Key
+from flotilla.kube.keys import GATEWAY_KIND, Key
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD
 from flotilla.kube.observed import Pod, Workload, Workloads
 from flotilla.kube.store import Store, replicas_managers
@@ -37,9 +38,6 @@ from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, S
 log = logging.getLogger(__name__)
 
 _NOTHING = Answers()
-_QUIET_INTERVAL_S = 30.0
-"""Seconds between two visits of a deployment without pods. A pod, a change of the resource or its Deployment, and
-requests that wait make it due at once; what is left for these visits are reasons that end by themselves."""
 
 
 @dataclass(slots=True)
@@ -52,6 +50,7 @@ class Tracked:
     resolved: Resolved
     state: State
     decision: ScalingDecision | None = None
+    decided_at: float = 0.0
     sample: Sample | None = None
     answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
 
@@ -66,23 +65,31 @@ class Tracked:
         """Whether it may be without a replica that could be asked."""
         return self.spec.min_replicas == 0 or self.mode == "External"
 
+    @property
+    def wakeable(self) -> bool:
+        """Whether this loop scales it to zero and back."""
+        return self.spec.min_replicas == 0 and self.mode == "Internal"
 
-class Turns:
-    """Takes keys in turn: each that stays is taken once before any is taken again."""
+
+class FleetCounts:
+    """What a tick asks about all deployments, counted when one comes or goes, so that no tick has to visit them all."""
 
     def __init__(self) -> None:
-        self._left: deque[Key] = deque()
+        self.may_sleep = 0
+        self.by_namespace: Counter[str] = Counter()
+        self.wakeable: Counter[str] = Counter()
+        """By namespace; see `Tracked.wakeable`."""
 
-    def take(self, keys: Collection[Key], share: float) -> set[Key]:
-        """The next `share` of `keys`, or what is left of this round. Keys that are gone take no turn."""
-        if not self._left:
-            self._left.extend(keys)
-        wanted, taken = math.ceil(len(keys) * share), set[Key]()
-        while self._left and len(taken) < wanted:
-            key = self._left.popleft()
-            if key in keys:
-                taken.add(key)
-        return taken
+    def replace(self, namespace: str, before: Tracked | None, after: Tracked | None) -> None:
+        """A deployment came (`before` None), changed, or went (`after` None)."""
+        for entry, number in ((before, -1), (after, 1)):
+            if entry is not None:
+                self.may_sleep += number * entry.may_sleep
+                self.by_namespace[namespace] += number
+                self.wakeable[namespace] += number * entry.wakeable
+        for counter in (self.by_namespace, self.wakeable):
+            if not counter[namespace]:
+                del counter[namespace]
 
 
 class Scaler:
@@ -110,12 +117,15 @@ class Scaler:
         self._sampler = Sampler()
         self.workloads = Workloads(store)
         self.tracked: dict[Key, Tracked] = {}
-        self._reconciled: set[Key] = set()
-        """Keys that were reconciled since the last tick."""
+        self._counts = FleetCounts()
+        self._changed: set[Key] = set()
+        """Keys that were reconciled since the last tick, or whose requests have changed in a `wake`."""
         self._had_pods: set[Key] = set()
-        self._had_demand: set[Key] = set()
-        """Of the last tick: a deployment whose pods or requests are gone is due once more."""
-        self._quiet = Turns()
+        """In the last tick: a deployment whose pods are gone is visited once more."""
+        self._demand_before: Mapping[Model, Demand] = {}
+        self._settling: deque[tuple[float, Key]] = deque()
+        """Visits because of a change, the oldest in front; at most one for each tick and deployment."""
+        self._ticked_at = clock()
         self._pressing: dict[str, int] = {}
         """See `sampling.pressing`; of the last tick."""
 
@@ -130,15 +140,18 @@ class Scaler:
         state = known.state if known else self._restored(key, live)
         entry = Tracked(uid=uid, mode=mode, spec=spec, resolved=resolved, state=state)
         if known is not None:
-            entry.decision, entry.sample, entry.answers = known.decision, known.sample, known.answers
+            entry.decision, entry.decided_at = known.decision, known.decided_at
+            entry.sample, entry.answers = known.sample, known.answers
+        self._counts.replace(key.namespace, self.tracked.get(key), entry)
         self.tracked[key] = entry
-        self._reconciled.add(key)
+        self._changed.add(key)
         if mode != "Internal":
             entry.decision = None
             replicas = model.spec.replicas
             entry.state = State.initial(self.before(key, live) if replicas is None else replicas)
             return entry.state.desired
         if entry.decision is None or known is None or known.spec != spec:
+            self._catch_up(entry)
             self._decide(entry, self._first_sample(key))
         return entry.state.desired
 
@@ -172,29 +185,30 @@ class Scaler:
 
     def forget(self, key: Key) -> None:
         """Drop a ModelDeployment that was deleted."""
-        self.tracked.pop(key, None)
-        self._reconciled.discard(key)
+        self._counts.replace(key.namespace, self.tracked.pop(key, None), None)
+        self._changed.discard(key)
         self.workloads.forget(key)
 
-    async def run(self, *, publish: Callable[[], None]) -> None:
-        """Until cancelled. `publish` is called once the samples of a tick are in."""
+    async def run(self, *, publish: Callable[[Collection[Key]], None]) -> None:
+        """Until cancelled. `publish` is called after each tick, with the deployments that were decided for."""
         while True:
             due = self._clock() + self._interval_s
-            await self.tick()
-            publish()
+            publish(await self.tick())
             await asyncio.sleep(max(0.0, due - self._clock()))
 
-    async def tick(self) -> None:
+    async def tick(self) -> set[Key]:
         """Ask every ready pod and every gateway, then decide for the deployments that something may have changed for.
 
-        Those are the deployments that have or had pods, that were reconciled, or that requests wait for. The others are
-        visited in turn, each of them once in `_QUIET_INTERVAL_S`, so that a fleet at rest costs little.
+        Returns those deployments. They are the ones that have or had pods, that were reconciled, that requests wait
+        for or for which the report of their requests has changed, and those whose last change is just so long ago that
+        what is known of them has become stale.
         """
+        began = self._clock()
         with_pods = {key for key in self._store.owners(POD) if key in self.tracked}
         loads = {key: self.workloads.of(key) for key in with_pods}
         engines = [_engine(key, pod, self.tracked[key].resolved) for key, load in loads.items() for pod in _asked(load)]
         answers, demand = await asyncio.gather(self._engines(engines), self._demand())
-        loads |= {key: self.workloads.of(key) for key in self._without_pods(demand) if key not in loads}
+        loads |= {key: self.workloads.of(key) for key in self._without_pods(demand, began) if key not in loads}
         self._had_pods = with_pods
         self._pressing = sampling.pressing(
             (self.tracked[key].resolved.accelerator.class_name, load)
@@ -206,6 +220,8 @@ class Scaler:
             if key in with_pods or not _asked(load):
                 self._sample(key, load, answers, demand)
         self._sampler.retain(answers.by_uid)
+        self._ticked_at = began
+        return set(loads)
 
     async def wake(self, namespaces: Collection[str]) -> None:
         """Read the gateways of these namespaces now, and decide for the models that requests wait for.
@@ -219,16 +235,11 @@ class Scaler:
                 load = self.workloads.of(key)
                 if not _asked(load):
                     self._sample(key, load, _NOTHING, demand)
+                    self._changed.add(key)
 
     def wakeable_gateways(self) -> dict[str, list[ScrapeTarget]]:
         """Ready gateways by namespace, of the namespaces with a model that this loop may scale to zero and back."""
-        return self._gateways(
-            {
-                key.namespace
-                for key, entry in self.tracked.items()
-                if entry.mode == "Internal" and entry.spec.min_replicas == 0
-            }
-        )
+        return self._gateways(self._counts.wakeable)
 
     def _sample(self, key: Key, load: Workload, answers: Answers, demand: Mapping[Model, Demand]) -> None:
         """Decide for one deployment with what was read."""
@@ -237,6 +248,7 @@ class Scaler:
             return
         with isolated("scaling", key):
             current.answers = {pod.uid: answers.by_uid[pod.uid] for pod in _asked(load)}
+            self._catch_up(current)
             current.sample = self._sampler.sample(
                 _asked(load),
                 answers,
@@ -247,38 +259,40 @@ class Scaler:
             )
             self._follow(key, current)
 
-    def _without_pods(self, demand: Mapping[Model, Demand]) -> set[Key]:
-        """Deployments to decide for although no pod of theirs is there."""
-        due = self._had_pods | self._reconciled | self._had_demand
-        self._reconciled = set()
-        waking = {model for model, one in demand.items() if one.requests > 0}
-        if self._wake is not None:
-            waking |= self._wake.wanted()
-        self._had_demand = {Key(MODEL_DEPLOYMENT, *model) for model in waking}
-        due |= self._had_demand
-        due |= self._quiet.take(self.tracked.keys(), self._interval_s / _QUIET_INTERVAL_S)
-        return {key for key in due if key in self.tracked}
+    def _without_pods(self, demand: Mapping[Model, Demand], now: float) -> set[Key]:
+        """Deployments to decide for although they have no pods."""
+        reported = demand if self._wake is None else {**self._wake.known(), **demand}
+        models = {model for model, one in reported.items() if one.requests > 0}
+        models.update(model for model, _ in reported.items() ^ self._demand_before.items())
+        self._demand_before = reported
+        due = self._had_pods | self._changed | {Key(MODEL_DEPLOYMENT, *model) for model in models}
+        self._changed = set()
+        due = {key for key in due if key in self.tracked}
+        self._settling.extend((now, key) for key in due)
+        while self._settling and now - self._settling[0][0] > self._stale_after_s:
+            _, key = self._settling.popleft()
+            if key in self.tracked:
+                due.add(key)
+        return due
 
     async def _engines(self, engines: list[EnginePod]) -> Answers:
         return await self._sources.read(engines) if engines else _NOTHING
 
     async def _demand(self) -> dict[Model, Demand]:
-        namespaces = {key.namespace for key in self.tracked}
-        if self._wake is not None and any(entry.may_sleep for entry in self.tracked.values()):
+        if self._wake is not None and self._counts.may_sleep:
             self._wake.refresh()
-        return await gateway_demand(self._scraper, self._gateways(namespaces))
+        return await gateway_demand(self._scraper, self._gateways(self._counts.by_namespace))
 
     def _gateways(self, namespaces: Collection[str]) -> dict[str, list[ScrapeTarget]]:
+        """The ready gateways of these namespaces."""
         gateways: dict[str, list[ScrapeTarget]] = {}
-        if not namespaces:
-            return gateways
-        for obj in self._store.all(POD):
-            meta = obj["metadata"]
-            if (meta.get("labels") or {}).get(LABEL_COMPONENT) == GATEWAY_COMPONENT and meta["namespace"] in namespaces:
-                pod = observed.pod(obj)
+        for key in self._store.owners(POD):
+            if not isinstance(key, Key) or key.kind != GATEWAY_KIND or key.namespace not in namespaces:
+                continue
+            for pod in map(observed.pod, self._store.owned_by(POD, key)):
                 if pod.ready and not pod.terminating and pod.ip:
                     target = ScrapeTarget(pod.uid, pod.ip, GATEWAY_PORT, "/metrics", {})
-                    gateways.setdefault(meta["namespace"], []).append(target)
+                    gateways.setdefault(key.namespace, []).append(target)
         return gateways
 
     def _demand_for(self, key: Key, entry: Tracked, demand: Mapping[Model, Demand]) -> Demand | None:
@@ -302,8 +316,18 @@ class Scaler:
         ):
             self._enqueue(key)
 
+    def _catch_up(self, entry: Tracked) -> None:
+        """Decide as of the last tick, if that tick did not: nothing had changed by then, but its time counts.
+
+        Otherwise a report of the gateways that ends would look as old as the last visit.
+        """
+        if entry.sample is not None and entry.decision is not None and entry.decided_at < self._ticked_at:
+            sample = replace(entry.sample, at=self._ticked_at)
+            entry.state = autoscaler.decide(entry.state, sample, entry.spec, self._ticked_at).state
+
     def _decide(self, entry: Tracked, sample: Sample | None) -> None:
-        entry.decision = autoscaler.decide(entry.state, sample, entry.spec, self._clock())
+        entry.decided_at = self._clock()
+        entry.decision = autoscaler.decide(entry.state, sample, entry.spec, entry.decided_at)
         entry.state = entry.decision.state
 
 
