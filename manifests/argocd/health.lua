@@ -1,4 +1,4 @@
--- Health of ModelDeployment and RoutingPolicy for Argo CD. Both follow kstatus: Ready, Reconciling, Stalled and
+-- Health of Flotilla's resources for Argo CD. All follow kstatus: Ready, Reconciling, Stalled and
 -- observedGeneration, read in kstatus' order. Uses no Lua library: argocd-cm's scripts get none.
 -- A model at zero replicas is Ready: an idle model must not turn its application amber.
 local function condition(name)

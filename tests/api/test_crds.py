@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.support.controlplane import Kubectl
 from tests.support.schema import put
-from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
+from tests.support.whole import EVALUATION, MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, files
 from flotilla.errors import InvalidSpec
@@ -21,6 +21,7 @@ SAMPLES = [
     *sorted((ROOT / "manifests" / "samples").glob("*.yaml")),
     *sorted((ROOT / "manifests" / "samples" / "tasks").glob("*.yaml")),
     ROOT / "manifests" / "samples" / "autoscaling" / "hpa.yaml",
+    ROOT / "manifests" / "samples" / "evaluation" / "ticket-triage.yaml",
 ]
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -109,6 +110,7 @@ def test_kubectl_shows_the_columns_and_knows_the_short_names(
 ) -> None:
     controlplane.api.request("POST", path(namespace), MODEL_DEPLOYMENT)
     controlplane.api.request("POST", path(namespace, "routingpolicies"), ROUTING_POLICY)
+    controlplane.api.request("POST", path(namespace, "evaluations"), EVALUATION)
     header, row = kubectl("get", "mdep", namespace=namespace).splitlines()
     assert header.split() == [
         "NAME", "ENGINE", "QUANTIZATION", "ACCELERATOR", "REPLICAS", "READY", "REASON", "AGE",
@@ -122,7 +124,11 @@ def test_kubectl_shows_the_columns_and_knows_the_short_names(
         "NAME", "ACCEPTED", "RESOLVED", "SOVEREIGNTY", "PROGRAMMED", "READY", "AGE",
     ]  # fmt: skip
     everything = kubectl("get", "flotilla", "-o", "name", namespace=namespace)
-    assert everything.split() == ["modeldeployment.flotilla.dev/whole", "routingpolicy.flotilla.dev/whole"]
+    assert everything.split() == [
+        "evaluation.flotilla.dev/whole",
+        "modeldeployment.flotilla.dev/whole",
+        "routingpolicy.flotilla.dev/whole",
+    ]
 
 
 def test_field_selectors_find_by_engine_and_accelerator(

@@ -31,6 +31,7 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 FILES = [
     *(ROOT / "manifests/samples").glob("*.yaml"),
+    *(ROOT / "manifests/samples/evaluation").glob("*.yaml"),
     *(ROOT / "manifests/argocd").glob("*.yaml"),
     *(ROOT / "manifests/flux").glob("*.yaml"),
 ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from tests.support.schema import REMOVED, Path, Violation, cel_messages, missing, put, violations
-from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
+from tests.support.whole import EVALUATION, MODEL_DEPLOYMENT, ROUTING_POLICY
 
 from flotilla.api.crd import DEFINITIONS, crd
 from flotilla.errors import InvalidSpec
@@ -12,7 +12,7 @@ from flotilla_devcluster.controlplane import Cluster
 
 pytestmark = pytest.mark.controlplane
 
-WHOLE = {"ModelDeployment": MODEL_DEPLOYMENT, "RoutingPolicy": ROUTING_POLICY}
+WHOLE = {"ModelDeployment": MODEL_DEPLOYMENT, "RoutingPolicy": ROUTING_POLICY, "Evaluation": EVALUATION}
 PLURALS = {definition.kind: definition.plural for definition in DEFINITIONS}
 SCHEMAS: dict[str, Any] = {
     definition.kind: crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for definition in DEFINITIONS
@@ -21,6 +21,7 @@ ALTERNATIVES = {
     "spec.engine.env[0].value",  # item 1 has it
     "spec.cost.gpuHourlyPrice",  # owned is there instead
     "spec.targets[0].modelDeploymentRef",  # item 1 has it
+    "spec.scorer.harness",  # judge is there instead
 }
 VIOLATIONS = [
     pytest.param(kind, violation, id=f"{kind} {violation.id}"[:150])
@@ -125,6 +126,35 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
     ("ModelDeployment", [(("metadata", "name"), "1st")], "metadata.name must start with a letter"),
     ("ModelDeployment", [(("metadata", "name"), "a" * 53)], "metadata.name must start with a letter"),
     ("ModelDeployment", [(("metadata", "name"), "dotted.name")], "metadata.name must start with a letter"),
+    ("Evaluation", [(("metadata", "name"), "1st")], "metadata.name must start with a letter"),
+    (
+        "Evaluation",
+        [(("spec", "targets", 0, "modelDeploymentRef"), {"name": "x"})],
+        "each item of spec.targets needs exactly one of modelDeploymentRef and external",
+    ),
+    ("Evaluation", [(("spec", "scorer", "method"), "Label")], "judge belongs to method Judge: set both or neither"),
+    (
+        "Evaluation",
+        [(("spec", "scorer", "harness"), {"task": "gsm8k", "metric": "exact_match"})],
+        "harness belongs to method Harness: set both or neither",
+    ),
+    (
+        "Evaluation",
+        [(("spec", "scorer", "judge", "target"), "nobody")],
+        "spec.scorer.judge.target must be the name of one of spec.targets",
+    ),
+    ("Evaluation", [(("spec", "dataset"), REMOVED)], "spec.dataset is required, except for scorer.method Harness"),
+    ("Evaluation", [(("spec", "dataset", "source"), "s3://cases")], "spec.dataset.source must be configmap://NAME/KEY"),
+    (
+        "Evaluation",
+        [(("spec", "requirements", "quality"), {})],
+        "spec.requirements.quality needs minPermille or withinPermilleOf",
+    ),
+    (
+        "Evaluation",
+        [(("spec", "requirements", "quality", "withinPermilleOf", "target"), "nobody")],
+        "spec.requirements.quality.withinPermilleOf.target must be the name of one of spec.targets",
+    ),
     ("RoutingPolicy", [(("metadata", "name"), "1st")], "metadata.name must start with a letter"),
     (
         "RoutingPolicy",

@@ -169,7 +169,7 @@ def test_an_unsound_policy_is_refused() -> None:
     [
         ("a: [", "cannot be read"),
         ("just words", "not a resource"),
-        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "no ModelDeployment and no RoutingPolicy"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n", "no resource of Flotilla"),
     ],
 )
 def test_a_wrong_question_ends_with_2(text: str, said: str) -> None:
@@ -194,7 +194,7 @@ def test_an_administrators_own_class_is_known_when_given(tmp_path: Path) -> None
 
 def test_another_version_or_kind_and_a_missing_name_are_told() -> None:
     for change, said in (
-        ({"apiVersion": "flotilla.dev/v1"}, "this release knows ModelDeployment and RoutingPolicy"),
+        ({"apiVersion": "flotilla.dev/v1"}, "this release knows Evaluation, ModelDeployment and RoutingPolicy"),
         ({"kind": "Model"}, "Model of flotilla.dev/v1alpha1 is unknown"),
         ({"metadata": {}}, "no name"),
     ):

@@ -14,7 +14,7 @@ from flotilla.scaling import autoscaler as scaling
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "operator/flotilla"
 PAGE = ROOT / "docs/operations/troubleshooting.md"
-POSITIONS = {"Verdict": 2, "no": 0, "_verdict": 1}
+POSITIONS = {"Verdict": 2, "no": 0, "_verdict": 1, "EvaluationFinding": 1}
 """Calls that make a condition, and which of their arguments is the reason."""
 NAME = re.compile(r"[A-Z][A-Za-z]+")
 
@@ -44,7 +44,7 @@ def of_source(source: str) -> set[str]:
 
 def reasons() -> set[str]:
     """Of every module that makes conditions, and of the tables that they take reasons from."""
-    folders = ("api", "catalog", "planning", "routing", "scaling", "cost", "controller", "kube", "render")
+    folders = ("api", "catalog", "planning", "routing", "scaling", "cost", "controller", "kube", "render", "evaluation")
     modules = [path for folder in folders for path in (PACKAGE / folder).rglob("*.py")]
     named = {value for name, value in vars(scaling).items() if name.isupper() and isinstance(value, str)}
     tables = {

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tests.support.combinations import COMBINATIONS as CASES
 
+from flotilla.api.crd import DEFINITIONS
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
 from flotilla.planning.resolve import load_catalog, resolve
@@ -94,6 +95,10 @@ def test_the_pod_template_changes_with_what_the_pod_uses_and_with_nothing_else()
     assert rendered({**BASE, "engine": {"name": "vllm", "args": ["--x"]}})[0]["spec"]["template"] != template
 
 
+def test_the_role_covers_each_resource_that_users_write() -> None:
+    assert {definition.plural for definition in DEFINITIONS} == set(rbac.USER_RESOURCES)
+
+
 def test_the_committed_role_is_the_table() -> None:
     assert list(yaml.safe_load_all((ROOT / "manifests/base/rbac.yaml").read_text())) == rbac.manifests()
 
@@ -102,7 +107,7 @@ def test_the_role_grants_no_secrets_no_exec_and_no_writing_of_specs() -> None:
     for rule, resource, verb in rbac.permissions():
         assert "*" not in (rule.group, resource, verb)
         assert resource not in ("secrets", "pods/exec", "pods/portforward")
-        if resource in ("modeldeployments", "routingpolicies"):
+        if resource in rbac.USER_RESOURCES:
             assert verb in ("list", "watch")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import ClientConnectionResetError, web
 
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, ROUTING_POLICY, Kind
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, USER_KINDS, Kind
 
 Object = dict[str, Any]
 Fault = Callable[[web.Request], web.StreamResponse | None]
@@ -203,7 +203,7 @@ def _discovery() -> dict[str, Object]:
     namespaces = {"name": "namespaces", "singularName": "namespace", "kind": "Namespace", "namespaced": False}
     kinds = [
         {"name": kind.plural, "singularName": "", "kind": kind.kind, "namespaced": True, "verbs": verbs}
-        for kind in (MODEL_DEPLOYMENT, ROUTING_POLICY)
+        for kind in USER_KINDS
     ]
     return {
         "/api": {"kind": "APIVersions", "versions": ["v1"]},

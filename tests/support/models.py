@@ -12,6 +12,8 @@ from flotilla_devcluster.stack import Stack, samples, value
 PATHS = {
     "ModelDeployment": "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/modeldeployments",
     "RoutingPolicy": "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/routingpolicies",
+    "Evaluation": "/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/evaluations",
+    "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",

@@ -225,3 +225,65 @@ ROUTING_POLICY: dict[str, Any] = {
         "hold": {"maxWaitSeconds": 60, "maxRequests": 100, "maxBytes": 1048576},
     },
 }
+
+EVALUATION: dict[str, Any] = {
+    "apiVersion": "flotilla.dev/v1alpha1",
+    "kind": "Evaluation",
+    "metadata": {"name": "whole"},
+    "spec": {
+        "task": "classification",
+        "dataset": {
+            "source": "s3://cases/tickets.jsonl",
+            "sampleSize": 400,
+            "seed": 7,
+            "credentialsSecret": {"name": "bucket", "key": "token"},
+        },
+        "targets": [
+            {
+                "name": "frontier",
+                "external": {
+                    "provider": "OpenAI",
+                    "baseURL": "https://api.openai.com/v1",
+                    "model": "gpt-5-mini",
+                    "secretRef": {"name": "openai", "key": "api-key"},
+                    "price": {"inputPerMTok": "0.25", "outputPerMTok": "2", "cachedInputPerMTok": "0.025"},
+                },
+            },
+            {"name": "small", "modelDeploymentRef": {"name": "qwen2-5-1-5b", "adapter": "triage"}},
+        ],
+        "request": {
+            "instructions": "Answer with one word.",
+            "maxTokens": 32,
+            "timeoutSeconds": 20,
+            "parameters": {"response_format": {"type": "json_object"}},
+        },
+        "scorer": {
+            "method": "Judge",
+            "labels": ["billing", "shipping"],
+            "fields": ["category"],
+            "jsonSchema": {"type": "object"},
+            "tolerance": "0.5",
+            "tolerancePermille": 10,
+            "judge": {"target": "frontier", "rubric": "The answer is polite and correct."},
+        },
+        "requirements": {
+            "quality": {"minPermille": 900, "withinPermilleOf": {"target": "frontier", "permille": 20}},
+            "confidencePermille": 950,
+            "firstTokenP99Milliseconds": 400,
+            "totalP99Milliseconds": 1500,
+            "malformedPermille": 5,
+            "costPerThousandTasksUSD": "0.20",
+        },
+        "tail": {"weirdInputs": "Included"},
+        "load": {"concurrency": 4},
+        "limits": {"maxHostedUSD": "2.50"},
+        "rerun": {"afterChange": "Enabled", "everyHours": 168},
+        "job": {
+            "queueName": "evaluations",
+            "resources": {"cpu": "500m", "memory": "512Mi"},
+            "resultsClaimName": "results",
+            "maxDurationSeconds": 3600,
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+        },
+    },
+}

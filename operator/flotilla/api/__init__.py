@@ -5,5 +5,6 @@ conditions         a condition before it is written: type, status, reason, messa
 model_deployment   spec and status of a ModelDeployment, except spec.cost
 cost               spec.cost: own prices and hosted models to compare with
 routing_policy     spec and status of a RoutingPolicy
+evaluation         spec and status of an Evaluation
 crd                the generator: models and their field docstrings become crds/*.yaml
 """

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from flotilla.api.evaluation import Evaluation, EvaluationSpec, EvaluationStatus
 from flotilla.api.model_deployment import NAME_RULE, ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus
 from flotilla.api.routing_policy import RoutingPolicy, RoutingPolicySpec, RoutingPolicyStatus
 from flotilla.api.types import Cel, Model
@@ -94,6 +95,27 @@ class Definition:
 
 _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 DEFINITIONS: tuple[Definition, ...] = (
+    # By plural name, the order in which Helm and `ls` show them.
+    Definition(
+        kind="Evaluation",
+        plural="evaluations",
+        short="meval",
+        resource=Evaluation,
+        spec=EvaluationSpec,
+        status=EvaluationStatus,
+        root_rules=(NAME_RULE,),
+        columns=(
+            Column("Task", ".spec.task"),
+            Column("Verdicts", ".status.summary"),
+            Column("Complete", _condition("Complete", "status")),
+            Column("Ready", _condition("Ready", "status")),
+            Column("Reason", _condition("Ready", "reason")),
+            _AGE,
+            Column("Dataset", ".spec.dataset.source", wide=True),
+            Column("Message", _condition("Ready", "message"), wide=True),
+        ),
+        selectable=(".spec.task",),
+    ),
     Definition(
         kind="ModelDeployment",
         plural="modeldeployments",

@@ -55,14 +55,15 @@ def is_flotilla(document: Mapping[str, Any]) -> bool:
 
 
 def parse(document: Mapping[str, Any], *, namespace: str) -> Model:
-    """A ModelDeployment or RoutingPolicy; raises InvalidSpec with field, value and remedy.
+    """A resource of any of Flotilla's kinds; raises InvalidSpec with field, value and remedy.
 
     `namespace` is used where the document names none.
     """
     kind, version = document.get("kind"), document.get("apiVersion")
     definition = _DEFINITIONS.get(str(kind))
     if definition is None or version != API_VERSION:
-        known = " and ".join(_DEFINITIONS)
+        *others, last = _DEFINITIONS
+        known = f"{', '.join(others)} and {last}"
         raise InvalidSpec(f"{kind} of {version} is unknown; this release knows {known} of {API_VERSION}.", field="kind")
     meta = document.get("metadata") or {}
     if not meta.get("name"):

@@ -11,12 +11,14 @@ import typer
 import yaml
 
 from flotilla import __version__
+from flotilla.api.evaluation import Evaluation
 from flotilla.api.model_deployment import ModelDeployment, ScalingMode
 from flotilla.api.routing_policy import RoutingPolicy
 from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
 from flotilla.constants import ANNOTATION_HASH, GATEWAY, IMAGE
 from flotilla.errors import InvalidSpec
+from flotilla.evaluation.check import check_evaluation
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
 from flotilla.render import gateway
 from flotilla.render.workload import children, pod_template
@@ -52,6 +54,7 @@ def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -
     documents = [document for document in documents if manifests.is_flotilla(document)]
     deployments: dict[str, dict[str, DeploymentFacts]] = defaultdict(dict)
     policies: dict[str, dict[str, RoutingPolicy]] = defaultdict(dict)
+    evaluations: list[tuple[Outcome, Evaluation]] = []
     found = []
     for document in documents:
         outcome, parsed = _outcome(document, catalog, namespace)
@@ -60,6 +63,12 @@ def outcomes(documents: Sequence[Object], catalog: Catalog, *, namespace: str) -
             deployments[outcome.namespace][outcome.name] = facts_of(document)
         if isinstance(parsed, RoutingPolicy):
             policies[outcome.namespace][outcome.name] = parsed
+        if isinstance(parsed, Evaluation):
+            evaluations.append((outcome, parsed))
+    for outcome, evaluation in evaluations:
+        for finding in check_evaluation(evaluation.spec, deployments[outcome.namespace]):
+            # A ModelDeployment that is not among the files may be in the cluster.
+            (outcome.notes if finding.waits else outcome.refusals).append(f"{finding.field}: {finding.message}")
     for place in policies:
         found += _gateway(place, policies[place], deployments[place], found)
     return found
@@ -71,7 +80,7 @@ def _namespace(document: Object, default: str) -> str:
 
 def _outcome(
     document: Object, catalog: Catalog, namespace: str
-) -> tuple[Outcome, ModelDeployment | RoutingPolicy | None]:
+) -> tuple[Outcome, ModelDeployment | RoutingPolicy | Evaluation | None]:
     meta = document.get("metadata") or {}
     found = Outcome(str(document.get("kind")), _namespace(document, namespace), str(meta.get("name", "?")))
     try:
@@ -81,6 +90,9 @@ def _outcome(
             return found, parsed
         if isinstance(parsed, RoutingPolicy):
             found.summary = f"{len(parsed.spec.rules)} rules, {len(parsed.spec.targets)} targets"
+            return found, parsed
+        if isinstance(parsed, Evaluation):
+            found.summary = f"task {parsed.spec.task}, {len(parsed.spec.targets)} targets, {parsed.spec.scorer.method}"
             return found, parsed
     except InvalidSpec as error:
         found.refusals.append(f"{error.field}: {error}".lstrip(": "))
@@ -202,7 +214,7 @@ def render(
         catalog = load_catalog(engines=engines, accelerator_table=accelerators)
         found = outcomes(documents, catalog, namespace=namespace)
         if not found:
-            raise InvalidSpec("The files contain no ModelDeployment and no RoutingPolicy.", field="FILE")
+            raise InvalidSpec("The files contain no resource of Flotilla.", field="FILE")
     except InvalidSpec as error:
         fail(error, EXIT_USAGE)
     typer.echo(json_text(found) if as_json else as_yaml(found), nl=as_json)

@@ -12,6 +12,8 @@ from flotilla.kube.keys import GATEWAY_KIND, Key, owned_by_any
 from flotilla.kube.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
+    EVALUATION,
+    JOB,
     MODEL_DEPLOYMENT,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
@@ -30,11 +32,13 @@ Object = dict[str, Any]
 Part = tuple[Any, ...]
 """What of a child a plan can be compared with: neither its status nor its versions, which move all the time."""
 
-CHILD_KINDS: tuple[Kind, ...] = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
+_SERVING = (DEPLOYMENT, SERVICE, POD_DISRUPTION_BUDGET)
+CHILD_KINDS: tuple[Kind, ...] = (*_SERVING, JOB)
 """Watched: a change is seen at once."""
 LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY)
 """Of gateways, watched by their name: a watch by label would need the right to read every ConfigMap there is."""
-_KINDS_OF = {MODEL_DEPLOYMENT: CHILD_KINDS, GATEWAY_KIND: (*CHILD_KINDS, *LISTED_KINDS)}
+_KINDS_OF = {MODEL_DEPLOYMENT: _SERVING, GATEWAY_KIND: (*_SERVING, *LISTED_KINDS), EVALUATION: (JOB,)}
+"""By kind of key, what its reconciler makes."""
 _BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
 
 

@@ -24,6 +24,7 @@ from flotilla.console import view
 from flotilla.console.metrics import Metrics
 from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
 from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, StatusWriter
+from flotilla.controller.evaluation import EvaluationReconciler, target_facts
 from flotilla.controller.gateway import GatewayReader, GatewayReconciler
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
 from flotilla.controller.queue import Queue, Workers
@@ -40,8 +41,8 @@ from flotilla.kube import observed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.informer import Informer, in_slices
-from flotilla.kube.keys import GATEWAY_KIND, USER_KINDS, Key, gateway_key, owner
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Kind
+from flotilla.kube.keys import GATEWAY_KIND, Key, gateway_key, owner
+from flotilla.kube.kinds import DEPLOYMENT, EVALUATION, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, USER_KINDS, Kind
 from flotilla.kube.store import Object, Store
 from flotilla.kube.watch import Watch
 from flotilla.planning.resolve import Catalog
@@ -162,9 +163,16 @@ class ControlLoop:
             allow_private_hosted_addresses=config.allow_private_hosted_addresses,
             now=_rfc3339_now,
         )
+        evaluations = EvaluationReconciler(
+            store=self.store,
+            status=status,
+            events=self._events,
+            allow_private_hosted_addresses=config.allow_private_hosted_addresses,
+            now=_rfc3339_now,
+        )
         self._workers = Workers(
             self.queue,
-            {MODEL_DEPLOYMENT: models, GATEWAY_KIND: gateways},
+            {MODEL_DEPLOYMENT: models, GATEWAY_KIND: gateways, EVALUATION: evaluations},
             metrics,
             count=config.workers,
             clock=clock,
@@ -328,6 +336,10 @@ class ControlLoop:
             # Without a policy the namespace has no gateway.
             if key != writer and (key.kind != GATEWAY_KIND or kind != MODEL_DEPLOYMENT or self._has_policy(key)):
                 self.queue.add(key)
+        if kind in (MODEL_DEPLOYMENT, DEPLOYMENT) and target_facts(kind, before) != target_facts(kind, after):
+            # Evaluations ask models of their namespace, and their verdicts are about what those serve.
+            for evaluation in self.store.in_namespace(EVALUATION, (after or before or {})["metadata"]["namespace"]):
+                self.queue.add(Key(EVALUATION, evaluation["metadata"]["namespace"], evaluation["metadata"]["name"]))
         if kind == MODEL_DEPLOYMENT and after is None:
             self._ledger_store.trigger()
 

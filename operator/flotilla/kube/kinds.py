@@ -46,7 +46,11 @@ class Kind(NamedTuple):
 
 MODEL_DEPLOYMENT = Kind(GROUP, VERSION, "modeldeployments", "ModelDeployment")
 ROUTING_POLICY = Kind(GROUP, VERSION, "routingpolicies", "RoutingPolicy")
+EVALUATION = Kind(GROUP, VERSION, "evaluations", "Evaluation")
+USER_KINDS = (MODEL_DEPLOYMENT, ROUTING_POLICY, EVALUATION)
+"""The resources that users write: watched, listed, and queued when they change."""
 DEPLOYMENT = Kind("apps", "v1", "deployments", "Deployment")
+JOB = Kind("batch", "v1", "jobs", "Job")
 SERVICE = Kind("", "v1", "services", "Service")
 POD_DISRUPTION_BUDGET = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, ROUTING_POLICY, Kind
+from flotilla.kube.kinds import DEPLOYMENT, USER_KINDS, Kind
 
 Object = dict[str, Any]
 Name = tuple[str, str]
@@ -20,7 +20,7 @@ _REPLICAS_MANAGERS = "flotilla.dev/replicas-managers"
 """Key under which a stored Deployment keeps the managers of spec.replicas; never sent anywhere."""
 _REMEMBERED_DELETIONS = 4096
 _SHARED_PARTS = 50_000
-_SHARED_STATUS = frozenset({MODEL_DEPLOYMENT, ROUTING_POLICY})
+_SHARED_STATUS = frozenset(USER_KINDS)
 
 
 class Store:

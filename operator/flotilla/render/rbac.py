@@ -22,16 +22,20 @@ class Rule:
     """Not granted to an operator of a few namespaces."""
 
 
+USER_RESOURCES = ("modeldeployments", "routingpolicies", "evaluations")
+"""Plural names of the resources that users write."""
+
 RULES: tuple[Rule, ...] = (
-    Rule(GROUP, ("modeldeployments", "routingpolicies"), ("list", "watch"), "the resources that users write"),
-    Rule(GROUP, ("modeldeployments/status", "routingpolicies/status"), ("patch",), "conditions"),
+    Rule(GROUP, USER_RESOURCES, ("list", "watch"), "the resources that users write"),
+    Rule(GROUP, tuple(f"{name}/status" for name in USER_RESOURCES), ("patch",), "conditions"),
     Rule(
         GROUP,
-        ("modeldeployments/finalizers",),
+        ("modeldeployments/finalizers", "evaluations/finalizers"),
         ("update",),
         "blockOwnerDeletion on children, where OwnerReferencesPermissionEnforcement is on",
     ),
     Rule("apps", ("deployments",), ("list", "watch", "create", "patch", "delete"), "engine pods"),
+    Rule("batch", ("jobs",), ("get", "list", "watch", "create", "patch", "delete"), "runs of evaluations"),
     Rule("", ("services",), ("get", "list", "watch", "create", "patch", "delete"), "an address per model"),
     Rule(
         "policy",
@@ -120,7 +124,7 @@ def rules(*, own_namespace: bool = False, cluster_wide: bool = True) -> list[dic
 def user_rules(role: UserRole) -> list[dict[str, Any]]:
     """`rules` of the role."""
     return [
-        _rule(GROUP, ("modeldeployments", "routingpolicies"), role.verbs),
+        _rule(GROUP, USER_RESOURCES, role.verbs),
         _rule(GROUP, ("modeldeployments/scale",), role.scale_verbs),
     ]
 
