@@ -22,6 +22,9 @@ ALTERNATIVES = {
     "spec.cost.gpuHourlyPrice",  # owned is there instead
     "spec.targets[0].modelDeploymentRef",  # item 1 has it
     "spec.scorer.harness",  # judge is there instead
+    "spec.rules[0].route.preference",  # the default route has it
+    "spec.rules[0].route.promotion",
+    "spec.defaultRoute.split",  # the rule has it
 }
 VIOLATIONS = [
     pytest.param(kind, violation, id=f"{kind} {violation.id}"[:150])
@@ -188,8 +191,18 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
     ),
     (
         "RoutingPolicy",
-        [(("spec", "defaultRoute", "split", 0, "weight"), 0)],
-        "at least one weight of a split must be greater than 0",
+        [(("spec", "defaultRoute", "preference"), REMOVED), (("spec", "defaultRoute", "promotion"), REMOVED)],
+        "a route needs exactly one of split and preference",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "rules", 0, "route", "promotion"), {"steps": []})],
+        "a promotion needs a preference",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "defaultRoute", "promotion", "steps", 0, "percent"), 50)],
+        "no two steps of a promotion may have the same percent",
     ),
     (
         "RoutingPolicy",

@@ -139,3 +139,33 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text("a: [")
     assert "This is not YAML" in route("test", str(tmp_path / "odd.yaml")).stderr
     assert explain(tmp_path, "-H", "nonsense").exit_code == 2
+
+
+PREFERENCE = {"preference": [{"target": "small", "evaluations": ["triage"]}, {"target": "frontier"}]}
+PREFERRING = put(put(POLICY, ("spec", "rules"), []), ("spec", "defaultRoute"), PREFERENCE)
+
+
+def test_a_preference_sends_everything_to_the_pilot_until_a_target_is_qualified(tmp_path: Path) -> None:
+    public = {**CASE, "headers": {"x-data-class": "public"}}
+    pilot = {**public, "expect": {"target": "frontier", "shares": {"frontier": 100}}}
+    small = {**public, "qualified": ["small"], "expect": {"target": "small", "candidates": ["small", "frontier"]}}
+    assert route("test", files(tmp_path, [pilot, small], PREFERRING)).exit_code == 0
+    unknown = {**public, "qualified": ["medium"], "expect": {"target": "medium"}}
+    assert "qualified: 'medium' is unknown" in route("test", files(tmp_path, [unknown], PREFERRING)).stderr
+
+
+def test_a_live_policys_status_says_where_its_traffic_goes(tmp_path: Path) -> None:
+    state = {
+        "name": "default",
+        "holder": "small",
+        "since": "2026-11-29T12:00:00Z",
+        "shares": [{"target": "small", "percent": 100, "revision": "r1"}],
+        "qualified": ["small", "frontier"],
+        "reason": "Promoted",
+        "message": "'small' takes all traffic.",
+    }
+    live = {**PREFERRING, "status": {"rules": [state]}}
+    case = {**CASE, "headers": {}, "expect": {"target": "small", "shares": {"small": 100}}}
+    result = route("test", files(tmp_path, [case, {**case, "expect": {"target": "x"}}], live))
+    assert "ok   short" in result.output
+    assert "shared as small 100 %. 'small' takes all traffic." in result.output

@@ -189,7 +189,17 @@ ROUTING_POLICY: dict[str, Any] = {
             }
         ],
         "defaultRoute": {
-            "split": [{"target": "small", "weight": 1}],
+            "preference": [{"target": "small", "evaluations": ["triage"]}, {"target": "frontier"}],
+            "promotion": {
+                "steps": [{"percent": 5, "minutes": 10}, {"percent": 50, "minutes": 60}],
+                "guard": {
+                    "errorPermille": 20,
+                    "escalationPermille": 150,
+                    "firstTokenP99Milliseconds": 400,
+                    "minRequests": 50,
+                },
+                "onInconclusive": "Withdraw",
+            },
             "fallback": {"targets": ["frontier"], "on": ["NoEndpoints"]},
             "escalation": {
                 "target": "frontier",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from flotilla.api.preference import RISING_STEPS, PreferredTarget, Promotion, RouteStatus
 from flotilla.api.types import Atomic, Cel, Condition, DnsLabel, ListMap, ListSet, Model, ObjectMeta, SecretKeyRef, Usd
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._:/A-Za-z0-9]*$", min_length=1, max_length=200)]
@@ -304,10 +305,16 @@ class Timeouts(Model):
 class RouteSpec(Model):
     """Where matching requests go."""
 
-    split: Annotated[list[WeightedTarget], ListMap(("target",), 16)] = Field(min_length=1)
+    split: Annotated[list[WeightedTarget], ListMap(("target",), 16)] = Field(default_factory=list)
     """split the requests over targets by weight. Those of a session (x-session-id) stay on one target."""
+    preference: Annotated[list[PreferredTarget], ListMap(("target",), 8)] = Field(default_factory=list)
+    """preference lists targets from the cheapest to the pilot, instead of split: the first whose evaluations say
+    Qualified about what it serves takes the traffic by the steps of the promotion; the others are its fallbacks."""
+    promotion: Annotated[Promotion, RISING_STEPS] | None = None
+    """promotion specifies how traffic moves to a preferred target that qualified. Default: 5 % for 10 minutes, 25 % for
+    30, then all."""
     fallback: Fallback | None = None
-    """fallback specifies where requests go when the chosen target fails."""
+    """fallback specifies where requests go when the chosen target fails; with a preference, after its own targets."""
     escalation: Annotated[Escalation, _SOME_SIGNAL] | None = None
     """escalation asks another target when the answer is not good enough."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
@@ -316,7 +323,17 @@ class RouteSpec(Model):
     """timeouts of an attempt."""
 
 
-WEIGHTS = Cel("self.split.exists(s, s.weight > 0)", "at least one weight of a split must be greater than 0")
+SPLIT_OR_PREFERENCE = Cel(
+    "(has(self.split) && size(self.split) > 0) != (has(self.preference) && size(self.preference) > 0)",
+    "a route needs exactly one of split and preference",
+)
+WEIGHTS = Cel(
+    "!has(self.split) || size(self.split) == 0 || self.split.exists(s, s.weight > 0)",
+    "at least one weight of a split must be greater than 0",
+)
+PROMOTION_OF_PREFERENCE = Cel(
+    "!has(self.promotion) || (has(self.preference) && size(self.preference) > 0)", "a promotion needs a preference"
+)
 
 
 class RuleSpec(Model):
@@ -326,7 +343,7 @@ class RuleSpec(Model):
     """name of the rule, in metrics and the decision header."""
     match: MatchSpec = MatchSpec()
     """match specifies which requests the rule is for."""
-    route: Annotated[RouteSpec, WEIGHTS]
+    route: Annotated[RouteSpec, SPLIT_OR_PREFERENCE, WEIGHTS, PROMOTION_OF_PREFERENCE]
     """route specifies where they go."""
 
 
@@ -480,7 +497,7 @@ class RoutingPolicySpec(Model):
     """classifier names the task of requests that do not name it themselves."""
     rules: Annotated[list[RuleSpec], ListMap(("name",), 64)] = Field(default_factory=list)
     """rules in order; the first that matches decides."""
-    default_route: Annotated[RouteSpec, WEIGHTS]
+    default_route: Annotated[RouteSpec, SPLIT_OR_PREFERENCE, WEIGHTS, PROMOTION_OF_PREFERENCE]
     """defaultRoute is for requests that no rule matches."""
     limits: LimitsSpec = LimitsSpec()
     """limits on traffic and spending."""
@@ -492,7 +509,8 @@ class RoutingPolicyStatus(Model):
     """What is so."""
 
     conditions: Annotated[list[Condition], ListMap(("type",), 16)] | None = None
-    """conditions: Accepted, ResolvedRefs, SovereigntyEnforceable, Programmed; Ready, Reconciling and Stalled sum up."""
+    """conditions: Accepted, ResolvedRefs, SovereigntyEnforceable, Programmed; Ready, Reconciling and Stalled sum up.
+    With a preference also Qualified and Promoting, which do not count for Ready."""
     observed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """observedGeneration is the metadata.generation that this status is about."""
     endpoint: Annotated[str, StringConstraints(max_length=253)] | None = None
@@ -501,6 +519,8 @@ class RoutingPolicyStatus(Model):
     """configHash of the document that every replica of the gateway is to serve, and reports at /config."""
     programmed_generation: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
     """programmedGeneration is the generation of this policy that the document holds: the last sound one."""
+    rules: Annotated[list[RouteStatus], ListMap(("name",), 65)] | None = None
+    """rules with a preference: where their traffic goes, and why."""
 
 
 class RoutingPolicy(Model):

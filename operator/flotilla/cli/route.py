@@ -5,7 +5,7 @@ curve.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
+from flotilla.api.preference import Promotion, RouteStatus
 from flotilla.api.routing_policy import CalibrationPoint, RoutingPolicy
 from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_NO, EXIT_OK, EXIT_USAGE, Json, command_app, fail
@@ -23,12 +24,13 @@ from flotilla.routing.classify import Judged, expected_calibration_error, fit, h
 from flotilla.routing.decide import Decision, decide
 from flotilla.routing.document import DeploymentFacts, Policy, compile_policy, facts_of
 from flotilla.routing.escalation import margin_p10
+from flotilla.routing.promotion import EvidenceState, TargetEvidence, advance
 from flotilla.routing.request import Features, Operation, features_of
 
 app = command_app(no_args_is_help=True, help="Show what a RoutingPolicy does with a request, and why.")
 _ABOVE_PERMILLE = (50, 100, 150, 200, 300, 500)
-_EXPECTED = frozenset({"rule", "target", "candidates", "class", "escalation", "allowed", "refused", "status"})
-_CASE = frozenset({"name", "headers", "body", "operation", "client", "task", "unavailable", "expect"})
+_EXPECTED = frozenset({"rule", "target", "candidates", "class", "escalation", "shares", "allowed", "refused", "status"})
+_CASE = frozenset({"name", "headers", "body", "operation", "client", "task", "unavailable", "qualified", "expect"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,38 @@ def load_policy(path: Path) -> Loaded:
     unknown = [finding for finding in findings if finding["problem"] == "UnknownTarget"]
     if unknown:
         raise InvalidSpec(unknown[0]["message"], field=unknown[0]["path"])
-    return Loaded(compile_policy(policy, facts), findings)
+    compiled = compile_policy(policy, facts)
+    states = given.get("status", {}).get("rules") if isinstance(given.get("status"), dict) else None
+    return Loaded(_with_states(compiled, states), findings)
+
+
+def _with_states(policy: Policy, states: Any) -> Policy:
+    """The policy with the shares of a live object's status; without them all traffic goes to the pilots."""
+    try:
+        found = {state.name: state for state in map(RouteStatus.model_validate, states or ())}
+    except ValidationError as error:
+        raise manifests.invalid(error) from error
+    preferred = {name for name, route in policy.named_routes() if route.preference}
+    return policy.with_routes({name: state for name, state in found.items() if name in preferred})
+
+
+def with_qualified(policy: Policy, targets: Collection[str]) -> Policy:
+    """The policy after evaluations have qualified these targets and their promotions are complete."""
+    if not targets:
+        return policy
+    known = {item.target for _, route in policy.named_routes() for item in route.preference}
+    for target in targets:
+        _known("qualified", target, known)
+    evidence = {
+        target: TargetEvidence(EvidenceState.QUALIFIED, message="It is assumed to be qualified.") for target in targets
+    }
+    return policy.with_routes(
+        {
+            name: advance(name, route.preference, Promotion(steps=[]), None, evidence, {}, 0).status
+            for name, route in policy.named_routes()
+            if route.preference
+        }
+    )
 
 
 def run(table: Path) -> tuple[Loaded, list[dict[str, Any]]]:
@@ -92,6 +125,7 @@ def run(table: Path) -> tuple[Loaded, list[dict[str, Any]]]:
 
 def answer_of(policy: Policy, case: Mapping[str, Any], *, seed: str = "") -> dict[str, Any]:
     """The decision on one request, as it is printed and as cases expect it."""
+    policy = with_qualified(policy, [str(target) for target in case.get("qualified") or ()])
     body = case.get("body") or {}
     headers = {str(name).lower(): str(value) for name, value in (case.get("headers") or {}).items()}
     operation, client = Operation(case.get("operation") or Operation.CHAT), case.get("client")
@@ -119,6 +153,7 @@ def answer_of(policy: Policy, case: Mapping[str, Any], *, seed: str = "") -> dic
             "target": decision.candidates[0],
             "candidates": list(decision.candidates),
             "escalation": decision.escalation,
+            "shares": {share.target: share.weight for share in decision.route.split},
             "allowed": sorted(decision.allowed),
             "request": seen,
             "why": list(decision.why),
@@ -226,6 +261,10 @@ def explain(
     task: Annotated[str | None, typer.Option(help="The classifier's answer.")] = None,
     seed: Annotated[str, typer.Option(help="Request id, which decides in a split without a session.")] = "",
     unavailable: Annotated[list[str] | None, typer.Option(help="A target that is failing; repeatable.")] = None,
+    qualified: Annotated[
+        list[str] | None,
+        typer.Option(help="A preferred target whose promotion is complete; repeatable. Default: the policy's status."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print which target a request goes to, and why.
@@ -242,6 +281,7 @@ def explain(
             "client": client,
             "task": task,
             "unavailable": unavailable or [],
+            "qualified": qualified or [],
         }
         answer: dict[str, Any] = answer_of(loaded.policy, case, seed=seed)
     except (InvalidSpec, OSError, ValueError) as error:

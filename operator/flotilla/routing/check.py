@@ -98,6 +98,7 @@ class Problem(StrEnum):
     """Kinds of findings; each is a condition reason."""
 
     UNKNOWN_TARGET = "UnknownTarget"
+    BAD_PREFERENCE = "BadPreference"
     UNKNOWN_HOST_MODEL = "UnknownHostModel"
     UNREACHABLE_RULE = "UnreachableRule"
     RESERVED_NAME = "ReservedName"
@@ -149,6 +150,7 @@ def check(
         *_hosted(spec, allow_private=allow_private_hosted_addresses),
         *_classes(spec),
         *_rules(spec),
+        *_preferences(spec),
         *_escalations(spec),
         *_limits(spec),
         *_sovereignty(spec),
@@ -238,6 +240,8 @@ def _uses(spec: RoutingPolicySpec) -> Iterator[tuple[str, str]]:
     for root, _, route in _routes(spec):
         for index, share in enumerate(route.split):
             yield f"{root}.split[{index}].target", share.target
+        for index, item in enumerate(route.preference):
+            yield f"{root}.preference[{index}].target", item.target
         for index, name in enumerate(route.fallback.targets if route.fallback else ()):
             yield f"{root}.fallback.targets[{index}]", name
         if route.escalation is not None:
@@ -307,12 +311,44 @@ def _rules(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
                 )
 
 
+def _first_targets(route: RouteSpec) -> set[str]:
+    """The targets that a route may ask first."""
+    return {share.target for share in route.split if share.weight > 0} | {item.target for item in route.preference}
+
+
+def _preferences(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
+    for path, name, route in _routes(spec):
+        for index, item in enumerate(route.preference):
+            last = index == len(route.preference) - 1
+            if not last and not item.evaluations:
+                yield PolicyFinding(
+                    Problem.BAD_PREFERENCE,
+                    f"{path}.preference[{index}].evaluations",
+                    f"Route {name!r} requires no evaluation of {item.target!r}, so that the targets after it would "
+                    "never be asked. Name evaluations, or make it the last.",
+                )
+            if last and item.evaluations:
+                yield PolicyFinding(
+                    Problem.BAD_PREFERENCE,
+                    f"{path}.preference[{index}].evaluations",
+                    f"{item.target!r} is the last target of route {name!r}, which takes the traffic when no other "
+                    "may: remove its evaluations, or add a target after it.",
+                )
+        percents = [step.percent for step in route.promotion.steps] if route.promotion is not None else []
+        if percents != sorted(percents):
+            yield PolicyFinding(
+                Problem.BAD_PREFERENCE,
+                f"{path}.promotion.steps",
+                f"The steps of route {name!r} take {', '.join(map(str, percents))} %. List them by rising percent.",
+            )
+
+
 def _escalations(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     for path, name, route in _routes(spec):
         escalation = route.escalation
         if escalation is None:
             continue
-        if {share.target for share in route.split} == {escalation.target}:
+        if _first_targets(route) == {escalation.target}:
             yield PolicyFinding(
                 Problem.ESCALATES_TO_ITSELF,
                 f"{path}.escalation.target",
@@ -379,7 +415,7 @@ def _sovereignty(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
                 "Allow its boundary or region in a class, or remove it here.",
             )
     default = spec.default_route
-    targets = {share.target for share in default.split if share.weight > 0}
+    targets = _first_targets(default)
     targets.update(default.fallback.targets if default.fallback else ())
     for index, data_class in enumerate(spec.data_policy.classes):
         if allowed[data_class.name] and not targets & allowed[data_class.name]:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Final
 
 from flotilla.api.routing_policy import Failure, MatchSpec, RouteSpec, Signal, Streaming
+from flotilla.routing.document import DEFAULT_RULE as DEFAULT_RULE
 from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features, Operation
 
@@ -90,6 +91,7 @@ def _range_covers(wide: tuple[float, float], narrow: tuple[float, float]) -> boo
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 _BREAKER_WAIT_S = 5
+_EVIDENCE_WAIT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,21 @@ def unsupported(policy: str, data_class: str, rule: str, lacking: Iterable[str],
         "unsupported_by_targets",
         f"No target that may serve this request supports {' or '.join(lacking)}.",
         retryable=False,
+        policy=policy,
+        rule=rule,
+        data_class=data_class,
+        why=tuple(why),
+    )
+
+
+def none_qualified(policy: str, data_class: str, rule: str, why: Sequence[str]) -> Refusal:
+    """The only targets that the data may go to have lost their verdict, or wait for one."""
+    return Refusal(
+        503,
+        "no_qualified_target",
+        f"No target that data of class {data_class!r} may go to has qualified for this request. Try again later.",
+        type=SERVER_ERROR,
+        retry_after_s=_EVIDENCE_WAIT_S,
         policy=policy,
         rule=rule,
         data_class=data_class,
@@ -193,10 +210,6 @@ def budget_exceeded(policy: str, budget: str, retry_after_s: int | None = None) 
         retryable=False,
         policy=policy,
     )
-
-
-DEFAULT_RULE = "default"
-"""The name under which `defaultRoute` is reported."""
 
 
 class SovereigntyBreach(AssertionError):
@@ -305,6 +318,9 @@ def decide(
     wanted = [share.target for share in route.split if share.weight > 0]
     spare = list(route.fallback.targets) if route.fallback else []
     inside = [target for target in (*wanted, *spare) if target in allowed]
+    if not inside and any(item.target in allowed for item in route.preference):
+        why.append(f"Rule {rule!r} has no target inside of the class that has qualified.")
+        return none_qualified(policy.name, name, rule, why)
     if not inside:
         why.append(f"Rule {rule!r} has no target inside of the class.")
         return outside_class(policy.name, name, rule, why)
@@ -317,6 +333,8 @@ def decide(
         return no_capacity(policy.name, name, rule, why)
     shares = [(share.target, share.weight) for share in route.split if share.weight > 0 and share.target in usable]
     chosen = [split(shares, f"{policy.uid}/{rule}/{features.session or seed}")] if shares else []
+    if route.preference:
+        why.append(_evidence(policy, rule, route))
     if len(shares) > 1:
         why.append(f"The split over {_listed(target for target, _ in shares)} chose {chosen[0]!r}.")
     candidates = tuple(dict.fromkeys([*chosen, *(target for target in spare if target in usable)]))
@@ -466,6 +484,12 @@ def _escalation(
         return None
     why.append(f"A bad answer is asked again of {target!r}.")
     return target
+
+
+def _evidence(policy: Policy, rule: str, route: RouteSpec) -> str:
+    shares = ", ".join(f"{share.target} {share.weight} %" for share in route.split)
+    status = policy.route_status.get(rule)
+    return f"By evidence the traffic is shared as {shares}.{f' {status.message}' if status is not None else ''}"
 
 
 def _listed(names: Iterable[str]) -> str:

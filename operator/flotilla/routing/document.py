@@ -4,7 +4,7 @@ The document is the record of what was accepted: a policy that turns bad stays i
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import ConfigDict, ValidationError
 
+from flotilla.api.preference import RouteStatus
 from flotilla.api.routing_policy import (
     Boundary,
     Capabilities,
@@ -29,10 +30,13 @@ from flotilla.api.routing_policy import (
 from flotilla.api.routing_policy import TargetSpec as TargetSpec
 from flotilla.api.types import Model, SecretKeyRef
 from flotilla.errors import InvalidSpec
+from flotilla.routing.promotion import advance, served
 
 MOUNT_PATH = "/etc/flotilla"
 """One projected volume: the document and the keys change together, each in one step."""
 DOCUMENT_FILE = "document.json"
+DEFAULT_RULE = "default"
+"""The name under which `defaultRoute` is reported."""
 KEYS_FOLDER = "keys"
 """Under it each Secret's key is a file of `key_file`."""
 
@@ -142,11 +146,15 @@ class Policy(_Part):
     default_route: RouteSpec
     limits: LimitsSpec = LimitsSpec()
     hold: Hold = Hold()
+    routes: tuple[RouteStatus, ...] = ()
+    """State of the promotion of each rule with a preference; `rules` and `default_route` hold its shares as splits."""
 
     @cached_property
     def revision(self) -> str:
         """Eight hex digits for the decision header, of what the policy means and not of its generation."""
-        meaning = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"uid", "generation"})
+        meaning = self.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"uid", "generation", "routes"}
+        )
         return hashlib.sha256(_canonical(meaning)).hexdigest()[:8]
 
     @cached_property
@@ -178,6 +186,33 @@ class Policy(_Part):
     def headers(self) -> frozenset[str]:
         """Names of the headers that rules look at, in lower case."""
         return frozenset(header.name for rule in self.rules for header in rule.match.headers)
+
+    @cached_property
+    def route_status(self) -> Mapping[str, RouteStatus]:
+        """Where the traffic of a rule with a preference goes, by the rule's name."""
+        return {status.name: status for status in self.routes}
+
+    def named_routes(self) -> Iterator[tuple[str, RouteSpec]]:
+        """Name and route of each rule, the default's last."""
+        yield from ((rule.name, rule.route) for rule in self.rules)
+        yield DEFAULT_RULE, self.default_route
+
+    def with_routes(self, routes: Mapping[str, RouteStatus]) -> "Policy":
+        """The same policy with its traffic as these states say, by rule; routes that are not named stay."""
+        if not routes:
+            return self
+        rules = tuple(
+            rule.model_copy(update={"route": served(rule.route, routes[rule.name])}) if rule.name in routes else rule
+            for rule in self.rules
+        )
+        default = self.default_route
+        fields = {name: getattr(self, name) for name in Policy.model_fields}
+        changed = {
+            "rules": rules,
+            "default_route": served(default, routes[DEFAULT_RULE]) if DEFAULT_RULE in routes else default,
+            "routes": tuple(routes[name] for name in sorted(routes)),
+        }
+        return Policy(**{**fields, **changed})
 
     @cached_property
     def matches_tasks(self) -> bool:
@@ -275,7 +310,7 @@ def _unknown(where: str, why: str) -> InvalidSpec:
 def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFacts]) -> Policy:
     """Resolve targets and data classes. A ModelDeployment that does not exist yet is a target without endpoints."""
     spec = policy.spec
-    return Policy(
+    compiled = Policy(
         name=policy.metadata.name,
         uid=policy.metadata.uid,
         generation=policy.metadata.generation,
@@ -295,6 +330,16 @@ def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFa
         limits=spec.limits,
         hold=spec.hold,
     )
+    if not any(route.preference for _, route in compiled.named_routes()):
+        return compiled
+    # Nothing is known of any target yet, so that all traffic goes to the pilots; the state itself begins later.
+    pilots = {
+        name: advance(name, route.preference, route.promotion, None, {}, {}, 0).status
+        for name, route in compiled.named_routes()
+        if route.preference
+    }
+    started = compiled.with_routes(pilots)
+    return Policy(**{**{name: getattr(started, name) for name in Policy.model_fields}, "routes": ()})
 
 
 def boundary(target: TargetSpec) -> Boundary:
