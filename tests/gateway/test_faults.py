@@ -14,7 +14,7 @@ from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import HOSTED, SOUND
 
 from flotilla.gateway.config import Config
-from flotilla.gateway.resilience import BreakerState
+from flotilla.gateway.endpoints import BreakerState
 
 CHUNKS = openai_chunks("One two three")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.test_routing import small_and_frontier
 from tests.support.gateway import Running, eventually
 
-from flotilla.gateway.held import MAX_POLLS, HeldCounter
+from flotilla.gateway.pending import MAX_POLLS, HeldCounter
 
 
 async def poll(gw: Running, query: str) -> tuple[int, int]:

@@ -172,6 +172,8 @@ async def test_two_replicas_share_a_budget_through_redis(tmp_path: Path) -> None
 class SlowStore:
     """Stands for accounts whose settlement waits for `answers`."""
 
+    immediate = False
+
     def __init__(self) -> None:
         self.answers = asyncio.Event()
         self.settling: asyncio.Task[Any] | None = None

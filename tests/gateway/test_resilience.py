@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from flotilla.api.routing_policy import Failure
-from flotilla.gateway.resilience import (
+from flotilla.gateway.endpoints import (
     Breaker,
     BreakerSettings,
     BreakerState,

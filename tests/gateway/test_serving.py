@@ -75,6 +75,8 @@ async def test_a_defect_of_ours_is_one_requests_and_is_told_in_openais_shape(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Defect:
+        immediate = True
+
         async def admit(self, *_: object) -> LimitLease:
             raise RuntimeError("a defect")
 

@@ -20,8 +20,8 @@ from tests.support.routing import CLASSES, SOUND, TASKS, policies
 
 from flotilla.api.routing_policy import Failure
 from flotilla.gateway.attempt import ResponseSink
+from flotilla.gateway.endpoints import BreakerSettings
 from flotilla.gateway.http.client import Origin
-from flotilla.gateway.resilience import BreakerSettings
 from flotilla.routing.decide import Permit, SovereigntyBreach
 from flotilla.routing.document import key_file
 from flotilla.routing.request import Features

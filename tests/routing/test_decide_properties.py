@@ -24,6 +24,7 @@ from flotilla.routing.check import check
 from flotilla.routing.classify import question
 from flotilla.routing.decide import (
     Attempt,
+    Decider,
     Decision,
     Permit,
     SovereigntyBreach,
@@ -147,6 +148,25 @@ def test_a_session_stays_on_its_target(spec: dict[str, Any], features: Features,
     policy = compiled(spec)
     pinned = replace(features, session="s1")
     assert len({str(getattr(decide(policy, pinned, seed), "candidates", None)) for seed in seeds}) == 1
+
+
+NEAR_A_BOUND = st.integers(95, 103) | st.integers(8185, 8200) | st.integers(0, 20_000)
+
+
+@given(
+    spec=policies(),
+    asked=st.lists(st.tuples(FEATURES, NEAR_A_BOUND, st.frozensets(st.sampled_from(["t0", "t1"]))), max_size=30),
+)
+def test_a_remembered_decision_is_the_one_that_would_be_made(
+    spec: dict[str, Any], asked: list[tuple[Features, int, frozenset[str]]]
+) -> None:
+    policy = compiled(spec)
+    decider = Decider(policy)
+    for number, (drawn, prompt_tokens, unavailable) in enumerate(asked):
+        features = replace(drawn, prompt_tokens=prompt_tokens)
+        found = decider.decide(features, str(number), unavailable)
+        made = decide(policy, features, str(number), unavailable)
+        assert replace(found, why=()) == replace(made, why=())
 
 
 SPLIT = {

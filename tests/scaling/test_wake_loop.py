@@ -10,7 +10,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from flotilla.addresses import AddressMap
 from flotilla.gateway.admin import AdminServer, Probes
-from flotilla.gateway.held import HeldCounter
+from flotilla.gateway.pending import HeldCounter
 from flotilla.scaling.scrape_client import ScrapeError, Scraper, ScrapeTarget
 from flotilla.scaling.wake_loop import WakeLoop, parse
 

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
-from flotilla.gateway.held import MAX_WAIT_S
+from flotilla.gateway.pending import MAX_WAIT_S
 
 log = logging.getLogger(__name__)
 

@@ -1,136 +1,132 @@
 """Admit a request: read its body, identify the client, count its limits, classify it, decide, reserve its cost.
 
-`admit_request` returns an `AdmittedRequest`, which `exchange` answers, or the `Refusal` that the client gets. The order
-is that of the code, and the `Record` is filled on the way, so that a refused request is recorded with what is known.
+`read_request` and then `admit_request` fill the `Record`, in the order of the code, so that a refused request is
+recorded with what is known. Both may return the `Refusal` that the client gets. `admit_request` waits only for the
+classifier and for limits that are counted elsewhere; `waits` says so, and `now` runs it at once otherwise.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 from zlib import crc32
 
 import orjson
 
-from flotilla.api.routing_policy import Signal
 from flotilla.gateway.anthropic.outbound_requests import UntranslatableRequest
 from flotilla.gateway.attempt import Complete, Interrupted, Outcome, ResponseSink
-from flotilla.gateway.config import Setup
+from flotilla.gateway.config import RoutePlan, ServedPolicy, Setup
 from flotilla.gateway.dialect import Dialect, Extras
-from flotilla.gateway.dispatch import Dispatcher, unix_s
+from flotilla.gateway.dispatch import Dispatcher, resolve, unix_s
 from flotilla.gateway.http import message
-from flotilla.gateway.http.client import UpstreamConnection
 from flotilla.gateway.http.message import Request
 from flotilla.gateway.limits.accounts import limited
 from flotilla.gateway.metrics import CLASSIFIER
-from flotilla.gateway.openai.requests import Body, InvalidBody, image_problem, parse_body
+from flotilla.gateway.openai.requests import Body, InvalidBody, image_problem
 from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import now_ns
 from flotilla.routing import classify
 from flotilla.routing.budgets import ZERO, reservation, spent, usage_of
-from flotilla.routing.decide import Decision, Refusal, decide, invalid_api_key, model_not_found
-from flotilla.routing.document import Policy
+from flotilla.routing.decide import Refusal, invalid_api_key, model_not_found
 from flotilla.routing.request import Features, Operation, features_of
 
 _PREFIX_CHARS = 1024
 """Length of the prompt's beginning by which requests are sent to the same replica."""
-_NO_SIGNALS: frozenset[Signal] = frozenset()
+_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedRequest:
-    """A request that may be sent to targets, with the decision that says to which."""
+def read_request(setup: Setup, record: Record, read: Callable[[bytes], Body]) -> ServedPolicy | Refusal:
+    """Read the body with `read`, which raises InvalidBody, and find the policy and the client of the request."""
+    request = record.request
+    try:
+        record.body = body = read(request.body)
+    except InvalidBody as error:
+        return Refusal(400, error.code, str(error), param=error.param, retryable=False)
+    fields, headers = body.fields, request.headers
+    served = setup.served.get(fields["model"])
+    if served is None:
+        return model_not_found(fields["model"])
+    record.policy = policy = served.policy
+    client = None
+    if policy.clients:
+        client = served.client_of(headers.get("authorization", ""))
+        if client is None:
+            return invalid_api_key(policy.name)
+    record.features = features_of(fields, headers, policy, operation=record.operation, client=client)
+    messages = fields.get("messages")
+    if messages:
+        # Engines accept messages for embeddings too.
+        problem = image_problem(messages, allow_private=setup.document.allow_private_hosted_addresses)
+        if problem is not None:
+            return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
+    return served
 
-    body: Body
-    features: Features
-    decision: Decision
-    dispatcher: Dispatcher
-    operation: Operation
-    request_id: str
-    signals: frozenset[Signal]
-    """The rule's signals that may escalate the answer; empty if no escalation is possible."""
 
-    @property
-    def policy(self) -> Policy:
-        """The policy that serves the request."""
-        return self.decision.policy
+def waits(state: GatewayState, record: Record) -> bool:
+    """Whether `admit_request` may wait for something."""
+    assert record.policy is not None
+    if record.policy.classifier is not None:
+        return True
+    return state.accounts is not None and not state.accounts.immediate and limited(record.policy)
 
-    @property
-    def client_wants_usage(self) -> bool:
-        """Whether the client itself asked for the usage at the end of a stream."""
-        options = self.body.fields.get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
 
-    @property
-    def client_wants_logprobs(self) -> bool:
-        """Whether the client itself asked for token probabilities."""
-        return bool(self.body.fields.get("logprobs"))
+def now(course: Coroutine[Any, Any, _T]) -> _T:
+    """The result of a coroutine that waits for nothing: it needs no task."""
+    try:
+        course.send(None)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
+    course.close()
+    raise AssertionError("a coroutine that must not wait has waited")
 
 
 async def admit_request(
-    state: GatewayState,
-    setup: Setup,
-    request: Request,
-    operation: Operation,
-    record: Record,
-    read: Callable[[bytes], Body] = parse_body,
-) -> AdmittedRequest | Refusal:
-    """Admit or refuse a request. `read` parses its body and raises InvalidBody."""
-    try:
-        body = read(request.body)
-    except InvalidBody as error:
-        return Refusal(400, error.code, str(error), param=error.param, retryable=False)
-    model = body.fields["model"]
-    policy = setup.document.by_model.get(model)
-    if policy is None:
-        return model_not_found(model)
-    record.policy = policy
-    client = None
-    if policy.clients:
-        client = setup.client_of(policy, request.headers.get("authorization", ""))
-        if client is None:
-            return invalid_api_key(policy.name)
-    features = features_of(body.fields, request.headers, policy, operation=operation, client=client)
-    record.features = features
-    # Engines accept messages for embeddings too.
-    private = setup.document.allow_private_hosted_addresses
-    problem = image_problem(body.fields.get("messages"), allow_private=private)
-    if problem is not None:
-        return Refusal(400, "invalid_image_url", problem, param="messages", retryable=False)
+    state: GatewayState, setup: Setup, record: Record, served: ServedPolicy
+) -> tuple[RoutePlan, Dispatcher] | Refusal:
+    """Decide where a request that was read may go, and count its limits."""
+    policy, features, body = served.policy, record.features, record.body
+    assert features is not None
+    assert body is not None
     dispatcher = Dispatcher(
         state,
         setup,
         policy,
         body,
-        operation,
+        record.operation,
         record,
-        extra=_extra_lines(request, record),
-        affinity=_affinity(body, features),
+        _extra_lines(record.request, record),
+        _affinity(body, features),
     )
+    lease = None
     if state.accounts is not None and limited(policy):
-        lease = await state.accounts.admit(policy, features)
-        if isinstance(lease, Refusal):
-            return lease
-        record.lease = lease
+        found = await state.accounts.admit(policy, features)
+        if isinstance(found, Refusal):
+            return found
+        record.lease = lease = found
+    unavailable = state.unavailable(policy)
     if policy.classifier is not None:
-        record.features = features = await _classify_task(state, setup, policy, body, features, record)
-    decision = decide(policy, features, record.id, state.unavailable(policy))
-    if isinstance(decision, Refusal):
-        return decision
-    if record.lease is not None:
-        decision = await record.lease.reserve(decision)
+        record.features = features = await _classify_task(state, setup, served, body, features, record)
+    plan = served.plan(features, record.id, unavailable)
+    if type(plan) is Refusal:
+        return plan
+    assert isinstance(plan, RoutePlan)
+    if lease is not None:
+        decision = await lease.reserve(plan.decision)
         if isinstance(decision, Refusal):
             return decision
-    record.decision = decision
+        if decision is not plan.decision:
+            plan = RoutePlan(decision)
+    record.plan, record.decision = plan, plan.decision
     state.retry_budget.earn()
-    signals = setup.signals[policy.name, decision.rule] if decision.escalation is not None else _NO_SIGNALS
-    return AdmittedRequest(body, features, decision, dispatcher, operation, record.id, signals)
+    return plan, dispatcher
 
 
 async def _classify_task(
-    state: GatewayState, setup: Setup, policy: Policy, body: Body, features: Features, record: Record
+    state: GatewayState, setup: Setup, served: ServedPolicy, body: Body, features: Features, record: Record
 ) -> Features:
     """Ask the classifier model for the task. If it fails, or no budget has room for it, there is no task."""
+    policy = served.policy
     question = classify.question(policy, features, body.fields)
     if question is None or question.permit.target.name in state.unavailable(policy):
         return features
@@ -148,14 +144,17 @@ async def _classify_task(
     sink = ResponseSink(state.loop, total_s=since_s + question.timeout_s)
     outcome: Outcome = Interrupted("the client left")
     answer: dict[str, Any] = {}
+    ended: asyncio.Future[Outcome] = state.loop.create_future()
+    call = None
     try:
-        outcome = await dispatcher.send(
-            question.permit, destination, sink, Extras(), sent=_no_backpressure, read=_unchanged
-        )
+        call = dispatcher.send(question.permit, destination, sink, Extras(), _unchanged, resolve(ended))
+        outcome = await ended
         answer = _classifier_answer(outcome, dispatcher.dialect(question.permit))
     except UntranslatableRequest:
         return features
     finally:
+        if call is not None and type(outcome) is Interrupted:
+            call.abandon()
         usage = usage_of(answer.get("usage"))
         record.add_usage(target, usage, CLASSIFIER)
         if record.span is not None:
@@ -188,8 +187,8 @@ def _classifier_answer(outcome: Outcome, dialect: Dialect) -> dict[str, Any]:
 
 def _extra_lines(request: Request, record: Record) -> bytes:
     """Header lines for engines in the cluster: request ID and trace. No other header of the client is passed on."""
-    lines = b"x-request-id: %b\r\n" % record.id.encode()
     trace = request.headers.get("traceparent") if record.span is None else record.span.traceparent
+    lines = b"x-request-id: %b\r\n" % record.id.encode()
     return lines + message.header("traceparent", trace) if trace is not None else lines
 
 
@@ -201,19 +200,17 @@ def _affinity(body: Body, features: Features) -> int | None:
     return crc32(beginning[:_PREFIX_CHARS].encode(errors="replace")) if beginning else None
 
 
-def _prompt_beginning(fields: dict[str, Any]) -> str:
+def _prompt_beginning(fields: Mapping[str, Any]) -> str:
     """The first text of the prompt, be it a string, a list of strings or a list of parts; empty if there is none."""
     messages = fields.get("messages")
     value = messages[0].get("content") if messages and isinstance(messages[0], dict) else fields.get("prompt")
+    if isinstance(value, str):
+        return value
     for item in value if isinstance(value, list) else [value]:
         text = item.get("text") if isinstance(item, dict) else item
         if isinstance(text, str):
             return text
     return ""
-
-
-def _no_backpressure(connection: UpstreamConnection) -> None:
-    """The classifier's answer goes to no client, so that nothing slows it down."""
 
 
 def _unchanged(outcome: Complete) -> Outcome:

@@ -14,12 +14,15 @@ from urllib.parse import unquote
 
 import orjson
 
-from flotilla.gateway.admission import admit_request
-from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH, read_request
+from flotilla.gateway.admission import admit_request, now, read_request, waits
+from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH
+from flotilla.gateway.anthropic.inbound_requests import read_request as read_messages_request
 from flotilla.gateway.anthropic.inbound_responses import MessagesResponse, error_body_for
-from flotilla.gateway.config import Setup, operation_paths
-from flotilla.gateway.exchange import Exchange
-from flotilla.gateway.http.message import Request, header
+from flotilla.gateway.config import RoutePlan, ServedPolicy, Setup, operation_paths
+from flotilla.gateway.dispatch import Dispatcher
+from flotilla.gateway.exchange import DEFECT, Exchange
+from flotilla.gateway.http.message import HttpError, Request, header
+from flotilla.gateway.limits.accounts import LimitLease
 from flotilla.gateway.openai import responses
 from flotilla.gateway.openai.requests import Body, parse_body
 from flotilla.gateway.record import Record
@@ -46,81 +49,142 @@ class Api:
         self._started_s = int(time.time())
         self._prefix = secrets.token_hex(6)
         self._numbers = count(1)
+        self._settling: set[asyncio.Task[None]] = set()
 
-    async def handle(self, request: Request) -> None:
+    def handle(self, request: Request) -> None:
         """Answer one request. An unexpected exception is logged and answered with 500, and affects no other request."""
         try:
-            await self._route(request)
+            self._route(request)
         except Exception:  # the outermost handler: the client must get an answer
-            log.exception("request failed with an unexpected error; please report this")
-            if not request.response.started:
-                body = responses.error_body("The gateway failed.", kind="server_error", code="internal_error")
-                request.response.send(500, error_body_for(request.path, 500, body))
+            log.exception(DEFECT)
+            self._defect(request)
+            request.ended(request)
 
-    async def _route(self, request: Request) -> None:
+    def _defect(self, request: Request) -> None:
+        if not request.response.started:
+            body = responses.error_body("The gateway failed.", kind="server_error", code="internal_error")
+            request.response.send(500, error_body_for(request.path, 500, body))
+
+    def _route(self, request: Request) -> None:
         operation = self._operations.get(request.path)
         setup = self._state.config.current
+        if operation is not None and setup is not None and request.method == "POST":
+            self._serve(request, setup, operation)
+            return
         if operation is None:
             if request.path.startswith(MESSAGES_PATH):
-                await self._handle_messages(request, setup)
-            else:
+                request = self._as_chat_request(request)
+                if request.path == MESSAGES_PATH and setup is not None and request.method == "POST":
+                    self._serve(request, setup, Operation.CHAT, read_messages_request)
+                    return
+            if request.path != MESSAGES_PATH:
                 self._handle_other(request, setup)
-        elif request.method != "POST":
+                request.ended(request)
+                return
+        if request.method != "POST":
             self._not_allowed(request, "POST, OPTIONS")
-        elif setup is None:
-            self._not_ready(request)
         else:
-            await self._serve(request, setup, operation)
-
-    async def _handle_messages(self, request: Request, setup: Setup | None) -> None:
-        """Serve a client of Anthropic's API: its request becomes a chat, and its answer is translated back."""
-        request = self._as_chat_request(request)
-        if request.path != MESSAGES_PATH:
-            self._handle_other(request, setup)
-        elif request.method != "POST":
-            self._not_allowed(request, "POST, OPTIONS")
-        elif setup is None:
             self._not_ready(request)
-        else:
-            await self._serve(request, setup, Operation.CHAT, read_request)
+        request.ended(request)
 
     def _as_chat_request(self, request: Request) -> Request:
         """The request with a response that writes Anthropic's format, and with its key in the Authorization header."""
         request_id = self._request_id(request)
-        headers = {**request.headers, "x-request-id": request_id, "authorization": _authorization(request.headers)}
-        return Request(
-            request.method,
-            request.path,
-            headers,
-            request.body,
-            response=MessagesResponse(request.response, request_id),
-            peer=request.peer,
-            arrived_s=request.arrived_s,
-        )
+        request.headers |= {"x-request-id": request_id, "authorization": _authorization(request.headers)}
+        request.response = MessagesResponse(request.response, request_id)
+        return request
 
-    async def _serve(
+    def _serve(
         self, request: Request, setup: Setup, operation: Operation, read: Callable[[bytes], Body] = parse_body
     ) -> None:
-        """Admit and answer a routed request; then settle its limits and write metrics and log, however it ended."""
-        record = Record(request, self._request_id(request))
-        record.span = self._state.tracing.start_request(request) if self._state.tracing is not None else None
+        """Admit and answer a routed request. `_ended` is called for it, however it ends."""
+        state = self._state
+        record = Record(request, self._request_id(request), operation)
+        if state.tracing is not None:
+            record.span = state.tracing.start_request(request)
         try:
-            admitted = await admit_request(self._state, setup, request, operation, record, read)
-            if isinstance(admitted, Refusal):
-                record.refusal, record.outcome = admitted, "refused"
-                lines = b"x-request-id: %b\r\n" % record.id.encode() + responses.refusal_headers(admitted)
-                request.response.send(admitted.status, responses.refusal_body(admitted), lines)
+            served = read_request(setup, record, read)
+            if type(served) is Refusal:
+                self._refuse(record, served)
                 return
-            await Exchange(self._state, request, admitted, record).run()
+            assert isinstance(served, ServedPolicy)
+            if waits(state, record):
+                task = state.loop.create_task(self._admit_in_task(setup, record, served))
+                request.on_left = task.cancel
+                return
+            self._answer(record, now(admit_request(state, setup, record, served)))
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception(DEFECT)
+            self._defect(request)
+            self._ended(record)
+
+    async def _admit_in_task(self, setup: Setup, record: Record, served: ServedPolicy) -> None:
+        """Admit a request that must wait for its classifier or for a store of limits elsewhere."""
+        try:
+            admitted = await admit_request(self._state, setup, record, served)
+            record.request.on_left = None
+            self._answer(record, admitted)
         except asyncio.CancelledError:
             record.outcome = "cancelled"
+            self._ended(record)
             raise
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception(DEFECT)
+            self._defect(record.request)
+            self._ended(record)
+
+    def _answer(self, record: Record, admitted: tuple[RoutePlan, Dispatcher] | Refusal) -> None:
+        if isinstance(admitted, Refusal):
+            self._refuse(record, admitted)
+        else:
+            Exchange(self._state, record, *admitted, self._ended).start()
+
+    def client_of_head(self, path: str, headers: Mapping[str, str], peer: str) -> str:
+        """Whose share of the memory a large body takes: the client's by its key, else that of its address.
+
+        A key that no policy knows is refused here, before the body is read, if every policy requires one.
+        """
+        setup = self._state.config.current
+        if setup is None:
+            return peer
+        client = setup.client_of_head(_authorization(headers))
+        if client is None:
+            raise HttpError(401, "invalid_api_key", "Incorrect API key provided.")
+        return client or peer
+
+    def _refuse(self, record: Record, refusal: Refusal) -> None:
+        record.refusal, record.outcome = refusal, "refused"
+        lines = b"x-request-id: %b\r\n" % record.id.encode() + responses.refusal_headers(refusal)
+        record.request.response.send(refusal.status, responses.refusal_body(refusal), lines)
+        self._ended(record)
+
+    def _ended(self, record: Record) -> None:
+        """The client has its answer, or has left: settle the limits, then write metrics and log.
+
+        Everything that is done with an answer after the client has it begins here.
+        """
+        lease, accounts = record.lease, self._state.accounts
+        if lease is None or accounts is None:
+            self._finish(record)
+        elif accounts.immediate:
+            now(lease.settle(record.usd, record.total_tokens))
+            self._finish(record)
+        else:
+            task = self._state.loop.create_task(self._settle(record, lease))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, record: Record, lease: LimitLease) -> None:
+        try:
+            await lease.settle(record.usd, record.total_tokens)
         finally:
-            try:
-                if record.lease is not None:
-                    await record.lease.settle(record.usd, record.total_tokens)
-            finally:
-                record.finish(self._state.loop.time(), self._state.metrics, self._state.access_log)
+            self._finish(record)
+
+    def _finish(self, record: Record) -> None:
+        try:
+            record.finish(self._state.loop.time(), self._state.metrics, self._state.access_log)
+        finally:
+            record.request.ended(record.request)
 
     def _request_id(self, request: Request) -> str:
         """The client's own ID if it is short and of safe characters, else a new one."""
@@ -154,9 +218,8 @@ class Api:
         authorization = _authorization(request.headers)
         models = [
             {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
-            for policy in setup.document.policies
-            if not policy.clients or setup.client_of(policy, authorization) is not None
-            for model in policy.host_models
+            for model, served in setup.served.items()
+            if not (policy := served.policy).clients or served.client_of(authorization) is not None
         ]
         if not name:
             request.response.send(200, orjson.dumps({"object": "list", "data": models}))

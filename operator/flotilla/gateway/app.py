@@ -26,12 +26,12 @@ from flotilla.gateway.api import Api, protocol_error_body
 from flotilla.gateway.attempt import Deadlines
 from flotilla.gateway.config import Config, Setup
 from flotilla.gateway.endpoints import EndpointRegistry
-from flotilla.gateway.held import HeldCounter
 from flotilla.gateway.http.client import SystemResolver, UpstreamPool
+from flotilla.gateway.http.message import MemoryBudget
 from flotilla.gateway.http.server import HttpServer, ServerLimits
 from flotilla.gateway.limits.accounts import Accounts, StoreAccounts, store_from_environment
 from flotilla.gateway.metrics import GatewayMetrics, declare_series
-from flotilla.gateway.pending import PendingQueue
+from flotilla.gateway.pending import HeldCounter, PendingQueue
 from flotilla.gateway.record import AccessLog
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import tracing_from_environment
@@ -93,12 +93,20 @@ class Gateway:
             Deadlines(self._loop),
             metrics,
             AccessLog(sys.stdout.fileno() if settings.access_log else None, on_lost=self._count_lost_lines),
+            MemoryBudget(settings.limits.memory_bytes),
             accounts=accounts,
         )
         self.endpoints.on_ready = self.state.pending.notify_ready
         self.held = HeldCounter()
         self.state.pending.on_wait = self.held.increment
-        self.server = HttpServer(Api(self.state).handle, settings.limits, protocol_error_body)
+        api = Api(self.state)
+        self.server = HttpServer(
+            api.handle,
+            settings.limits,
+            protocol_error_body,
+            memory=self.state.memory,
+            client_of_head=api.client_of_head,
+        )
         self.endpoints_known: Callable[[], bool] = lambda: True
         self._register_gauges(metrics)
 

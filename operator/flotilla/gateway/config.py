@@ -1,48 +1,60 @@
 """The document and the keys that the gateway serves, followed in their mounted files and replaced in one step.
 
-`build_setup` makes a `Setup` of a document and its keys; `Config` reads the files and keeps the last good document.
+`build_setup` makes a `Setup` of a document and its keys, with a `ServedPolicy` for each policy; `Config` reads the
+files and keeps the last good document.
 """
 
 import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flotilla.api.routing_policy import Signal
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.dialect import Dialect
+from flotilla.gateway.http import message
 from flotilla.gateway.http.client import Origin
-from flotilla.routing.decide import DEFAULT_RULE, wanted_signals
+from flotilla.routing.decide import Attempt, Decider, Decision, Refusal, decision_header, wanted_signals
 from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
-from flotilla.routing.request import Operation
+from flotilla.routing.request import Features, Operation
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
 _HOSTED_KEEP_S = 30.0
 _KEY_LIMIT_BYTES = 16 * 1024
+_MAX_PLANS = 4096
 
 
-@dataclass(frozen=True)
-class Setup:
-    """One version of document and keys. A request uses the same one from beginning to end."""
+class RoutePlan:
+    """A decision, with what every request that it is made for needs of it."""
 
-    document: GatewayDocument
-    clients: Mapping[str, Mapping[bytes, str]] = field(default_factory=dict)
-    """By policy: SHA-256 of an API key to the client's name. The keys themselves are not kept."""
-    dialects: Mapping[tuple[str, str], Dialect] = field(default_factory=dict)
-    """By names of policy and target."""
-    origins: Mapping[str, Origin] = field(default_factory=dict)
-    """By base URL of hosted targets."""
-    missing_keys: tuple[str, ...] = ()
-    """Missing files of keys, named by `key_file`."""
-    signals: Mapping[tuple[str, str], frozenset[Signal]] = field(default_factory=dict)
-    """By names of policy and rule: the signals that may escalate an answer."""
+    __slots__ = ("decision", "first", "header", "signals")
 
-    def client_of(self, policy: Policy, authorization: str) -> str | None:
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.first = decision.first
+        """Where the first attempt goes."""
+        self.signals = wanted_signals(decision.route) if decision.escalation is not None else frozenset[Signal]()
+        """The rule's signals that may escalate the answer; empty if no escalation is possible."""
+        self.header = route_header(decision, (Attempt(decision.candidates[0]),))
+        """The header line of an answer of the first attempt."""
+
+
+class ServedPolicy:
+    """A policy with its clients' keys, and with a memory of its decisions."""
+
+    def __init__(self, policy: Policy, keys: Mapping[bytes, str]) -> None:
+        self.policy = policy
+        self._keys = keys
+        """SHA-256 of an API key to the client's name. The keys themselves are not kept."""
+        self._decider = Decider(policy)
+        self._plans: dict[int, RoutePlan] = {}
+
+    def client_of(self, authorization: str) -> str | None:
         """Name of the client with this key, None if there is none.
 
         Digests are compared, so that timing reveals nothing.
@@ -50,31 +62,74 @@ class Setup:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return self.clients[policy.name].get(hashlib.sha256(key.strip().encode("latin-1")).digest())
+        return self._keys.get(hashlib.sha256(key.strip().encode("latin-1")).digest())
+
+    def plan(self, features: Features, seed: str, unavailable: frozenset[str]) -> RoutePlan | Refusal:
+        """What `decide` says of a request."""
+        found = self._decider.decide(features, seed, unavailable)
+        if type(found) is Refusal:
+            return found
+        assert isinstance(found, Decision)
+        plan = self._plans.get(id(found))
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            # It keeps the decision, so that no other one gets the same id() while it is here.
+            plan = self._plans[id(found)] = RoutePlan(found)
+        return plan
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One version of document and keys. A request uses the same one from beginning to end."""
+
+    document: GatewayDocument
+    served: Mapping[str, ServedPolicy] = field(default_factory=dict)
+    """By the model names that clients may ask for."""
+    dialects: Mapping[tuple[str, str], Dialect] = field(default_factory=dict)
+    """By names of policy and target."""
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """By base URL of hosted targets."""
+    missing_keys: tuple[str, ...] = ()
+    """Missing files of keys, named by `key_file`."""
+
+    def client_of_head(self, authorization: str) -> str | None:
+        """Name of the client before its request was read, when no policy is known yet.
+
+        Empty if some policy serves clients without a key; None if all require one, and this is the key of none.
+        """
+        policies = {id(served): served for served in self.served.values()}.values()
+        found = next((name for served in policies if (name := served.client_of(authorization))), None)
+        if found is None and any(not served.policy.clients for served in policies):
+            return ""
+        return found
+
+
+def route_header(decision: Decision, attempts: Sequence[Attempt], signal: str = "") -> bytes:
+    """The header line that says where an answer is from, and why."""
+    return message.header("x-flotilla-route", decision_header(decision, attempts, signal))
 
 
 def build_setup(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
     """Prepare what requests need. `keys` are by `key_file`."""
-    clients = {
-        policy.name: {
-            hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): client.name
-            for client in policy.clients
-            if keys.get(key_file(client.secret_ref))
-        }
+    served = {
+        policy.name: ServedPolicy(
+            policy,
+            {
+                hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): client.name
+                for client in policy.clients
+                if keys.get(key_file(client.secret_ref))
+            },
+        )
         for policy in document.policies
     }
     targets = [(policy.name, target) for policy in document.policies for target in policy.targets]
     return Setup(
         document,
-        clients,
+        {model: served[policy.name] for model, policy in document.by_model.items()},
         {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
         tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
-        {
-            (policy.name, rule): wanted_signals(route)
-            for policy in document.policies
-            for rule, route in [(DEFAULT_RULE, policy.default_route), *((r.name, r.route) for r in policy.rules)]
-        },
     )
 
 

@@ -1,9 +1,10 @@
 """Send a request to a permitted target: choose the endpoint, wait for one if there is none, send, count the outcome.
 
 A `Dispatcher` belongs to one client request and makes all of its attempts, so that it knows which endpoints have failed
-already. The breakers and the metrics of attempts are updated here and nowhere else.
+already. Breakers and the metrics of attempts are updated here and nowhere else.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from flotilla.api.routing_policy import Failure, Hold
 from flotilla.gateway.attempt import Complete, Failed, Interrupted, Outcome, ResponseSink
 from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Dialect, Extras
-from flotilla.gateway.endpoints import Endpoint
+from flotilla.gateway.endpoints import Breaker, Endpoint
 from flotilla.gateway.http.client import ConnectFailed, Origin, UpstreamConnection
+from flotilla.gateway.http.message import Response
 from flotilla.gateway.openai.requests import Body
 from flotilla.gateway.pending import WaitResult
 from flotilla.gateway.record import Record
-from flotilla.gateway.resilience import Breaker
 from flotilla.gateway.state import GatewayState
 from flotilla.routing.decide import Permit
 from flotilla.routing.document import Policy
@@ -27,12 +28,129 @@ HOLD_RETRY_S = 5
 """Value of Retry-After when a request waited for a replica in vain."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Destination:
     """Where an attempt is sent. `endpoint` is None for a hosted API, which has no pods of ours."""
 
     origin: Origin
     endpoint: Endpoint | None
+
+
+class Call:
+    """A request that was sent to a target: from `Dispatcher.send` until its outcome, which `done` is called with.
+
+    `read` checks a complete answer before its outcome is counted, and may turn it into a failure.
+    """
+
+    __slots__ = (
+        "_connecting",
+        "_dispatcher",
+        "_done",
+        "_ended",
+        "_endpoint",
+        "_message",
+        "_permit",
+        "_read",
+        "_response",
+        "_sent_again",
+        "_since_s",
+        "_state",
+        "origin",
+        "sink",
+    )
+
+    def __init__(
+        self,
+        dispatcher: "Dispatcher",
+        permit: Permit,
+        destination: Destination,
+        sink: ResponseSink,
+        message: bytes,
+        read: Callable[[Complete], Outcome],
+        done: Callable[[Outcome], None],
+        response: Response | None,
+    ) -> None:
+        self._dispatcher, self._permit, self.sink, self._message = dispatcher, permit, sink, message
+        self._state = dispatcher.state
+        self.origin, self._endpoint = destination.origin, destination.endpoint
+        self._read, self._done, self._response = read, done, response
+        self._connecting: asyncio.Task[None] | None = None
+        self._sent_again = self._ended = False
+        self._since_s = 0.0
+
+    def start(self) -> None:
+        """Send on a connection that is kept, or else connect in a task."""
+        state, endpoint = self._state, self._endpoint
+        self._since_s = now = state.loop.time()
+        if endpoint is not None:
+            endpoint.outstanding += 1
+            endpoint.breaker.started(now)
+        breaker = self._dispatcher.target_breaker(self._permit)
+        if breaker is not None:
+            breaker.started(now)
+        self.sink.on_outcome = self._on_outcome
+        connection = state.upstream.send_on_idle(self._permit, self.origin, self._message, self.sink)
+        if connection is None:
+            self._connecting = state.loop.create_task(self._connect())
+        else:
+            self._attach(connection)
+
+    def abandon(self) -> None:
+        """The client has left: close the connection, so that the target stops. `done` is not called."""
+        self.sink.on_outcome = None
+        self._end(None)
+
+    async def _connect(self) -> None:
+        try:
+            connection = await self._state.upstream.send(self._permit, self.origin, self._message, self.sink)
+        except ConnectFailed as error:
+            self._connecting = None
+            self._on_outcome(Failed(Failure.CONNECT, str(error), 502, nothing_sent=True))
+        else:
+            self._connecting = None
+            self._attach(connection)
+
+    def _attach(self, connection: UpstreamConnection) -> None:
+        """From now on the deadline counts, and a client that reads slowly slows this connection down."""
+        self.sink.connection = connection
+        self._state.deadlines.sinks.add(self.sink)
+        if self._response is not None:
+            self._response.source = connection
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        sink = self.sink
+        connection = sink.connection
+        stale = type(outcome) is Failed and connection is not None and connection.closed_before_response
+        if stale and not self._sent_again:
+            # The target closed an idle connection while we wrote to it, so it has not read the request.
+            self._sent_again = True
+            self._state.deadlines.sinks.discard(sink)
+            sink.on_outcome = self._on_outcome
+            self._connecting = self._state.loop.create_task(self._connect())
+            return
+        if type(outcome) is Complete:
+            outcome = self._read(outcome)
+        self._end(outcome)
+        self._done(outcome)
+
+    def _end(self, outcome: Outcome | None) -> None:
+        """Leave no connection and no counter behind. `outcome` is None if the client left."""
+        if self._ended:
+            return
+        self._ended = True
+        sink, state = self.sink, self._state
+        if self._connecting is not None:
+            self._connecting.cancel()
+        state.deadlines.sinks.discard(sink)
+        if sink.connection is not None:
+            sink.connection.detach(sink)
+        if self._response is not None:
+            self._response.source = None
+        if self._endpoint is not None:
+            self._endpoint.outstanding -= 1
+        now = state.loop.time()
+        self._dispatcher.record.upstream_s += now - self._since_s
+        self._dispatcher.count(self._permit, self._endpoint, outcome, now)
 
 
 class Dispatcher:
@@ -44,11 +162,11 @@ class Dispatcher:
         "_extra",
         "_operation",
         "_policy",
-        "_record",
         "_setup",
-        "_state",
         "dropped",
         "failed_endpoints",
+        "record",
+        "state",
     )
 
     def __init__(
@@ -59,14 +177,13 @@ class Dispatcher:
         body: Body,
         operation: Operation,
         record: Record,
-        *,
         extra: bytes = b"",
         affinity: int | None = None,
     ) -> None:
-        self._state, self._setup, self._policy = state, setup, policy
+        self.state, self._setup, self._policy = state, setup, policy
         self._body, self._operation, self._extra = body, operation, extra
         self._affinity = affinity
-        self._record = record
+        self.record = record
         self.failed_endpoints: list[Endpoint] = []
         """Endpoints at which an attempt of this request failed; they are not chosen again."""
         self.dropped: tuple[str, ...] = ()
@@ -86,14 +203,14 @@ class Dispatcher:
             return Destination(self._setup.origins[target.hosted.base_url], None)
         assert target.cluster is not None
         owner = target.cluster.model_deployment
-        if self._state.pending.count(owner):
+        if self.state.pending.count(owner):
             return None
         return self._pick_endpoint(owner)
 
     async def wait_for_replica(self, permit: Permit, deadline_s: float) -> Destination | Failed:
         """Wait in the queue until the model has an endpoint, at most until `deadline_s` and the policy's `hold`
         bounds."""
-        state = self._state
+        state = self.state
         assert permit.target.cluster is not None
         owner = permit.target.cluster.model_deployment
         started = state.loop.time()
@@ -106,7 +223,7 @@ class Dispatcher:
             if result is WaitResult.READY and (destination := self._pick_endpoint(owner)) is None:
                 state.pending.notify_gone(owner)
         waited = state.loop.time() - started
-        self._record.upstream_s += waited
+        self.record.upstream_s += waited
         state.metrics.hold.observe((owner, str(result)), waited)
         if destination is not None:
             return destination
@@ -117,117 +234,63 @@ class Dispatcher:
         )
         return Failed(Failure.NO_ENDPOINTS, f"it has no replica, and {why}", 503, str(HOLD_RETRY_S), nothing_sent=True)
 
-    async def send(
+    def send(
         self,
         permit: Permit,
         destination: Destination,
         sink: ResponseSink,
         extras: Extras,
-        *,
-        sent: Callable[[UpstreamConnection], None],
         read: Callable[[Complete], Outcome],
-    ) -> Outcome:
-        """Send the request and wait for its outcome. No connection or counter is left behind, whatever happens.
+        done: Callable[[Outcome], None],
+        response: Response | None = None,
+    ) -> Call | None:
+        """Send the request. `done` is called once with its outcome, perhaps before this returns; see `Call`.
 
-        `sent` is called with the connection that will bring the answer, so that the caller can slow it down. `read`
-        checks a complete answer before its outcome is counted, and may turn it into a failure.
-
-        Raises UntranslatableRequest if the target's API cannot express the request.
+        `response` is the client's, so that a slow client can slow the target down. Raises UntranslatableRequest if the
+        target's API cannot express the request, and returns None after `done` if nothing could be sent.
         """
-        state = self._state
         dialect = self.dialect(permit)
         if not dialect.has_key:
-            return Failed(Failure.UNAUTHORIZED, "the Secret with its key is missing", 502, nothing_sent=True)
+            done(Failed(Failure.UNAUTHORIZED, "the Secret with its key is missing", 502, nothing_sent=True))
+            return None
         payload = dialect.payload(self._body, extras)
         self.dropped = payload.dropped
         message = dialect.request_bytes(destination.origin, self._operation, payload.content, self._extra)
-        endpoint = destination.endpoint
-        if endpoint is not None:
-            endpoint.outstanding += 1
-        started = state.loop.time()
-        for breaker in self._breakers(permit, endpoint):
-            breaker.started(started)
-        outcome: Outcome | None = None
-        try:
-            outcome = await self._transfer(permit, destination.origin, message, sink, sent)
-            if type(outcome) is Complete:
-                outcome = read(outcome)
-        finally:
-            if endpoint is not None:
-                endpoint.outstanding -= 1
-            self._record.upstream_s += state.loop.time() - started
-            self._record_outcome(permit, endpoint, outcome)
-        return outcome
-
-    async def _transfer(
-        self,
-        permit: Permit,
-        origin: Origin,
-        message: bytes,
-        sink: ResponseSink,
-        sent: Callable[[UpstreamConnection], None],
-    ) -> Outcome:
-        """Send the bytes on a pooled connection, once more on a new one if the pooled one turns out to be closed."""
-        state = self._state
-        try:
-            connection = await state.upstream.send(permit, origin, message, sink)
-        except ConnectFailed as error:
-            return Failed(Failure.CONNECT, str(error), 502, nothing_sent=True)
-        state.deadlines.add(sink)
-        try:
-            sink.connection = connection
-            sent(connection)
-            outcome = await sink.outcome
-            if type(outcome) is Failed and connection.closed_before_response:
-                # The target closed an idle connection while we wrote to it, so it has not read the request.
-                sink.reset()
-                try:
-                    connection = await state.upstream.resend(permit, origin, message, sink)
-                except ConnectFailed as error:
-                    return Failed(Failure.CONNECT, str(error), 502, nothing_sent=True)
-                sink.connection = connection
-                sent(connection)
-                outcome = await sink.outcome
-            return outcome
-        finally:
-            state.deadlines.discard(sink)
-            connection.detach(sink)
-
-    def _pick_endpoint(self, owner: str) -> Destination | None:
-        endpoint = self._state.endpoints.pool(owner).pick(
-            self._state.loop.time(), affinity=self._affinity, without=self.failed_endpoints
-        )
-        return None if endpoint is None else Destination(endpoint.origin, endpoint)
+        call = Call(self, permit, destination, sink, message, read, done, response)
+        call.start()
+        return call
 
     def another_endpoint(self, permit: Permit) -> Destination | None:
         """Another endpoint of the same target, if there is one at which this request has not failed yet."""
         target = permit.target
         return None if target.cluster is None else self._pick_endpoint(target.cluster.model_deployment)
 
-    def _breakers(self, permit: Permit, endpoint: Endpoint | None) -> list[Breaker]:
-        found = [] if endpoint is None else [endpoint.breaker]
-        known = self._state.breakers.get(self._policy.uid, permit.target.name)
-        return found if known is None else [*found, known]
+    def target_breaker(self, permit: Permit) -> Breaker | None:
+        """The breaker of the target, None while it has not failed."""
+        return self.state.breakers.get(self._policy.uid, permit.target.name)
 
-    def _record_outcome(self, permit: Permit, endpoint: Endpoint | None, outcome: Outcome | None) -> None:
+    def count(self, permit: Permit, endpoint: Endpoint | None, outcome: Outcome | None, now_s: float) -> None:
         """Update breakers and metrics. An outcome of None (the client left) says nothing about the target."""
-        state, target = self._state, permit.target.name
+        state, target = self.state, permit.target.name
         failure: Failure | None = None
         if outcome is None:
-            for breaker in self._breakers(permit, endpoint):
+            if endpoint is not None:
+                endpoint.breaker.release()
+            breaker = self.target_breaker(permit)
+            if breaker is not None:
                 breaker.release()
             return
         suspect = None
         if type(outcome) is Failed:
             failure = outcome.failure
-            suspect = self._client if outcome.by_request else None
-            if failure is Failure.RATE_LIMITED and endpoint is None:
+            suspect = self._client if outcome.by_request or outcome.by_gateway else None
+            if failure is Failure.RATE_LIMITED and endpoint is None and not outcome.by_gateway:
                 # A full engine is one of several replicas and says nothing about the others; a hosted API is one.
-                self._rest(target, outcome.retry_after)
+                self._rest(target, outcome.retry_after, now_s)
         elif type(outcome) is Interrupted:
             failure = None if outcome.by_client else Failure.CONNECT
-        state.breakers.record(self._policy.uid, target, failure, state.loop.time(), suspect=suspect)
-        state.metrics.attempts.add((self._policy.name, target, str(failure) if failure else "ok"))
+        state.breakers.record(self._policy.uid, target, failure, now_s, suspect=suspect)
+        state.metrics.attempts.add((self._policy.name, target, "ok" if failure is None else str(failure)))
         if endpoint is None:
             return
         if failure is None:
@@ -236,22 +299,33 @@ class Dispatcher:
             # Nothing listens there any more. The EndpointSlice will say so in a moment; until then use the others.
             gone = type(outcome) is Failed and outcome.nothing_sent
             if suspect is None:
-                endpoint.breaker.failed(state.loop.time(), at_once=gone)
+                endpoint.breaker.failed(now_s, at_once=gone)
             else:
                 endpoint.breaker.release()
             self.failed_endpoints.append(endpoint)
         else:
             endpoint.breaker.release()
 
-    def _rest(self, target: str, retry_after: str | None) -> None:
+    def _pick_endpoint(self, owner: str) -> Destination | None:
+        endpoint = self.state.endpoints.pool(owner).pick(
+            self.state.loop.time(), affinity=self._affinity, without=self.failed_endpoints
+        )
+        return None if endpoint is None else Destination(endpoint.origin, endpoint)
+
+    def _rest(self, target: str, retry_after: str | None, now_s: float) -> None:
         if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-            self._state.breakers.rest(self._policy.uid, target, int(retry_after), self._state.loop.time())
+            self.state.breakers.rest(self._policy.uid, target, int(retry_after), now_s)
 
     @property
     def _client(self) -> str:
         """Who is served: the client by its key, else the address that the request came from."""
-        features = self._record.features
-        return (features.client if features is not None else None) or self._record.request.peer
+        features = self.record.features
+        return (features.client if features is not None else None) or self.record.request.peer
+
+
+def resolve(future: asyncio.Future[Outcome]) -> Callable[[Outcome], None]:
+    """A function that sets the future's result, unless whoever waited for it was cancelled."""
+    return lambda outcome: None if future.done() else future.set_result(outcome)
 
 
 def unix_s() -> int:

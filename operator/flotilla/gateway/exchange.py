@@ -1,29 +1,42 @@
 """Answer one admitted request: attempt, fall back, judge, escalate, and write the reply.
 
-`Exchange.run` is the whole course of a request after its admission. `record.attempts` has one entry for each attempt,
-and the next target always follows from it and from the one decision that was made at admission, so that no retry,
-fallback or escalation can reach a target that the decision did not permit. `Reply` writes to the client.
+`Exchange.start` begins the course of a request after its admission. The first attempt and an answer that is good
+enough need no task: the connection to the target calls back. Whatever must wait (another attempt, a replica, a better
+answer) goes on in a task. `record.attempts` has one entry for each attempt, and the next target always follows from it
+and from the one decision that was made at admission, so that no retry, fallback or escalation can reach a target that
+the decision did not permit. `Reply` writes to the client.
 """
 
 import asyncio
+import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
 from flotilla.api.routing_policy import Failure, OnExhausted, Signal
-from flotilla.gateway import answers
-from flotilla.gateway.admission import AdmittedRequest
-from flotilla.gateway.answers import TargetAnswer
 from flotilla.gateway.anthropic.outbound_requests import DROPPED_HEADER, UntranslatableRequest
-from flotilla.gateway.attempt import Failed, Interrupted, Outcome, ResponseSink, Streamed, StreamSink
+from flotilla.gateway.attempt import (
+    Complete,
+    Failed,
+    HeldBack,
+    Interrupted,
+    Outcome,
+    ResponseSink,
+    Streamed,
+    StreamSink,
+    TargetAnswer,
+    answer_signals,
+    failure_refusal,
+    read_answer,
+    remove_logprobs,
+)
+from flotilla.gateway.config import RoutePlan, route_header
 from flotilla.gateway.dialect import Extras
-from flotilla.gateway.dispatch import Destination, unix_s
+from flotilla.gateway.dispatch import Call, Destination, Dispatcher, resolve, unix_s
 from flotilla.gateway.http import message
-from flotilla.gateway.http.client import UpstreamConnection
-from flotilla.gateway.http.message import Request, Response
 from flotilla.gateway.metrics import ESCALATION, FIRST
 from flotilla.gateway.openai import responses
 from flotilla.gateway.openai.responses import Buffering, StreamRelay
@@ -31,104 +44,247 @@ from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import now_ns
 from flotilla.routing.check import Collector
-from flotilla.routing.decide import SERVER_ERROR, Attempt, Permit, Refusal, decision_header, escalate, next_step
+from flotilla.routing.decide import SERVER_ERROR, Attempt, Permit, Refusal, escalate, next_step
 from flotilla.routing.request import Operation
 
+log = logging.getLogger(__name__)
+
+DEFECT: Final = "request failed with an unexpected error; please report this"
 INTERRUPTED: Final = "upstream_stream_interrupted"
 _COMMENT_WHILE_WAITING: Final = b": waiting for a replica\n\n"
 _JITTER_S = 0.05
+_LEFT: Final = Interrupted("the client left")
+_NO_EXTRAS: Final = Extras()
+_WITH_USAGE: Final = Extras(usage=True)
 _REJECTED = Refusal(502, "answer_rejected", "No target gave an answer that is good enough.", SERVER_ERROR)
 
 
 class Exchange:
-    """One admitted request. `run` answers it in every case; it is cancelled when the client leaves."""
+    """One admitted request. It is answered in every case, and `ended` is called once after that."""
 
-    def __init__(self, state: GatewayState, request: Request, admitted: AdmittedRequest, record: Record) -> None:
-        self._state, self._response, self._admitted, self._record = state, request.response, admitted, record
-        self._decision, self._dispatcher = admitted.decision, admitted.dispatcher
-        self._attempts = record.attempts
-        self._reply = Reply(state.loop, request.response, admitted, record)
-        self._deadline_s = request.arrived_s + self._decision.route.timeouts.total_seconds
+    __slots__ = (
+        "_answer",
+        "_attempts",
+        "_call",
+        "_deadline_s",
+        "_decision",
+        "_dispatcher",
+        "_ended",
+        "_escalated",
+        "_logprobs",
+        "_plan",
+        "_record",
+        "_reply",
+        "_response",
+        "_since_ns",
+        "_since_s",
+        "_sink",
+        "_state",
+        "_stream",
+        "_task",
+    )
 
-    async def run(self) -> None:
-        """Make attempts until one has an answer or no target is left; then judge the answer and reply."""
-        permit, destination = self._decision.first, None
+    def __init__(
+        self,
+        state: GatewayState,
+        record: Record,
+        plan: RoutePlan,
+        dispatcher: Dispatcher,
+        ended: Callable[[Record], None],
+    ) -> None:
+        request, decision, features = record.request, plan.decision, record.features
+        assert features is not None
+        self._state, self._record, self._plan, self._dispatcher, self._ended = state, record, plan, dispatcher, ended
+        self._decision, self._attempts, self._response = decision, record.attempts, request.response
+        self._stream = features.stream
+        self._reply = Reply(state.loop, record, plan, dispatcher)
+        self._deadline_s = request.arrived_s + decision.route.timeouts.total_seconds
+        self._task: asyncio.Task[None] | None = None
+        self._call: Call | None = None
+        # Of the present attempt.
+        self._answer: TargetAnswer
+        self._sink: ResponseSink
+        self._escalated = self._logprobs = False
+        self._since_s, self._since_ns = 0.0, 0
+
+    def start(self) -> None:
+        """Make the first attempt."""
+        self._record.request.on_left = self.abandon
+        permit = self._plan.first
+        self._attempts.append(Attempt(permit.target.name))
+        destination = self._dispatcher.destination(permit)
+        if destination is None:
+            self._go_on(self._course(permit))
+        else:
+            self._send(permit, destination, escalated=False, done=self._first_ended)
+
+    def abandon(self) -> None:
+        """The client has left: stop, and have the target stop."""
+        if self._task is not None:
+            self._task.cancel()
+        elif self._call is not None:
+            self._record.outcome = "cancelled"
+            self._call.abandon()
+            self._note(self._decision.first, _LEFT)
+            self._ended(self._record)
+
+    # the course
+
+    def _first_ended(self, outcome: Outcome) -> None:
+        """The first attempt has its outcome. An answer that is good enough is sent at once."""
+        try:
+            permit = self._plan.first
+            self._note(permit, outcome)
+            if type(outcome) is Failed:
+                self._go_on(self._course(permit, outcome))
+                return
+            better = self._conclude(outcome)
+            if better is not None:
+                self._go_on(self._escalate(better, self._answer))
+                return
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception(DEFECT)
+            self._defect()
+        self._call = None
+        self._ended(self._record)
+
+    def _go_on(self, course: Coroutine[Any, Any, None]) -> None:
+        """From here on the request has a task of its own."""
+        self._task = self._state.loop.create_task(self._guarded(course))
+
+    async def _guarded(self, course: Coroutine[Any, Any, None]) -> None:
+        try:
+            await course
+        except asyncio.CancelledError:
+            self._record.outcome = "cancelled"
+            raise
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception(DEFECT)
+            self._defect()
+        finally:
+            self._ended(self._record)
+
+    def _defect(self) -> None:
+        if not self._response.started:
+            self._response.send(
+                500, responses.error_body("The gateway failed.", kind=SERVER_ERROR, code="internal_error")
+            )
+
+    async def _course(self, permit: Permit, outcome: Outcome | None = None) -> None:
+        """Make attempts until one has an answer or no target is left; then judge the answer and reply.
+
+        The last attempt in the record is one at `permit`, with this outcome; it is made here if there is none.
+        """
+        destination: Destination | None = None
         while True:
-            outcome, answer = await self._attempt(permit, destination, escalated=False)
+            if outcome is None:
+                outcome = await self._attempt(permit, destination, escalated=False)
             if type(outcome) is not Failed:
                 break
             destination = await self._retry_elsewhere(permit, outcome)
-            if destination is not None:
-                continue
-            follower = next_step(self._decision, self._attempts, outcome.failure, self._unavailable())
-            if follower is None or self._state.loop.time() >= self._deadline_s:
-                self._fail(permit, outcome)
-                return
-            self._state.metrics.fallbacks.add((self._policy_name, permit.target.name, str(outcome.failure)))
-            permit = follower
-        if type(outcome) is Interrupted:
-            self._interrupt(outcome)
-        elif type(outcome) is Streamed:
+            if destination is None:
+                follower = next_step(self._decision, self._attempts, outcome.failure, self._unavailable())
+                if follower is None or self._state.loop.time() >= self._deadline_s:
+                    self._fail(permit, outcome)
+                    return
+                self._state.metrics.fallbacks.add((self._policy_name, permit.target.name, str(outcome.failure)))
+                permit = follower
+            self._attempts.append(Attempt(permit.target.name))
+            outcome = None
+        better = self._conclude(outcome)
+        if better is not None:
+            await self._escalate(better, self._answer)
+
+    def _conclude(self, outcome: Outcome) -> Permit | None:
+        """Reply, unless the answer must be asked again of a better model, which is then returned."""
+        if type(outcome) is Streamed:
             self._reply.end()
+        elif type(outcome) is Interrupted:
+            self._interrupt(outcome)
         else:
-            await self._send_or_escalate(answer)
+            better = self._judge(self._answer) if self._plan.signals and self._answer.status < 300 else None
+            if better is not None:
+                return better
+            self._reply.send(self._answer)
+        self._record.answer = self._answer
+        return None
 
     # attempts
 
-    async def _attempt(
-        self, permit: Permit, destination: Destination | None, *, escalated: bool
-    ) -> tuple[Outcome, TargetAnswer]:
-        """Make one attempt and add it to the record."""
-        target = permit.target.name
-        answer = TargetAnswer(target)
-        self._attempts.append(Attempt(target, escalated=escalated))
+    async def _attempt(self, permit: Permit, destination: Destination | None, *, escalated: bool) -> Outcome:
+        """Make the attempt that is the last in the record."""
         found = destination or self._dispatcher.destination(permit) or await self._find_replica(permit)
         if isinstance(found, Failed):
             self._record_failure(found.failure)
-            return found, answer
-        extras = self._extras(permit, escalated)
-        dialect = self._dispatcher.dialect(permit)
-        logprobs = extras.logprobs and not self._admitted.client_wants_logprobs
-        sink = self._make_sink(permit, answer, logprobs, escalated)
-        span, since_s, since_ns = self._record.span, self._state.loop.time(), 0
-        if span is not None:
-            since_ns = now_ns()
-        outcome: Outcome = Interrupted("the client left")
+            return found
+        ended: asyncio.Future[Outcome] = self._state.loop.create_future()
+        outcome: Outcome = _LEFT
         try:
-            outcome = await self._dispatcher.send(
-                permit,
-                found,
-                sink,
-                extras,
-                sent=self._attach,
-                read=lambda complete: answers.read_answer(
-                    complete, answer, self._admitted, dialect, created=unix_s(), logprobs=logprobs
-                ),
+            self._send(permit, found, escalated=escalated, done=resolve(ended))
+            outcome = await ended
+        finally:
+            if self._call is not None and outcome is _LEFT:
+                self._call.abandon()
+            self._note(permit, outcome)
+        return outcome
+
+    def _send(
+        self, permit: Permit, destination: Destination, *, escalated: bool, done: Callable[[Outcome], None]
+    ) -> None:
+        """Send the request to a target. `done` is called with the outcome, perhaps before this returns."""
+        self._answer = answer = TargetAnswer(permit.target.name)
+        self._escalated = escalated
+        extras = _WITH_USAGE if self._stream else _NO_EXTRAS
+        if Signal.LOW_CONFIDENCE in self._plan.signals:
+            extras = self._extras(permit)
+        self._logprobs = extras.logprobs and not self._client_wants("logprobs")
+        self._sink = sink = self._make_sink(permit, answer)
+        if self._record.span is not None:
+            self._since_s, self._since_ns = self._state.loop.time(), now_ns()
+        sink.memory, sink.client = self._state.memory, self._record.request.held_by
+        self._call = None
+        try:
+            self._call = self._dispatcher.send(
+                permit, destination, sink, extras, self._read, done, self._response if self._stream else None
             )
         except UntranslatableRequest as error:
             body = responses.error_body(str(error), code="unsupported_by_targets", param=error.param)
-            outcome = answer.set_error(400, body)
-        finally:
-            self._response.source = None
-            # If the client left, it has received, and the target has generated, what came until then.
-            self._record.response_began(sink.first_byte_s)
-            usage = answer.usage(self._admitted.features.prompt_tokens)
-            self._record.add_usage(permit.target, usage, ESCALATION if escalated else FIRST)
-            if span is not None:
-                span.record_attempt(
-                    permit.target,
-                    found.origin,
-                    self._admitted.features,
-                    since_ns=since_ns,
-                    first_byte_s=sink.first_byte_s - since_s,
-                    outcome=outcome,
-                    usage=usage,
-                    answer=answer.fields,
-                    escalated=escalated,
-                )
+            done(answer.set_error(400, body))
+
+    def _read(self, complete: Complete) -> Outcome:
+        """Check a complete answer, before its outcome is counted."""
+        answer = self._answer
+        dialect = self._dispatcher.dialect(self._decision.permit(answer.target))
+        outcome = read_answer(complete, answer, dialect, self._record.operation, unix_s())
+        if self._logprobs and type(outcome) is Complete:
+            # Judged before the probabilities are removed, which only the gateway asked for.
+            self._signals(answer)
+            remove_logprobs(answer)
+        return outcome
+
+    def _note(self, permit: Permit, outcome: Outcome) -> None:
+        """Record how the present attempt ended. A client that left has received what had come until then."""
+        record, answer, sink = self._record, self._answer, self._sink
+        features = record.features
+        assert features is not None
+        sink.release_memory()
+        record.response_began(sink.first_byte_s)
+        usage = answer.usage(features.prompt_tokens)
+        record.add_usage(permit.target, usage, ESCALATION if self._escalated else FIRST)
         if type(outcome) is Failed:
             self._record_failure(outcome.failure)
-        return outcome, answer
+        if record.span is not None and self._call is not None:
+            record.span.record_attempt(
+                permit.target,
+                self._call.origin,
+                features,
+                since_ns=self._since_ns,
+                first_byte_s=sink.first_byte_s - self._since_s,
+                outcome=outcome,
+                usage=usage,
+                answer=answer.fields,
+                escalated=self._escalated,
+            )
 
     async def _find_replica(self, permit: Permit) -> Destination | Failed:
         """For a model without a replica: fail at once if the rule has a fallback for that case, else wait for one."""
@@ -141,7 +297,7 @@ class Exchange:
             if next_step(self._decision, trial, Failure.NO_ENDPOINTS, self._unavailable()) is not None:
                 self._state.record_missed_demand(permit.target.cluster.model_deployment)
                 return Failed(Failure.NO_ENDPOINTS, "it has no replica", 503, nothing_sent=True)
-        if not self._admitted.features.stream or self._another_attempt_possible():
+        if not self._stream or self._another_attempt_possible():
             return await self._dispatcher.wait_for_replica(permit, self._deadline_s)
         with self._reply.keepalive(self._state.pending.heartbeat_s):
             return await self._dispatcher.wait_for_replica(permit, self._deadline_s)
@@ -163,29 +319,27 @@ class Exchange:
         await asyncio.sleep(random.random() * _JITTER_S)  # noqa: S311 - jitter
         return destination if self._state.loop.time() < self._deadline_s else None
 
-    def _extras(self, permit: Permit, escalated: bool) -> Extras:
+    def _extras(self, permit: Permit) -> Extras:
         """What the target is asked for beyond what the client asked for."""
         measures_confidence = (
-            permit.target.cluster is not None
-            and not escalated
-            and self._admitted.operation is Operation.CHAT
-            and Signal.LOW_CONFIDENCE in self._admitted.signals
+            permit.target.cluster is not None and not self._escalated and self._record.operation is Operation.CHAT
         )
-        return Extras(usage=self._admitted.features.stream, logprobs=measures_confidence)
+        return Extras(usage=self._stream, logprobs=measures_confidence)
 
-    def _make_sink(self, permit: Permit, answer: TargetAnswer, logprobs: bool, escalated: bool) -> ResponseSink:
+    def _make_sink(self, permit: Permit, answer: TargetAnswer) -> ResponseSink:
         """The receiver of the attempt's answer. A stream also gets a relay, which becomes a part of `answer`."""
-        if not self._admitted.features.stream:
+        if not self._stream:
             return ResponseSink(self._state.loop, total_s=self._deadline_s)
         timeouts, escalation, buffering = self._decision.route.timeouts, self._decision.route.escalation, None
-        if escalation is not None and self._admitted.signals:
-            last = escalated and escalation.on_exhausted is not OnExhausted.FAIL
+        if escalation is not None and self._plan.signals:
+            last = self._escalated and escalation.on_exhausted is not OnExhausted.FAIL
             buffering = None if last else Buffering(escalation.max_buffered_tokens, Collector())
+        options = self._client_wants("stream_options")
         answer.relay = StreamRelay(
             self._response,
             on_start=self._reply.start_stream,
-            strip_usage=not self._admitted.client_wants_usage,
-            strip_logprobs=logprobs,
+            strip_usage=not (isinstance(options, dict) and options.get("include_usage") is True),
+            strip_logprobs=self._logprobs,
             buffering=buffering,
         )
         return StreamSink(
@@ -204,13 +358,18 @@ class Exchange:
 
     # judgement
 
-    async def _send_or_escalate(self, answer: TargetAnswer) -> None:
-        """Send the answer to the client, or ask a better model if the rule's signals say so."""
-        if answer.status >= 300 or not self._admitted.signals:
-            self._reply.send(answer)
-            return
+    def _signals(self, answer: TargetAnswer) -> tuple[Signal, ...]:
+        body = self._record.body
+        assert body is not None
+        return answer_signals(answer, self._decision, self._plan.signals, body.fields)
+
+    def _judge(self, answer: TargetAnswer) -> Permit | None:
+        """The better model to ask, if the rule's signals say so."""
+        found = self._signals(answer)
         rate = self._state.escalation_rates[self._policy_name, self._decision.rule]
-        found = answers.answer_signals(answer, self._admitted)
+        if not found:
+            rate.count(escalated=False)
+            return None
         chosen = escalate(
             self._decision,
             self._attempts,
@@ -219,13 +378,10 @@ class Exchange:
             unavailable=self._unavailable(),
         )
         rate.count(escalated=chosen.permit is not None)
-        if found:
-            self._reply.signal = chosen.reason
-        if chosen.permit is None:
-            self._reply.send(answer)
-            return
-        self._state.metrics.escalations.add((self._policy_name, self._decision.rule, chosen.reason))
-        await self._escalate(chosen.permit, answer)
+        self._reply.signal = chosen.reason
+        if chosen.permit is not None:
+            self._state.metrics.escalations.add((self._policy_name, self._decision.rule, chosen.reason))
+        return chosen.permit
 
     async def _escalate(self, permit: Permit, first: TargetAnswer) -> None:
         """Ask the better model. If that fails too, the rule's `onExhausted` says what the client gets."""
@@ -233,31 +389,32 @@ class Exchange:
         assert escalation is not None
         latest_s = self._state.loop.time() + escalation.max_added_latency_seconds
         self._deadline_s = min(self._deadline_s, latest_s)
-        outcome, second = await self._attempt(permit, None, escalated=True)
+        self._attempts.append(Attempt(permit.target.name, escalated=True))
+        outcome = await self._attempt(permit, None, escalated=True)
+        second = self._answer
+        self._record.answer = second
         if type(outcome) is Streamed:
             self._reply.end()
             return
         if type(outcome) is Interrupted:
             self._interrupt(outcome)
             return
-        has_answer = type(outcome) is not Failed and second.status < 300
+        has_answer = type(outcome) in (Complete, HeldBack) and second.status < 300
         rejects = escalation.on_exhausted is OnExhausted.FAIL
-        if has_answer and not (rejects and answers.answer_signals(second, self._admitted)):
+        if has_answer and not (rejects and self._signals(second)):
             self._reply.send(second)
         elif rejects:
+            self._record.answer = None
             self._record.outcome = "failed"
             self._reply.refuse(_REJECTED)
         else:
             if type(outcome) is not Failed:
                 # The better model refused the request itself, so the first answer is sent.
                 self._record_failure(Failure.SERVER_ERROR)
+            self._record.answer = first
             self._reply.send(first)
 
     # the end
-
-    def _attach(self, connection: UpstreamConnection) -> None:
-        """From now on a client that reads slowly slows this connection down."""
-        self._response.source = connection
 
     def _interrupt(self, outcome: Interrupted) -> None:
         self._record_failure(Failure.CONNECT)
@@ -266,7 +423,13 @@ class Exchange:
     def _fail(self, permit: Permit, outcome: Failed) -> None:
         """No attempt is left: report the last failure."""
         self._record.outcome, self._record.detail = "failed", outcome.detail
-        self._reply.refuse(answers.failure_refusal(permit.target.name, outcome))
+        self._reply.refuse(failure_refusal(permit.target.name, outcome))
+
+    def _client_wants(self, name: str) -> Any:
+        """A field of the client's request."""
+        body = self._record.body
+        assert body is not None
+        return body.fields.get(name)
 
     def _unavailable(self) -> frozenset[str]:
         return self._state.unavailable(self._decision.policy)
@@ -279,10 +442,14 @@ class Exchange:
 class Reply:
     """Writes the reply to one admitted request. Once a stream has begun, errors are sent as events in it."""
 
+    __slots__ = ("_dispatcher", "_loop", "_plan", "_record", "_response", "_timer", "signal")
+
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, response: Response, admitted: AdmittedRequest, record: Record
+        self, loop: asyncio.AbstractEventLoop, record: Record, plan: RoutePlan, dispatcher: Dispatcher
     ) -> None:
-        self._loop, self._response, self._admitted, self._record = loop, response, admitted, record
+        self._loop, self._record, self._plan, self._dispatcher = loop, record, plan, dispatcher
+        self._response = record.request.response
+        self._timer: asyncio.TimerHandle
         self.signal = ""
         """Why the first answer was not good enough, for the decision header."""
 
@@ -293,12 +460,13 @@ class Reply:
             self.end()
             return
         self._record.outcome = "ok" if answer.status < 400 else "client_error"
-        if self._response.started:
+        response = self._response
+        if response.started:
             # A target may have formatted its error over several lines, and a line break would end the event's field.
             self._send_error_event(orjson.dumps(orjson.loads(answer.body)))
             return
-        self._response.send(answer.status, answer.body, self._headers())
-        if self._response.status >= 500:
+        response.send(answer.status, answer.body, self._headers())
+        if response.status >= 500:
             # The answer could not be translated to the API of the client.
             self._record.outcome = "failed"
 
@@ -349,9 +517,11 @@ class Reply:
         self._response.end(close=True)
 
     def _headers(self) -> bytes:
-        lines = b"x-request-id: %b\r\n" % self._admitted.request_id.encode()
-        route = decision_header(self._admitted.decision, self._record.attempts, self.signal)
-        lines += message.header("x-flotilla-route", route)
-        if self._admitted.dispatcher.dropped:
-            lines += message.header(DROPPED_HEADER, ", ".join(self._admitted.dispatcher.dropped))
-        return lines
+        record, plan, dropped = self._record, self._plan, self._dispatcher.dropped
+        attempts = record.attempts
+        if len(attempts) == 1 and attempts[0].failure is None and not self.signal:
+            route = plan.header
+        else:
+            route = route_header(plan.decision, attempts, self.signal)
+        lines = b"x-request-id: %b\r\n%b" % (record.id.encode(), route)
+        return lines + message.header(DROPPED_HEADER, ", ".join(dropped)) if dropped else lines

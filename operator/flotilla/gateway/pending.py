@@ -1,10 +1,12 @@
-"""The queue of requests that wait for a model without a replica, bounded in time, number and bytes.
+"""Requests that wait for a model without a replica: their queue, and the counter that tells the operator of them.
 
-When a replica becomes ready, requests are released one after another in their order, and not all at once: that would
-fill the queue of the new engine in one step.
+`PendingQueue` is bounded in time, number and bytes. When a replica becomes ready, requests are released one after
+another in their order, and not all at once: that would fill the queue of the new engine in one step. `HeldCounter` is
+behind `GET /held` of the admin server, with which the operator learns at once of requests that wait.
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
@@ -15,6 +17,11 @@ RELEASED_PER_S = 50.0
 """Requests of one model that are released in a second: about what a small engine admits."""
 HEARTBEAT_S = 15.0
 """Interval of comments in a waiting stream. Load balancers close silent connections after 30 to 60 s."""
+
+MAX_POLLS = 8
+"""Polls that may wait at the same time, each on a thread. One operator leads, so one is usual."""
+MAX_WAIT_S = 25.0
+"""Load balancers and proxies close connections that are silent for 30 to 60 s."""
 
 
 class WaitResult(StrEnum):
@@ -101,3 +108,51 @@ class PendingQueue:
             queue.remove(waiter)
             if not queue:
                 self._waiters.pop(owner, None)
+
+
+class HeldCounter:
+    """Counts from 0 at the start of the process; safe to use from several threads.
+
+    The event loop increments it when requests begin to wait. Each long poll waits on a thread of the admin server until
+    the counter differs from the value that the caller knows.
+    """
+
+    def __init__(self, *, max_polls: int = MAX_POLLS) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self._polls = 0
+        self._max_polls = max_polls
+        self._closed = False
+
+    @property
+    def polls(self) -> int:
+        """Polls that wait now."""
+        return self._polls
+
+    def increment(self) -> None:
+        """Answer all polls."""
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+
+    def poll(self, after: int, timeout_s: float) -> int | None:
+        """Block until the counter differs from `after`, at most `timeout_s`, and return it. None: too many polls wait.
+
+        Different and not only greater: the counter of a restarted gateway is smaller than the one the caller knows.
+        """
+        with self._changed:
+            if self._count == after and not self._closed:
+                if self._polls >= self._max_polls:
+                    return None
+                self._polls += 1
+                try:
+                    self._changed.wait_for(lambda: self._closed or self._count != after, min(timeout_s, MAX_WAIT_S))
+                finally:
+                    self._polls -= 1
+            return self._count
+
+    def close(self) -> None:
+        """Answer all polls; later ones do not wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -15,14 +15,17 @@ from typing import Any
 
 import orjson
 
+from flotilla.gateway.attempt import TargetAnswer
+from flotilla.gateway.config import RoutePlan
 from flotilla.gateway.http.message import Request
 from flotilla.gateway.limits.accounts import LimitLease
 from flotilla.gateway.metrics import ESCALATION, FIRST, OTHER, REPLACED, GatewayMetrics
+from flotilla.gateway.openai.requests import Body
 from flotilla.gateway.tracing import RequestSpan
 from flotilla.routing.budgets import ZERO, Usage, cost, spent
 from flotilla.routing.decide import Attempt, Decision, Refusal
 from flotilla.routing.document import Policy, Target
-from flotilla.routing.request import Features
+from flotilla.routing.request import Features, Operation
 
 _FLUSH_INTERVAL_S = 0.2
 _MAX_LINES = 50_000
@@ -78,18 +81,22 @@ class AccessLog:
 
 
 class Record:
-    """Everything that is recorded of one request."""
+    """One request and everything that is known and recorded of it."""
 
     __slots__ = (
         "_first_byte_s",
         "_usages",
+        "answer",
         "attempts",
+        "body",
         "decision",
         "detail",
         "features",
         "id",
         "lease",
+        "operation",
         "outcome",
+        "plan",
         "policy",
         "refusal",
         "request",
@@ -99,19 +106,23 @@ class Record:
         "usd",
     )
 
-    def __init__(self, request: Request, request_id: str) -> None:
-        self.request, self.id = request, request_id
+    def __init__(self, request: Request, request_id: str, operation: Operation) -> None:
+        self.request, self.id, self.operation = request, request_id, operation
         self.span: RequestSpan | None = None
         """Set by `api` if requests are traced."""
         # Set by admission, as far as it comes.
+        self.body: Body | None = None
         self.policy: Policy | None = None
         self.features: Features | None = None
         self.lease: LimitLease | None = None
         """Set if the policy has limits."""
+        self.plan: RoutePlan | None = None
         self.decision: Decision | None = None
         # Set by the exchange.
         self.attempts: list[Attempt] = []
         """All attempts in their order; the last one without a failure gave the answer."""
+        self.answer: TargetAnswer | None = None
+        """What the client got of a target; None for an error of the gateway."""
         self.outcome = "failed"
         self.detail = ""
         """Why the request failed, for the log."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from flotilla.gateway.attempt import Deadlines
 from flotilla.gateway.config import Config
-from flotilla.gateway.endpoints import EndpointRegistry
+from flotilla.gateway.endpoints import EndpointRegistry, EscalationRate, RetryBudget, TargetBreakers
 from flotilla.gateway.http.client import UpstreamPool
+from flotilla.gateway.http.message import MemoryBudget
 from flotilla.gateway.limits.accounts import Accounts
 from flotilla.gateway.metrics import GatewayMetrics
 from flotilla.gateway.pending import PendingQueue
 from flotilla.gateway.record import AccessLog
-from flotilla.gateway.resilience import EscalationRate, RetryBudget, TargetBreakers
 from flotilla.gateway.tracing import Tracing
 from flotilla.routing.document import Policy
 
@@ -33,6 +33,7 @@ class GatewayState:
     deadlines: Deadlines
     metrics: GatewayMetrics
     access_log: AccessLog
+    memory: MemoryBudget
     accounts: Accounts | None = None
     tracing: Tracing | None = None
     retry_budget: RetryBudget = field(default_factory=RetryBudget)

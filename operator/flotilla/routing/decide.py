@@ -1,6 +1,7 @@
 """The decision for one request: matching rule, targets inside the sovereignty set, order, or the refusal."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -258,6 +259,8 @@ class Decision:
     escalation: str | None
     """The target to escalate to, where the request may."""
     why: tuple[str, ...]
+    shares: tuple[tuple[str, int], ...] = ()
+    """The targets that the split was over, with their weights; the seed chose one of them."""
 
     def permit(self, target: str) -> Permit:
         """Leave to dial one target; raises SovereigntyBreach outside of the allowed set."""
@@ -348,7 +351,75 @@ def decide(
         route=route,
         escalation=_escalation(policy, route, features, allowed, why),
         why=tuple(why),
+        shares=tuple(shares),
     )
+
+
+class Decider:
+    """`decide` for the requests of one policy, with a memory.
+
+    Requests that rules, classes and targets cannot tell apart share one decision, so that most requests cost one look
+    into a dictionary. Everything that `decide` looks at must be in the key. The reasons (`why`) of a decision name the
+    prompt tokens of the first request that it was made for.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        matches = [rule.match for rule in policy.rules]
+        self._tasks = frozenset(task for match in matches for task in match.tasks)
+        self._headers = tuple({(header.name, header.value) for match in matches for header in match.headers})
+        self._prompts = _steps([match.prompt_tokens for match in matches])
+        self._tools = sorted({1, *_steps([match.tools for match in matches])})
+        lengths = {target.capabilities.context_length for target in policy.targets}
+        self._lengths = sorted(length + 1 for length in lengths if length is not None)
+        self._known: dict[object, dict[str, Decision | Refusal]] = {}
+
+    def decide(self, features: Features, seed: str, unavailable: frozenset[str] = frozenset()) -> Decision | Refusal:
+        """The same as `decide` with the policy."""
+        said, prompt_tokens = features.data_class, features.prompt_tokens
+        headers = features.headers
+        key = (
+            features.operation,
+            features.model,
+            features.task if features.task in self._tasks else None,
+            said if said is None or said in self._policy.allowed else _UNKNOWN,
+            features.client,
+            tuple([headers.get(name) == value for name, value in self._headers]) if headers else None,
+            bisect_right(self._prompts, prompt_tokens),
+            bisect_right(self._lengths, prompt_tokens + (features.max_tokens or 1)),
+            bisect_right(self._tools, features.tools),
+            features.json_schema,
+            features.images > 0,
+            features.stream,
+            unavailable,
+        )
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _MAX_DECISIONS:
+                self._known.clear()
+            first = decide(self._policy, features, seed, unavailable)
+            chosen = first.candidates[0] if isinstance(first, Decision) and len(first.shares) > 1 else ""
+            self._known[key] = {chosen: first}
+            return first
+        found = known.get("")
+        if found is None:
+            some = next(iter(known.values()))
+            assert isinstance(some, Decision)
+            chosen = split(some.shares, f"{self._policy.uid}/{some.rule}/{features.session or seed}")
+            found = known.get(chosen)
+            if found is None:
+                found = known[chosen] = decide(self._policy, features, seed, unavailable)
+        return found
+
+
+_MAX_DECISIONS: Final = 4096
+_UNKNOWN: Final = object()
+
+
+def _steps(ranges: Iterable[object]) -> list[float]:
+    """The numbers at which a value begins to be inside of a range, or begins to be beyond it."""
+    found = {end for limits in ranges if limits is not None for end in (_ends(limits)[0], _ends(limits)[1] + 1)}
+    return sorted(found)
 
 
 def restrict(decision: Decision, without: Collection[str], reason: str) -> Decision | None:

@@ -23,9 +23,9 @@ class Operation(StrEnum):
     EMBEDDINGS = "embeddings"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Features:
-    """Everything that `decide` sees of a request."""
+    """Everything that `decide` sees of a request. It is not changed; freezing it would only make it slower."""
 
     operation: Operation = Operation.CHAT
     model: str = ""

@@ -260,18 +260,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Pass on the head, unless it is an interim one (1xx)."""
-        self._status = self._parser.get_status_code()
-        if self._status < 200:
-            if self._status == 101:
+        self._status = status = self._parser.get_status_code()
+        headers = self._headers
+        if status < 200:
+            if status == 101:
                 raise _InvalidResponse("an answer in another protocol")
             return
         self._ends_at_close = (
-            b"content-length" not in self._headers
-            and b"transfer-encoding" not in self._headers
-            and self._status not in (204, 304)
+            b"content-length" not in headers and b"transfer-encoding" not in headers and status not in (204, 304)
         )
         if self._sink is not None:
-            self._sink.on_head(self._status, self._headers)
+            self._sink.on_head(status, headers)
 
     def on_body(self, data: bytes) -> None:
         """Pass on a piece of the body."""
@@ -286,6 +285,9 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is None:
             return
         self.fresh = False
+        if self.paused:
+            # The client has not read all of it yet, which must not hold up the next answer on this connection.
+            self.resume()
         if self._parser.should_keep_alive() and not self._ends_at_close and self.usable:
             self._pool.release(self)
         else:
@@ -304,15 +306,19 @@ class UpstreamPool:
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
         self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
 
-    async def send(self, permit: Permit, origin: Origin, data: bytes, sink: ResponseHandler) -> UpstreamConnection:
-        """Send a complete request; the answer goes to `sink`. Raises ConnectFailed if nothing was sent."""
+    def send_on_idle(
+        self, permit: Permit, origin: Origin, data: bytes, sink: ResponseHandler
+    ) -> UpstreamConnection | None:
+        """Send a complete request on a connection that is kept; the answer goes to `sink`. None if there is none."""
         check_permit(permit, origin)
-        connection = self._take_idle(origin) or await self._connect(origin)
-        connection.send(data, sink)
+        connection = self._take_idle(origin)
+        if connection is not None:
+            connection.send(data, sink)
         return connection
 
-    async def resend(self, permit: Permit, origin: Origin, data: bytes, sink: ResponseHandler) -> UpstreamConnection:
-        """Send the request on a new connection, after a reused one turned out to be closed."""
+    async def send(self, permit: Permit, origin: Origin, data: bytes, sink: ResponseHandler) -> UpstreamConnection:
+        """Send a complete request on a new connection; the answer goes to `sink`. Raises ConnectFailed if nothing was
+        sent."""
         check_permit(permit, origin)
         connection = await self._connect(origin)
         connection.send(data, sink)
@@ -320,8 +326,13 @@ class UpstreamPool:
 
     def release(self, connection: UpstreamConnection) -> None:
         """Keep a connection that can be used again."""
-        connection.expires_s = self._loop.time() + connection.origin.keep_s
-        self._idle.setdefault(connection.origin, []).append(connection)
+        origin = connection.origin
+        connection.expires_s = self._loop.time() + origin.keep_s
+        kept = self._idle.get(origin)
+        if kept is None:
+            self._idle[origin] = [connection]
+        else:
+            kept.append(connection)
 
     def discard(self, connection: UpstreamConnection) -> None:
         """Forget a connection that is closed."""
@@ -342,10 +353,9 @@ class UpstreamPool:
 
     def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
         kept = self._idle.get(origin)
-        now = self._loop.time()
         while kept:
             connection = kept.pop()
-            if connection.usable and connection.expires_s > now:
+            if connection.usable and connection.expires_s > self._loop.time():
                 return connection
             connection.abort()
         return None

@@ -1,6 +1,7 @@
 """A request as it was read from a client's connection, and the response to it as HTTP/1.1 bytes."""
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -11,6 +12,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
+_MEMORY_WAIT_S = 1
 _NOT_IN_HEADERS = str.maketrans(dict.fromkeys(map(chr, [*range(32), 127]), "_"))
 
 
@@ -24,6 +26,61 @@ def header(name: str, value: str) -> bytes:
     if value.isascii() and value.isprintable():
         return f"{name}: {value}\r\n".encode()
     return f"{name}: {value.translate(_NOT_IN_HEADERS)}\r\n".encode("latin-1", "replace")
+
+
+class MemoryBudget:
+    """Bounds the bytes that all requests together make the process hold, and those of one client among them.
+
+    Counted are bodies from their announcement until their request has ended, what parsing makes of them, answers while
+    they are collected, and what slow clients have not read yet. Whoever holds bytes takes them here before, and gives
+    the same number back.
+    """
+
+    __slots__ = ("_clients", "limit_bytes", "share_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: int, *, share_percent: int = 50) -> None:
+        self.limit_bytes = limit_bytes
+        self.share_bytes = limit_bytes * share_percent // 100
+        self.used_bytes = 0
+        self._clients: dict[str, int] = {}
+
+    def take(self, client: str, size: int) -> bool:
+        """Count bytes of a client. False, with nothing counted, if the budget or the client's share has no room."""
+        mine = self._clients.get(client, 0) + size
+        if self.used_bytes + size > self.limit_bytes or mine > self.share_bytes:
+            return False
+        self.used_bytes += size
+        self._clients[client] = mine
+        return True
+
+    def shortage(self, client: str, size: int) -> "HttpError":
+        """The error for a client after `take` was refused: 429 if its own requests hold too much, else 503."""
+        if self._clients.get(client, 0) + size > self.share_bytes:
+            why = "Your open requests hold as much memory as one client may use. Let some end, then try again."
+            return HttpError(429, "memory_share_exceeded", why, retry_after_s=_MEMORY_WAIT_S)
+        why = "The open requests hold all memory that the gateway may use for them. Try again in a moment."
+        return HttpError(503, "memory_exhausted", why, retry_after_s=_MEMORY_WAIT_S)
+
+    def give_back(self, client: str, size: int) -> None:
+        """The bytes are held no more."""
+        if not size:
+            return
+        self.used_bytes -= size
+        left = self._clients[client] - size
+        if left:
+            self._clients[client] = left
+        else:
+            del self._clients[client]
+
+
+class HttpError(Exception):
+    """A request that is not served, because it is invalid, too large, too slow, or too much for now."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class ResponseSource(Protocol):
@@ -48,7 +105,7 @@ class Response:
     __slots__ = ("_chunked", "_keep_alive", "_on_end", "_transport", "_without_body", "source", "started", "status")
 
     def __init__(
-        self, transport: asyncio.Transport, on_end: "OnEnd", *, keep_alive: bool, version: str, method: str
+        self, transport: asyncio.Transport, on_end: "OnEnd", keep_alive: bool, version: str, method: str
     ) -> None:
         self._transport = transport
         self._on_end = on_end
@@ -111,9 +168,25 @@ class OnEnd(Protocol):
 
 
 class Request:
-    """One complete request."""
+    """One complete request.
 
-    __slots__ = ("arrived_s", "body", "headers", "method", "path", "peer", "response")
+    Whoever answers it calls `ended` when nothing is left to do for it, and may set `on_left`, which is called if the
+    client leaves before the response is complete.
+    """
+
+    __slots__ = (
+        "arrived_s",
+        "body",
+        "ended",
+        "headers",
+        "held_by",
+        "held_bytes",
+        "method",
+        "on_left",
+        "path",
+        "peer",
+        "response",
+    )
 
     def __init__(
         self,
@@ -121,10 +194,10 @@ class Request:
         path: str,
         headers: dict[str, str],
         body: bytes,
-        *,
         response: Response,
         peer: str,
         arrived_s: float,
+        ended: Callable[["Request"], None],
     ) -> None:
         self.method = method
         self.path = path
@@ -136,3 +209,8 @@ class Request:
         self.peer = peer
         self.arrived_s = arrived_s
         """When the last byte was read, on the loop's clock."""
+        self.ended = ended
+        self.on_left: Callable[[], object] | None = None
+        self.held_by = peer
+        self.held_bytes = 0
+        """What the open request holds of the budget of memory, and in whose share."""

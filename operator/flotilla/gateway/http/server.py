@@ -11,23 +11,30 @@ import contextlib
 import math
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import httptools
 
 from flotilla.gateway.http import message
-from flotilla.gateway.http.message import Request, Response
+from flotilla.gateway.http.message import HttpError, MemoryBudget, Request, Response
 
-Handler = Callable[[Request], Coroutine[Any, Any, None]]
-"""Answers one request."""
+Handler = Callable[[Request], None]
+"""Answers one request, now or later; see Request."""
+ClientOfHead = Callable[[str, Mapping[str, str], str], str]
+"""The name of the client from path, headers and address, for its share of the memory. May raise HttpError."""
 ErrorBody = Callable[[str, int, str, str], bytes]
 """The body of an error from path, status, code and message, in the format of the API at that path."""
 _LOWER_NAMES: dict[bytes, str] = {}
 """Header names as clients spell them, in lower case. Clients use the same dozen in every request."""
-_LOWER_NAMES_LIMIT: Final = 500
-_WRITE_HIGH_BYTES: Final = 256 * 1024
+_PATHS: dict[bytes, str] = {}
+"""Paths by request target; a handful as well."""
+_KNOWN_LIMIT: Final = 500
+_SMALL_BYTES: Final = 16 * 1024
+"""Smaller bodies are judged when they are complete. Memory for them is bounded by the number of connections."""
+_IDLE, _HEAD, _BODY = range(3)
+"""Stages of a reader: between requests, in a head, in a body."""
 _NEVER = math.inf
 _SWEEP_S = 0.25
 _LINGER_S = 2.0
@@ -54,34 +61,36 @@ class ServerLimits:
     """Time between requests. More than the 60 s of usual load balancers, so that they close first and not we."""
     stall_timeout_s: float = 60
     """A client that reads nothing for so long is disconnected."""
-
-
-class HttpError(Exception):
-    """A request that is not served, because it is invalid, too large or too slow."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+    memory_bytes: int = 256 * 2**20
+    """What all requests together may hold; see MemoryBudget."""
+    write_buffer_bytes: int = 64 * 1024
+    """What a client has not read; beyond it the target is slowed down."""
 
 
 class RequestReader:
-    """Reads the requests of one connection. Its fields are those of the request that is being read."""
+    """Reads the requests of one connection. Its fields are those of the request that is being read.
 
-    def __init__(self, limits: ServerLimits, listener: "ServerConnection") -> None:
-        self._limits, self._listener = limits, listener
+    `on_request` is called for each complete one. llhttp calls the other methods, so that the names are its own.
+    """
+
+    def __init__(self, limits: ServerLimits) -> None:
+        self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._since_body = 0
         """Bytes since the request began or since the last piece of its body."""
-        self._new_message()
-
-    def _new_message(self) -> None:
+        self._stage = _IDLE
         self._target = b""
         self.headers: dict[str, str] = {}
-        self._header_count = self._header_bytes = 0
-        self._head_done = False
-        self._body: list[bytes] = []
+        self._header_count = 0
+        self._header_bytes = 0
+        self._parts: list[bytes] | None = None
         self._body_bytes = 0
+
+    def on_request(self) -> None:
+        """The request is complete."""
+
+    def on_head(self) -> None:
+        """The head is complete; may raise HttpError."""
 
     def feed(self, data: bytes) -> None:
         """Parse bytes. Raises HttpError if they are not a request that is served."""
@@ -107,38 +116,27 @@ class RequestReader:
         del self._parser
 
     @property
-    def method(self) -> str:
-        """The method of the current request."""
-        method: bytes = self._parser.get_method()
-        return method.decode("latin-1")
-
-    @property
-    def version(self) -> str:
-        """The HTTP version: 1.0 or 1.1."""
-        version: str = self._parser.get_http_version()
-        return version
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the client may send another request on this connection."""
-        return bool(self._parser.should_keep_alive())
-
-    @property
     def path(self) -> str:
         """The path without the query. Nothing is decoded."""
-        return self._target.partition(b"?")[0].decode("latin-1")
+        target = self._target
+        path = _PATHS.get(target)
+        if path is None:
+            path = target.partition(b"?")[0].decode("latin-1")
+            if len(_PATHS) < _KNOWN_LIMIT and len(target) < 64:
+                _PATHS[target] = path
+        return path
 
     def take_body(self) -> bytes:
         """The body of the complete request, which the reader gives up."""
-        body, self._body = self._body, []
-        return body[0] if len(body) == 1 else b"".join(body)
+        parts, self._parts = self._parts, None
+        return b"" if parts is None else parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Ignore the offer to upgrade to another protocol, which Java's client makes with its first request.
 
         llhttp stops before the body of such a request, so the head is parsed again without the offer.
         """
-        method = self.method
+        method = self._parser.get_method().decode("latin-1")
         if method == "CONNECT":
             raise HttpError(405, "method_not_allowed", "CONNECT is not supported.")
         kept = {n: v for n, v in self.headers.items() if n not in ("upgrade", "connection", "http2-settings")}
@@ -151,54 +149,61 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
-        self._new_message()
-        self._listener.on_begin()
+        self._stage = _HEAD
+        self._target = b""
+        self.headers = {}
+        self._header_count = 0
+        self._header_bytes = 0
+        self._parts = None
+        self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
-        self._target += url
-        if len(self._target) > self._limits.target_bytes:
+        self._target = target = self._target + url if self._target else url
+        if len(target) > self._limits.target_bytes:
             raise HttpError(414, "uri_too_long", f"The URL is longer than {self._limits.target_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which is ignored."""
         self._header_count += 1
         self._header_bytes += len(name) + len(value)
-        if self._header_count > self._limits.headers or self._header_bytes > self._limits.head_bytes:
-            raise HttpError(431, "headers_too_large", "The request has too many or too large headers.")
-        if self._head_done:
-            return
         key = _LOWER_NAMES.get(name)
         if key is None:
             key = name.decode("latin-1").lower()
-            if len(_LOWER_NAMES) < _LOWER_NAMES_LIMIT and len(name) < 64:
+            if len(_LOWER_NAMES) < _KNOWN_LIMIT and len(name) < 64:
                 _LOWER_NAMES[name] = key
-        text = value.decode("latin-1")
-        if key in self.headers:
-            text = f"{self.headers[key]}, {text}"
-        self.headers[key] = text
+        headers = self.headers
+        if key in headers:
+            if self._stage == _HEAD:
+                headers[key] = f"{headers[key]}, {value.decode('latin-1')}"
+        elif self._stage == _HEAD:
+            headers[key] = value.decode("latin-1")
+        if self._header_count > self._limits.headers or self._header_bytes > self._limits.head_bytes:
+            raise HttpError(431, "headers_too_large", "The request has too many or too large headers.")
 
     def on_headers_complete(self) -> None:
         """Check what llhttp leaves to its users."""
-        self._head_done = True
+        self._stage = _BODY
         headers = self.headers
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        version = self._parser.get_http_version()
+        if version != "1.1" and version != "1.0":
             raise HttpError(505, "http_version", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        if "host" not in headers and self._parser.get_http_version() == "1.1":
-            raise HttpError(400, "bad_http", "The header Host is missing.")
-        if ", " in headers.get("host", ""):
+        host = headers.get("host")
+        if host is None:
+            if version == "1.1":
+                raise HttpError(400, "bad_http", "The header Host is missing.")
+        elif "," in host and ", " in host:
             raise HttpError(400, "bad_http", "There is more than one header Host.")
-        if headers.get("transfer-encoding", "chunked").lower() != "chunked":
+        if "transfer-encoding" in headers and headers["transfer-encoding"].lower() != "chunked":
             raise HttpError(501, "transfer_encoding", "Transfer-Encoding must be chunked, and nothing else.")
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
             raise HttpError(415, "content_encoding", "Compressed requests are not read. Send the body as it is.")
         length = headers.get("content-length")
         if length is not None and int(length) > self._limits.body_bytes:
             raise self._too_large()
-        expected = headers.get("expect")
-        if expected is not None and expected.lower() != "100-continue":
+        if "expect" in headers and headers["expect"].lower() != "100-continue":
             raise HttpError(417, "expectation_failed", "Only Expect: 100-continue is understood.")
-        self._listener.on_head(expects=expected is not None)
+        self.on_head()
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
@@ -206,33 +211,41 @@ class RequestReader:
         self._body_bytes += len(data)
         if self._body_bytes > self._limits.body_bytes:
             raise self._too_large()
-        self._body.append(data)
+        if self._parts is None:
+            self._parts = [data]
+        else:
+            self._parts.append(data)
 
     def on_message_complete(self) -> None:
         """A complete request, or the head of one that offers an upgrade and is parsed again."""
         self._since_body = 0
         if not self._parser.should_upgrade():
-            self._listener.on_request()
+            self.on_request()
 
     def _too_large(self) -> HttpError:
         return HttpError(413, "body_too_large", f"The body is larger than {self._limits.body_bytes} bytes.")
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(RequestReader, asyncio.Protocol):
     """One connection of a client."""
 
     def __init__(self, server: "HttpServer", loop: asyncio.AbstractEventLoop) -> None:
-        self._server, self._limits, self._loop = server, server.limits, loop
-        self._reader = RequestReader(server.limits, self)
+        super().__init__(server.limits)
+        self._server, self._loop = server, loop
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[Request] = deque()
         self._waiting_bytes = 0
-        self._task: asyncio.Task[None] | None = None
-        self._response: Response | None = None
+        self._current: Request | None = None
+        """The request whose response is not complete."""
         self._lingering = False
         self._final = False
         """No request is read any more."""
-        self._reading = False
+        self._client = ""
+        """Whose share of the memory the request uses that is being read: the client's by its key, or the address's."""
+        self._taken = 0
+        """Bytes of the budget that the incomplete request holds."""
+        self._unread = 0
+        """Bytes of the budget for what the client has not read yet."""
         self.deadline_s = _NEVER
 
     # asyncio's side
@@ -247,9 +260,9 @@ class ServerConnection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         peer = transport.get_extra_info("peername")
-        self._peer = str(peer[0]) if peer else ""
+        self._peer = self._client = str(peer[0]) if peer else ""
         self._server.connections.add(self)
         self.deadline_s = self._loop.time() + self._limits.head_timeout_s
 
@@ -257,73 +270,91 @@ class ServerConnection(asyncio.Protocol):
         """Feed the parser."""
         if self._lingering or self._final:
             return
+        before = self._stage
         try:
-            self._reader.feed(data)
+            self.feed(data)
+            if self._stage != _IDLE:
+                self._take(self._taken + len(data) if self._stage == _HEAD else self._body_bytes)
         except HttpError as error:
             self._send_error(error)
+            return
+        if self._stage != before and self._stage != _IDLE and self._current is None:
+            wait_s = self._limits.head_timeout_s if self._stage == _HEAD else self._limits.body_timeout_s
+            self.deadline_s = self._loop.time() + wait_s
 
     def eof_received(self) -> bool:
         """The client closed its side: close ours too, because an answer for it should not be generated any more."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left: cancel the handler, which aborts the request to the target."""
+        """The client has left: whoever answers it stops, which aborts the request to the target."""
         self._server.connections.discard(self)
         self.deadline_s = _NEVER
-        # Break the reference cycle with the reader; the garbage collector that would find it runs seldom.
-        self._reader.close()
-        del self._reader
-        self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
+        self.close()
+        self._drop_waiting()
+        self._give_back()
+        self._give_back_unread()
+        request, self._current = self._current, None
+        if request is not None and request.on_left is not None:
+            request.on_left()
 
     def pause_writing(self) -> None:
         """The client reads slower than the response comes."""
+        assert self._transport is not None
         self.deadline_s = self._loop.time() + self._limits.stall_timeout_s
-        if self._response is not None and self._response.source is not None:
-            self._response.source.pause()
+        unread = self._transport.get_write_buffer_size()
+        if not self._server.memory.take(self._peer, unread):
+            # There is no room for what it does not read. Others need the memory.
+            self._transport.abort()
+            return
+        self._unread += unread
+        if self._current is not None and self._current.response.source is not None:
+            self._current.response.source.pause()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        if self._response is not None:
+        self._give_back_unread()
+        if self._current is not None:
             self.deadline_s = _NEVER
-            if self._response.source is not None:
-                self._response.source.resume()
+            if self._current.response.source is not None:
+                self._current.response.source.resume()
 
     # the reader's side
 
-    def on_begin(self) -> None:
-        """The first byte of a request."""
-        self._reading = True
-        if self._response is None:
-            self.deadline_s = self._loop.time() + self._limits.head_timeout_s
-
-    def on_head(self, *, expects: bool) -> None:
-        """The head is complete; with `expects` the client waits for 100 Continue before it sends the body."""
-        if self._response is not None:
-            return
-        if expects and self._transport is not None:
-            self._transport.write(message.CONTINUE)
-        self.deadline_s = self._loop.time() + self._limits.body_timeout_s
+    def on_head(self) -> None:
+        """Before a large body is read, the key is judged and the memory taken."""
+        headers = self.headers
+        length = int(headers.get("content-length", 0))
+        if length > _SMALL_BYTES or "transfer-encoding" in headers or "expect" in headers:
+            self._give_back()
+            self._client = self._server.client_of_head(self.path, headers, self._peer)
+            self._take(length)
+            if "expect" in headers and self._current is None and self._transport is not None:
+                self._transport.write(message.CONTINUE)
 
     def on_request(self) -> None:
         """A complete request: serve it now, or after those before it."""
-        self._reading = False
-        assert self._transport is not None
-        reader, method = self._reader, self._reader.method
-        keep_alive = reader.keep_alive and not self._server.closing
+        self._stage = _IDLE
+        transport, parser = self._transport, self._parser
+        assert transport is not None
+        if self._body_bytes > _SMALL_BYTES:
+            self._take(self._body_bytes)
+        method = "POST" if (raw := parser.get_method()) == b"POST" else raw.decode("latin-1")
+        keep_alive = parser.should_keep_alive() and not self._server.closing
+        response = Response(transport, self._response_done, keep_alive, parser.get_http_version(), method)
         request = Request(
             method,
-            reader.path,
-            reader.headers,
-            reader.take_body(),
-            response=Response(
-                self._transport, self._response_done, keep_alive=keep_alive, version=reader.version, method=method
-            ),
-            peer=self._peer,
-            arrived_s=self._loop.time(),
+            self.path,
+            self.headers,
+            self.take_body(),
+            response,
+            self._peer,
+            self._loop.time(),
+            self._request_ended,
         )
-        if self._response is None:
+        if self._taken:
+            request.held_by, request.held_bytes, self._taken = self._client, self._taken, 0
+        if self._current is None:
             self._serve(request)
             return
         self._waiting.append(request)
@@ -331,62 +362,90 @@ class ServerConnection(asyncio.Protocol):
         if len(self._waiting) > self._limits.pipelined or self._waiting_bytes > self._limits.body_bytes:
             raise HttpError(400, "pipelining", f"More than {self._limits.pipelined} requests were sent ahead.")
 
+    # memory
+
+    def _take(self, size: int) -> None:
+        """Have the budget count so many bytes for the incomplete request; raises HttpError if there is no room."""
+        more = size - self._taken
+        if more > 0:
+            memory = self._server.memory
+            if not memory.take(self._client, more):
+                raise memory.shortage(self._client, more)
+            self._taken = size
+
+    def _give_back(self) -> None:
+        if self._taken:
+            self._server.memory.give_back(self._client, self._taken)
+            self._taken = 0
+
+    def _give_back_unread(self) -> None:
+        if self._unread:
+            self._server.memory.give_back(self._peer, self._unread)
+            self._unread = 0
+
+    def _drop_waiting(self) -> None:
+        """Forget the requests that were sent ahead."""
+        for request in self._waiting:
+            self._server.memory.give_back(request.held_by, request.held_bytes)
+        self._waiting.clear()
+
     # serving
 
     def _serve(self, request: Request) -> None:
-        self._response = request.response
+        self._current = request
         self.deadline_s = _NEVER
         self._server.request_started()
-        self._task = self._loop.create_task(self._server.handle(request))
-        self._task.add_done_callback(self._handler_done)
+        self._server.handle(request)
 
-    def _handler_done(self, task: asyncio.Task[None]) -> None:
+    def _request_ended(self, request: Request) -> None:
+        """Nothing is left to do for the request."""
         self._server.request_ended()
-        if self._task is not task:
-            return
-        self._task = None
-        if self._response is not None and self._transport is not None:
-            # The handler ended without a complete response; only closing the connection can tell the client.
+        if request.held_bytes:
+            self._server.memory.give_back(request.held_by, request.held_bytes)
+        if self._current is request and self._transport is not None:
+            # It ended without a complete response; only closing the connection can tell the client.
             self._transport.abort()
 
     def _response_done(self, keep_alive: bool) -> None:
         """The current response is written: serve the next request, wait for one, or close."""
         assert self._transport is not None
-        self._response = None
-        if self._task is not None:
-            # The handler may still settle limits, which a client that leaves now must not cancel.
-            self._task = None
+        # Limits may still be settled for it, which a client that leaves now must not stop.
+        self._current = None
         if not keep_alive or self._server.closing or (self._final and not self._waiting):
             self._transport.close()
             return
         if self._waiting:
             request = self._waiting.popleft()
             self._waiting_bytes -= len(request.body)
-            self._response = request.response
+            self._current = request
             # Not directly: a chain of pipelined requests would be a recursion.
             self._loop.call_soon(self._next, request)
             return
-        wait_s = self._limits.body_timeout_s if self._reading else self._limits.idle_timeout_s
+        wait_s = self._limits.idle_timeout_s if self._stage == _IDLE else self._limits.body_timeout_s
         self.deadline_s = self._loop.time() + wait_s
 
     def _next(self, request: Request) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._serve(request)
+        else:
+            self._server.memory.give_back(request.held_by, request.held_bytes)
 
     def _send_error(self, error: HttpError) -> None:
         """Send the error and read no more. Closing at once would reset the connection before the client has read it."""
         assert self._transport is not None
-        if self._response is not None:
+        self._drop_waiting()
+        self._parts = None
+        self._give_back()
+        if self._current is not None:
             # Responses before this one come first, and the connection is closed after them.
-            self._waiting.clear()
             self._final = True
             return
         self._lingering = True
-        self._waiting.clear()
-        body = self._server.error_body(self._reader.path, error.status, error.code, str(error))
+        body = self._server.error_body(self.path, error.status, error.code, str(error))
+        wait = b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % error.retry_after_s
         self._transport.write(
-            b"%bcontent-type: %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-            % (message.status_line(error.status), message.JSON, len(body), body)
+            b"%bcontent-type: %b\r\n%bconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (message.status_line(error.status), message.JSON, wait, len(body), body)
         )
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -394,14 +453,14 @@ class ServerConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline of a head, a body, the next request or a client that does not read has passed."""
-        if self._reading and self._response is None and not self._lingering:
+        if self._stage != _IDLE and self._current is None and not self._lingering:
             self._send_error(HttpError(408, "request_timeout", "The request did not arrive in time."))
             return
         self.abort()
 
     def close_if_idle(self) -> None:
         """Close if no request is being read or served; otherwise the connection closes after its response."""
-        if self._response is None and not self._reading and self._transport is not None:
+        if self._current is None and self._stage == _IDLE and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -413,10 +472,20 @@ class ServerConnection(asyncio.Protocol):
 class HttpServer:
     """Accepts connections and calls `handle` for each request, at most one at a time on each connection."""
 
-    def __init__(self, handle: Handler, limits: ServerLimits, error_body: ErrorBody) -> None:
+    def __init__(
+        self,
+        handle: Handler,
+        limits: ServerLimits,
+        error_body: ErrorBody,
+        *,
+        memory: MemoryBudget,
+        client_of_head: ClientOfHead,
+    ) -> None:
         self.handle = handle
         self.error_body = error_body
         self.limits = limits
+        self.memory = memory
+        self.client_of_head = client_of_head
         self.connections: set[ServerConnection] = set()
         self.closing = False
         self.in_flight = 0

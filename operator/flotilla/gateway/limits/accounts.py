@@ -54,6 +54,10 @@ class LimitLease(Protocol):
 class Accounts(Protocol):
     """Rate limits and budgets."""
 
+    @property
+    def immediate(self) -> bool:
+        """Whether the calls of this and of its leases wait for nothing."""
+
     async def admit(self, policy: Policy, features: Features) -> LimitLease | Refusal:
         """Count the request in its rates, before anything is sent for it."""
 
@@ -147,6 +151,11 @@ class StoreAccounts:
     def available(self) -> bool:
         """Whether the store answered the last call."""
         return self._store.available
+
+    @property
+    def immediate(self) -> bool:
+        """Whether the calls of this and of its leases wait for nothing."""
+        return self._store.immediate
 
     async def admit(self, policy: Policy, features: Features) -> StoreLease | Refusal:
         """Count the request with the highest number of tokens that it can use."""

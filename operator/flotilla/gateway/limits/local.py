@@ -114,6 +114,10 @@ class LocalLimitStore:
     def available(self) -> bool:
         return True
 
+    @property
+    def immediate(self) -> bool:
+        return True
+
     async def admit(self, rates: Sequence[SubjectRate], tokens: int) -> RateTicket | RateExceeded:
         now = self._clock()
         now_s = math.floor(now)

@@ -340,6 +340,10 @@ class RedisLimitStore:
     def available(self) -> bool:
         return self._retry_at_s is None
 
+    @property
+    def immediate(self) -> bool:
+        return False
+
     async def admit(self, rates: Sequence[SubjectRate], tokens: int) -> RateTicket | RateExceeded:
         if not rates:
             return RateTicket((), tokens, 0)

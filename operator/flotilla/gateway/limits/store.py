@@ -134,6 +134,10 @@ class LimitStore(Protocol):
     def available(self) -> bool:
         """Whether the store answered the last call."""
 
+    @property
+    def immediate(self) -> bool:
+        """Whether no call waits for anything, so that none needs a task."""
+
     async def close(self) -> None:
         """Write outstanding settlements and close connections."""
 
