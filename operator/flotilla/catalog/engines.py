@@ -154,7 +154,7 @@ class MemoryProfile(_Data):
     utilization: Annotated[Decimal, Field(gt=0, le=1)]
     base_gib: Annotated[Decimal, Field(ge=0)]
     graphs_gib: Annotated[Decimal, Field(ge=0)] = Decimal(0)
-    """What of it CUDA graphs take, which `eager_flag` saves."""
+    """What of it CUDA graphs and compiled code take, which `eager_flag` saves."""
     tensor_parallel: bool = True
     slots: Annotated[int, Field(ge=1)] = 1
     cards: Annotated[tuple[CardDefaults, ...], Field(min_length=1)]
@@ -164,7 +164,9 @@ class MemoryProfile(_Data):
     sequences_flag: str = ""
     eager_flag: str = ""
     text_only_flags: tuple[str, ...] = ()
-    """Flags by which users' args change the figures. The last are those with which no image is tried at the start."""
+    media_limit_flag: str = ""
+    """Flags by which users' args change the figures. With one of `text_only_flags` no image is tried at the start; the
+    last one says how many images and videos a prompt may have."""
 
 
 class AdapterProfile(_Data):

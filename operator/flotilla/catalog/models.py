@@ -73,6 +73,10 @@ class VisionTower:
     """What the language model sees of it."""
     levels: int = 1
     """Outputs of the tower that go to the language model: the last layer's, and those of deep stacks."""
+    gated: bool = False
+    """Whether its MLP has a gate, that is two wide inputs for each output."""
+    video_images: int = 0
+    """The longest video that the processor lets through, in images of the largest size; 0: shorter than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +253,8 @@ def _state_bytes(text: Mapping[str, Any]) -> int:
 
 _QWEN_IMAGE_TOKENS = 16384
 """max_pixels of the processors of Qwen2-VL to Qwen3.5 (preprocessor_config.json), 28 or 32 pixels square each."""
+_QWEN2_VIDEO_IMAGES = 7
+"""vLLM tries Qwen2-VL and Qwen2.5-VL with 14 frames of the largest image, two of which become one."""
 _PIXTRAL_IMAGE_SIZE = 1540
 
 
@@ -283,6 +289,8 @@ def _tower(text: Mapping[str, Any]) -> VisionTower | None:
         largest_image_patches=patches,
         largest_image_tokens=tokens,
         levels=1 + len(tower.get("deepstack_visual_indexes") or ()),
+        gated=whole == "qwen2_5_vl",
+        video_images=_QWEN2_VIDEO_IMAGES if whole in ("qwen2_vl", "qwen2_5_vl") else 0,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -58,6 +59,7 @@ _OPTIONS = {
     "quantization.kvCache": "--kv-cache",
     "accelerator.class": "--accelerator",
     "accelerator.count": "--count",
+    "engine.args": "--engine-arg",
     "model.source": "--model",
 }
 """Option of a field of the spec."""
@@ -160,6 +162,7 @@ def estimates(
     kv_cache: str,
     context: int | None,
     count: int | None,
+    args: Sequence[str] = (),
     shape: RequestShape = DEFAULT_SHAPE,
     catalog: Catalog | None = None,
 ) -> list[dict[str, Any]]:
@@ -173,7 +176,7 @@ def estimates(
         source, known = f"hf://{own.id}", replace(known, models=known.models.with_own(own))
     else:
         source = _source(model or "", known)
-    wishes = {"engine": {"name": engine}, "quantization": {"method": method, "kvCache": kv_cache}}
+    wishes = {"engine": {"name": engine, "args": list(args)}, "quantization": {"method": method, "kvCache": kv_cache}}
     model_part = {"source": source, "contextLength": context}
     answers = [
         _answer(
@@ -428,6 +431,10 @@ def estimate(
     quantization: Annotated[str, typer.Option("--quantization", "-q", help="As spec.quantization.method.")] = "auto",
     kv_cache: Annotated[str, typer.Option(help="As spec.quantization.kvCache.")] = "auto",
     engine: Annotated[str, typer.Option(help="As spec.engine.name.")] = "vllm",
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="As spec.engine.args, for instance --engine-arg=--gpu-memory-utilization=0.95; repeatable."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="config.json of a model that is not in the catalogue.")] = None,
     parameters: Annotated[
         str | None,
@@ -462,6 +469,7 @@ def estimate(
             kv_cache=kv_cache,
             context=context,
             count=count,
+            args=engine_arg or (),
             shape=RequestShape(input_tokens, output_tokens),
         )
         if prometheus is not None and model is not None:

@@ -5,6 +5,7 @@ print; working memory is an estimate, which makes the band between `Fits` and `D
 Source: docs/reference/memory-fit.md.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
@@ -144,6 +145,8 @@ class Settings:
     """Requests for which the engine sets the whole context aside at start."""
     images: bool = True
     """Whether the engine tries its memory with the largest images that the model takes."""
+    videos: bool = True
+    """Likewise with the longest video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,8 @@ class Weights:
     """Inputs of a layer that share a scale, and must lie on one GPU; 0 where nothing forbids to divide them."""
     block_size: int = 0
     """Side of the squares of inputs and outputs that share a scale; 0 likewise."""
+    expert_units: tuple[int, int] = (1, 1)
+    """The kernel fills the hidden size and the width of an expert up to multiples of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,8 @@ class Fit:
     """Requests of `context_length` that fit at one time."""
     most_sequences: int = 0
     """Requests for which recurrent layers have a state; 0 for models without such layers."""
+    safe_context: int = 0
+    """Like `longest_context`, with a tenth of the cache to spare for the estimate's error."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -204,6 +211,7 @@ def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) ->
         sizes = {name: size for name, size in asdict(parts).items() if name != _NOT_LOADED}
         wide = sum(size for name, size in sizes.items() if name in _ALWAYS_WIDE | weights.keeps)
         narrow = sum(sizes.values()) - wide
+        narrow += _filled_up(architecture, weights, gpus)
         # A checkpoint may hold more than its shapes account for, such as heads for a task.
         wide += max(0, architecture.parameters - parts.total)
     whole = Fraction(_WHOLE_BITS, 8)
@@ -212,23 +220,47 @@ def weights_bytes(architecture: Architecture, weights: Weights, *, gpus: int) ->
     return int((narrow * Fraction(weights.bits) / 8 + (wide - copied) * whole) / gpus + copied * whole)
 
 
-def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int) -> int:
+def _filled_up(architecture: Architecture, weights: Weights, gpus: int) -> int:
+    """Parameters that a kernel adds to the routed experts so that their sides are multiples of its tiles."""
+    hidden_unit, width_unit = weights.expert_units
+    hidden, width = architecture.hidden_size, architecture.expert_width // gpus
+    if not architecture.expert_parameters or not width or "experts" in weights.keeps:
+        return 0
+    grown = Fraction(_ceil(hidden, hidden_unit) * hidden_unit * _ceil(width, width_unit) * width_unit, hidden * width)
+    return int(architecture.expert_parameters * (grown - 1))
+
+
+def working_bytes(architecture: Architecture, settings: Settings, *, gpus: int, context: int = 0) -> int:
     """Activations of the largest step, logits of every sequence, images on their way, and the engine's own base.
 
-    Within a tenth of the cache that servers of vLLM's v1 engine printed (tests/planning/test_sizing.py).
+    `context` is what the engine is started with, which bounds the video that some models are tried with; 0: the model's
+    own. Within 0.5 GiB of what servers of vLLM's v1 engine printed (tests/planning/test_startup_logs.py).
     """
     shards = gpus if settings.tensor_parallel else 1
-    per_token = 2 * (8 * architecture.hidden_size + 3 * architecture.intermediate_size // shards)
+    per_token = 2 * (2 * architecture.hidden_size + 3 * architecture.intermediate_size // shards)
     logits = 10 * architecture.vocab_size * settings.sequences
     step = settings.batched_tokens * per_token + logits
     tower = architecture.tower
     if tower is not None and tower.largest_image_tokens and settings.images:
-        # vLLM runs as many of the largest images as a step has tokens for, keeps what comes out, then runs the step.
+        # vLLM runs as many of the largest images as a step has tokens for, or one of the longest videos, keeps what
+        # comes out, and then runs the step.
         images = max(1, settings.batched_tokens // tower.largest_image_tokens)
+        if settings.videos:
+            images = max(images, _video_images(architecture, context))
         kept = images * tower.largest_image_tokens * architecture.hidden_size * tower.levels * 2
-        encoding = images * tower.largest_image_patches * (3 * tower.intermediate_size + 8 * tower.hidden_size)
+        per_patch = (6 if tower.gated else 3) * tower.intermediate_size + 8 * tower.hidden_size
+        encoding = images * tower.largest_image_patches * per_patch
         step = max(step + kept, encoding)
     return int(settings.base_gib * GIB) + step
+
+
+def _video_images(architecture: Architecture, context: int) -> int:
+    """The longest video with which the engine tries a model, in images of the largest size; 0 for no video."""
+    tower = architecture.tower
+    if tower is None or not tower.video_images:
+        return 0
+    tokens = context or architecture.context_length
+    return max(1, min(tower.video_images, tokens // tower.largest_image_tokens))
 
 
 def legal_counts(
@@ -306,6 +338,10 @@ def _best(answers: Iterable[Fit]) -> Fit:
     return found[-1] if order[best] == DOES_NOT_FIT else found[0]
 
 
+_UNCERTAIN = Fraction(1, 3)
+"""Share of the working memory that the engine may need less of than the estimate: no published log shows more."""
+
+
 def _judge(
     architecture: Architecture,
     weights: Weights,
@@ -315,32 +351,63 @@ def _judge(
     gpus: int,
     context_length: int | None,
 ) -> Fit:
+    own = architecture.context_length or (context_length or LEAST_CONTEXT)
+    limits = [own] if context_length is not None else _limits(architecture, settings, own)
+    for limit, shorter in zip(limits, [*limits[1:], 0], strict=True):
+        # A shorter context leaves more memory where the engine tries a video as long as the context.
+        fit = _judge_up_to(
+            limit, architecture, weights, settings, memory_gib=memory_gib, gpus=gpus, context_length=context_length
+        )
+        if fit.longest_context > shorter:
+            break
+    return fit
+
+
+def _limits(architecture: Architecture, settings: Settings, own: int) -> list[int]:
+    """The longest contexts with which the engine needs the same working memory, the longest first."""
+    tower = architecture.tower
+    if tower is None or not settings.videos or not settings.images:
+        return [own]
+    unit, most = tower.largest_image_tokens, _video_images(architecture, own)
+    return [own, *(images * unit - 1 for images in range(most, 1, -1))]
+
+
+def _judge_up_to(
+    limit: int,
+    architecture: Architecture,
+    weights: Weights,
+    settings: Settings,
+    *,
+    memory_gib: Decimal,
+    gpus: int,
+    context_length: int | None,
+) -> Fit:
     held = weights_bytes(architecture, weights, gpus=gpus)
-    working = working_bytes(architecture, settings, gpus=gpus)
+    working = working_bytes(architecture, settings, gpus=gpus, context=context_length or limit)
     memory = int(memory_gib * GIB)
     usable = int(memory * settings.utilization)
     cache = usable - held - working
-    # A server that starts at all has room for one block more than half of the estimate leaves.
-    at_best = usable - held - working // 2
+    # A server that starts at all has room for one block more than the least that it may need leaves.
+    at_best = cache + int(working * _UNCERTAIN)
     if not architecture.kv_known:
         verdict = UNKNOWN if at_best > 0 else DOES_NOT_FIT
         return Fit(verdict, gpus, context_length or 0, held, working, max(cache, 0), memory, 0, Fraction(0))
     parts = layout(architecture, gpus=gpus if settings.tensor_parallel else 1, element_bytes=weights.kv_element_bytes)
     split = 1 if settings.tensor_parallel else gpus
-    own = architecture.context_length or (context_length or LEAST_CONTEXT)
 
     def longest(budget: int) -> int:
-        return parts.longest(budget * split // settings.slots, batched_tokens=settings.batched_tokens, at_most=own)
+        return parts.longest(budget * split // settings.slots, batched_tokens=settings.batched_tokens, at_most=limit)
 
     room = longest(cache)
-    needed = context_length or min(own, LEAST_CONTEXT)
+    needed = context_length or min(limit, LEAST_CONTEXT)
     verdict = FITS if room >= needed else TIGHT if longest(at_best) >= needed else DOES_NOT_FIT
     # An engine refuses to start where one request of the whole context does not fit, so a length that the user did
     # not ask for stays a tenth below the estimate.
-    length = context_length or max(_rounded(longest(cache * 9 // 10), own), needed)
+    safe = longest(cache * 9 // 10)
+    length = context_length or max(_rounded(safe, limit), needed)
     concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
     most = parts.blocks(max(cache, 0) * split) if parts.state_groups else 0
-    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency, most)
+    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency, most, safe)
 
 
 _HYBRID_PLANNER = "vllm"
@@ -428,7 +495,8 @@ def settings(memory: MemoryProfile, accelerator: Accelerator, args: Sequence[str
         base_gib=memory.base_gib - (memory.graphs_gib if _is_given(args, (memory.eager_flag,)) else 0),
         tensor_parallel=memory.tensor_parallel,
         slots=memory.slots,
-        images=not _is_given(args, memory.text_only_flags),
+        images=not _is_given(args, memory.text_only_flags) and not _none_of(args, memory.media_limit_flag, "image"),
+        videos=not _none_of(args, memory.media_limit_flag, "video"),
     )
 
 
@@ -443,6 +511,22 @@ def startup_seconds(fit: Fit | None) -> int:
 
 def _is_given(args: Sequence[str], flags: Sequence[str]) -> bool:
     return any(argument.replace("_", "-").partition("=")[0] in flags for argument in args if argument)
+
+
+def _none_of(args: Sequence[str], flag: str, media: str) -> bool:
+    """Whether users' args allow no image or video in a prompt: `--flag '{"video": 0}'`, or `video=0`."""
+    value = _text(args, flag)
+    return bool(value) and re.search(rf"""\b{media}["']?\s*[:=]\s*0\b""", value) is not None
+
+
+def _text(args: Sequence[str], flag: str) -> str:
+    """What users' args give a flag as `--flag value` or `--flag=value`; the last one counts."""
+    found = ""
+    for index, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if flag and name.replace("_", "-") == flag:
+            found = value if equals else args[index + 1] if index + 1 < len(args) else ""
+    return found
 
 
 def _flag(args: Sequence[str], flag: str) -> Decimal | None:
@@ -533,8 +617,8 @@ def _refusal(
         f"{fit.working_bytes / GIB:.1f} GiB, which leaves {fit.kv_bytes / GIB:.1f} GiB for the KV cache."
     )
     remedies = []
-    if fit.longest_context >= 256:
-        remedies.append(f"spec.model.contextLength of at most {fit.longest_context}")
+    if fit.safe_context >= 256:
+        remedies.append(f"spec.model.contextLength of at most {fit.safe_context}")
     if spec.accelerator.count is not None and not unsplittable(architecture, weights, fit.gpus * 2):
         remedies.append(f"spec.accelerator.count above {fit.gpus} (or none, for the fewest that fit)")
     if str(spec.quantization.method) in ("auto", "none"):

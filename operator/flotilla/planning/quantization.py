@@ -53,6 +53,8 @@ _BITS_BY_NAME = (
 """Checkpoints of the methods that come in several widths state theirs in the name."""
 _SEVERAL_WIDTHS = frozenset({"gguf", "gptq", "compressed-tensors"})
 _GENERATE = "generate"
+_TRITON_MXFP4, _FLASHINFER_MXFP4 = 9.0, 10.0
+"""Compute capabilities."""
 _ONLINE_NOTE_FREE = frozenset({"none", "fp8", "fp8-per-channel", "bitsandbytes"})
 
 
@@ -142,16 +144,29 @@ def choose(
         kv_cache=kv_cache,
         kv_engine_value=kv.value,
         note=stored or _note(method, support, accelerator, prequantized=prequantized),
-        weights=_weights(method, source, known, kv_element_bytes=2 if kv_cache == "auto" else 1),
+        weights=_weights(method, source, known, accelerator, kv_element_bytes=2 if kv_cache == "auto" else 1),
     )
 
 
-def _weights(method: str, source: str, known: KnownModel | None, *, kv_element_bytes: int) -> Weights:
+def _weights(
+    method: str, source: str, known: KnownModel | None, accelerator: Accelerator, *, kv_element_bytes: int
+) -> Weights:
     bits = _bits(method, source, known)
+    units = _expert_units(accelerator) if method == "mxfp4" else (1, 1)
     if known is None or known.recipe is None:
-        return Weights(bits, kv_element_bytes)
+        return Weights(bits, kv_element_bytes, expert_units=units)
     recipe = known.recipe
-    return Weights(bits, kv_element_bytes, recipe.keeps, recipe.group_size, recipe.block_size)
+    return Weights(bits, kv_element_bytes, recipe.keeps, recipe.group_size, recipe.block_size, units)
+
+
+def _expert_units(accelerator: Accelerator) -> tuple[int, int]:
+    """Multiples of hidden size and expert width in vLLM's MXFP4 kernels (quantization/mxfp4.py): Triton on Hopper,
+    FlashInfer from compute capability 10.0 on and on AMD, Marlin elsewhere."""
+    if accelerator.vendor == "nvidia" and accelerator.compute_capability == _TRITON_MXFP4:
+        return 64, 64
+    if accelerator.vendor == "nvidia" and accelerator.compute_capability < _FLASHINFER_MXFP4:
+        return 256, 128
+    return 256, 256
 
 
 def _bits(method: str, source: str, known: KnownModel | None) -> Decimal:
