@@ -56,6 +56,7 @@ async def _run(config: OperatorConfig, catalog: Catalog, prices: PriceCatalog) -
     metrics = Metrics(version=__version__)
     client = await KubeClient.connect(
         kubeconfig=config.kubeconfig,
+        context=config.context,
         user_agent=f"flotilla-operator/{__version__}",
         timeout_s=config.request_timeout_s,
         on_call=metrics.api_call,

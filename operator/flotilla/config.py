@@ -70,8 +70,11 @@ class OperatorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kubeconfig: Path | None = Field(
-        None, description="Kubeconfig files, separated by colons. Default: the pod's ServiceAccount."
+        None,
+        description="Kubeconfig files, separated by colons. Default: ~/.kube/config, or the pod's ServiceAccount where "
+        "that file does not exist.",
     )
+    context: str | None = Field(None, description="Context of the kubeconfig. Default: the current context.")
     namespaces: tuple[Name, ...] = Field((), description="Namespaces to watch. Default: the whole cluster.")
     workers: int = Field(8, ge=1, le=64, description="Resources that are reconciled at the same time.")
     resync_interval_s: float = Field(

@@ -16,6 +16,7 @@ from flotilla.settings import SETTINGS, Setting, load
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 VALUES: dict[str, tuple[str, str]] = {
     "kubeconfig": ("a:b", "c"),
+    "context": ("dev", "prod"),
     "namespaces": ("a", "b,c d"),
     "workers": ("3", "4"),
     "resync_interval_s": ("30", "40.5"),
@@ -54,7 +55,7 @@ VALUES: dict[str, tuple[str, str]] = {
 """Two values of each setting, as an environment variable has them."""
 FREE_TEXT = {
     "kubeconfig", "listen_host", "engines", "accelerators", "prometheus_ca_file", "prometheus_bearer_token_file",
-    "wake_query", "price_catalog", "pod_address_map", "gateway_image", "gateway_redis_secret",
+    "wake_query", "price_catalog", "pod_address_map", "gateway_image", "gateway_redis_secret", "context",
 }  # fmt: skip
 """Settings that accept every text."""
 NEEDED = {"prometheus_url": "https://prometheus"}
@@ -184,15 +185,22 @@ def test_options_reach_the_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr("flotilla.app.main", main)
     file = tmp_path / "settings.yaml"
     file.write_text("workers: 3\nlog_level: DEBUG\nleader_election: {name: mine}\n")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.touch()
     arguments = ["operator", "-n", "a", "--namespace", "b", "--no-leader-election", "--gateway-env", "A=b=c"]
     arguments += ["--compare-with", "none", "--allow-private-hosted-addresses", "--leader-election-retry-s", "1.5"]
-    environ = {"FLOTILLA_CONFIG": str(file), "FLOTILLA_LOG_LEVEL": "ERROR", "FLOTILLA_WORKERS": "", "KUBECONFIG": "k"}
+    environ = {"FLOTILLA_CONFIG": str(file), "FLOTILLA_LOG_LEVEL": "ERROR", "FLOTILLA_WORKERS": ""}
+    environ["KUBECONFIG"] = f"missing:{kubeconfig}"
     assert CliRunner().invoke(app, arguments, env=environ).exit_code == 4
     (config,) = started
     election = config.leader_election
     assert (config.namespaces, config.workers, config.log_level) == (("a", "b"), 3, "ERROR")
     assert (election.name, election.enabled, election.retry_s) == ("mine", False, 1.5)
-    assert (config.gateway_env, config.compare_with, config.kubeconfig) == ({"A": "b=c"}, None, Path("k"))
+    assert (config.gateway_env, config.compare_with, config.kubeconfig) == (
+        {"A": "b=c"},
+        None,
+        Path(environ["KUBECONFIG"]),
+    )
     assert config.allow_private_hosted_addresses
 
 

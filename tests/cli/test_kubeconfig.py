@@ -160,3 +160,36 @@ def test_every_command_has_the_same_options_to_a_cluster(files: dict[str, Path],
     assert (result.exit_code, "no context 'prod'" in result.stderr) == (2, True), result.output
     result = CliRunner().invoke(app, REACHING[name], env=environ)
     assert (result.exit_code, "missing does not exist" in result.stderr) == (2, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "process"), [("operator", "flotilla.app.main"), ("gateway", "flotilla.gateway.app.main")]
+)
+def test_the_processes_find_the_cluster_as_the_other_commands_do(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], tmp_path: Path, command: str, process: str
+) -> None:
+    started: list[Any] = []
+
+    def main(options: Any, **_: object) -> int:
+        started.append(options)
+        return 0
+
+    def run(*arguments: str, **environ: str) -> tuple[Path | None, str | None]:
+        everything = {"KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOME": "/nowhere", **environ}
+        result = CliRunner().invoke(app, [command, *arguments], env=everything)
+        assert result.exit_code == 0, result.stderr
+        return started[-1].kubeconfig, started[-1].context
+
+    monkeypatch.setattr(process, main)
+    home = tmp_path / ".kube" / "config"
+    home.parent.mkdir()
+    home.write_text(yaml.safe_dump(config()))
+    assert run() == (None, None)
+    assert run(HOME=str(tmp_path)) == (home, None)
+    assert run("--context", "other", KUBECONFIG=joined(files, "missing", "valid")) == (
+        Path(joined(files, "missing", "valid")),
+        "other",
+    )
+    assert run("--kubeconfig", str(files["later"]), KUBECONFIG=joined(files, "valid")) == (files["later"], None)
+    refused = CliRunner().invoke(app, [command, "--kubeconfig", str(files["missing"])])
+    assert (refused.exit_code, "missing does not exist" in refused.stderr) == (2, True)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from flotilla.addresses import AddressMap
-from flotilla.cli.common import command_app, fail
+from flotilla.cli.common import Context, Kubeconfig, command_app, fail
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.errors import InvalidSpec
 from flotilla.gateway import app as serving
 
@@ -28,9 +29,8 @@ def gateway(
     admin_listen: Annotated[
         str, typer.Option(envvar="FLOTILLA_ADMIN_LISTEN", help="HOST:PORT of /healthz, /readyz, /metrics, /config.")
     ] = "0.0.0.0:9090",
-    kubeconfig: Annotated[
-        Path | None, typer.Option(envvar="KUBECONFIG", help="Default: the pod's ServiceAccount.")
-    ] = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     pod_address_map: Annotated[
         str, typer.Option(envvar="FLOTILLA_POD_ADDRESS_MAP", help="CIDR=CIDR pairs, as in the operator's setting.")
     ] = "",
@@ -55,6 +55,7 @@ def gateway(
     try:
         host, port = _address(listen, "--listen")
         admin_host, admin_port = _address(admin_listen, "--admin-listen")
+        cluster = Cluster.find(kubeconfig, context)
         settings = serving.GatewayOptions(
             document=document,
             keys=keys,
@@ -63,7 +64,8 @@ def gateway(
             port=port,
             admin_host=admin_host,
             admin_port=admin_port,
-            kubeconfig=kubeconfig,
+            kubeconfig=cluster.files,
+            context=cluster.context,
             pod_address_map=AddressMap.parse(pod_address_map),
             lame_duck_s=lame_duck,
             grace_s=grace,

@@ -9,6 +9,7 @@ import typer
 
 from flotilla import settings
 from flotilla.cli.common import command_app, fail
+from flotilla.cli.kubeconfig import Cluster
 from flotilla.errors import InvalidSpec
 from flotilla.settings import Setting
 
@@ -25,11 +26,12 @@ def _run(config: Path | None, **options: Any) -> None:
     """
     try:
         loaded = settings.load(options, environ=os.environ, file=config)
+        cluster = Cluster.find(loaded.kubeconfig, loaded.context)
     except InvalidSpec as error:
         fail(error, EXIT_CONFIG)
     from flotilla import app as operator
 
-    raise typer.Exit(operator.main(loaded))
+    raise typer.Exit(operator.main(loaded.model_copy(update={"kubeconfig": cluster.files})))
 
 
 def _option(setting: Setting) -> Parameter:

@@ -208,6 +208,7 @@ class ControlLoop:
             on_listed=self._resync.trigger,
             namespaces=config.namespaces,
             kubeconfig=config.kubeconfig,
+            context=config.context,
         )
         # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
         begin = time.time() - clock()

@@ -58,6 +58,7 @@ class GatewayOptions:
     admin_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from other hosts
     admin_port: int = 9090
     kubeconfig: Path | None = None
+    context: str | None = None
     pod_address_map: AddressMap = field(default_factory=AddressMap)
     lame_duck_s: float = 3.0
     """How long new connections are still accepted after SIGTERM, because load balancers notice it late."""
@@ -273,7 +274,9 @@ async def _watch_endpoints(settings: GatewayOptions, gateway: Gateway, known: as
     while gateway.config.current is None:
         await asyncio.sleep(_HEARTBEAT_S)
     namespace = gateway.config.current.document.namespace
-    client = await KubeClient.connect(kubeconfig=settings.kubeconfig, user_agent=f"flotilla-gateway/{__version__}")
+    client = await KubeClient.connect(
+        kubeconfig=settings.kubeconfig, context=settings.context, user_agent=f"flotilla-gateway/{__version__}"
+    )
     informer = Informer(client, EndpointSliceCache(gateway.endpoints), ENDPOINT_SLICE, namespace=namespace)
     try:
         async with asyncio.TaskGroup() as group:

@@ -94,6 +94,7 @@ class Watch:
         on_listed: Callable[[], None] = lambda: None,
         namespaces: Sequence[str] = (),
         kubeconfig: Path | None = None,
+        context: str | None = None,
         ending_s: float = _ENDING_S,
         request_gap_s: float = _REQUEST_GAP_S,
     ) -> None:
@@ -103,6 +104,7 @@ class Watch:
         self._on_listed = on_listed
         self._namespaces = tuple(namespaces)
         self._kubeconfig = kubeconfig
+        self._context = context
         self._ending_s = ending_s
         self._request_gap_s = request_gap_s
         self._paths = {kind.path(scope): kind for kind in self._kinds for scope in self._namespaces or (None,)}
@@ -266,7 +268,7 @@ class Watch:
                 return None
             logged_in_at = time.monotonic()
             try:
-                connection = await ApiConnection.load(self._kubeconfig)
+                connection = await ApiConnection.load(self._kubeconfig, self._context)
             except InvalidSpec as error:
                 log.error("kopf cannot log in", extra={"cause": str(error)})
                 return None
