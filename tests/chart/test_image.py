@@ -136,9 +136,10 @@ def test_the_wheel_alone_has_the_operator_its_data_and_the_plugin(installed: Pat
 
 def test_the_wheel_alone_starts_the_operator_up_to_the_cluster(installed: Path, tmp_path: Path) -> None:
     """It reads its settings, loads everything that it runs with, and names what is missing: the cluster."""
-    settings = tmp_path / "config.yaml"
-    settings.write_text("listen_port: 0\nkubeconfig: /nowhere/config\n")
-    assert "/nowhere/config" in run(installed, "operator", "--config", str(settings), code=3)
+    settings, kubeconfig = tmp_path / "config.yaml", tmp_path / "empty"
+    kubeconfig.touch()
+    settings.write_text(f"listen_port: 0\nkubeconfig: {kubeconfig}\n")
+    assert "has no contexts" in run(installed, "operator", "--config", str(settings), code=3)
 
 
 def test_the_wheel_alone_says_what_to_install_for_devcluster(installed: Path) -> None:
