@@ -27,9 +27,8 @@ from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Tiers
 from flotilla.cost.ledger import Ledger, dump_account
 from flotilla.cost.price_loop import PriceCache
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Key
+from flotilla.kube.store import Store, owner
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.scaling.autoscaler import Demand, Sample
 from flotilla.scaling.scaling_loop import Scaler

@@ -30,9 +30,8 @@ from flotilla.cost.accounting_loop import FleetAccounting
 from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.price_loop import PriceCache
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Key
+from flotilla.kube.store import Store, owner
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.scaling.scaling_loop import Scaler
 from flotilla.scaling.scrape_client import EngineSample, Scraper

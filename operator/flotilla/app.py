@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import uvloop
@@ -15,13 +16,14 @@ from flotilla import __version__, logs
 from flotilla.config import OperatorConfig
 from flotilla.console.metrics import Metrics
 from flotilla.console.server import console_routes, start_server
-from flotilla.controller.access import missing_permissions
 from flotilla.controller.control_loop import ControlLoop
 from flotilla.cost.gpu_prices import PriceCatalog, load_price_catalog
 from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.kube.client import KubeClient
+from flotilla.kube.kinds import SELF_SUBJECT_ACCESS_REVIEW
 from flotilla.kube.lease import Lease
 from flotilla.planning.resolve import Catalog, load_catalog
+from flotilla.render.rbac import Rule, attributes, needed
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ async def _lead(
     config: OperatorConfig, client: KubeClient, lease: Lease | None, control: ControlLoop, stop: asyncio.Event
 ) -> int:
     election = config.leader_election
-    missing = await missing_permissions(
+    missing = await _missing_permissions(
         client,
         namespaces=config.namespaces,
         own_namespace=election.namespace,
@@ -127,6 +129,36 @@ async def _lead(
         await asyncio.gather(elector, return_exceptions=True)
         if not lost.is_set():
             await lease.release()
+
+
+async def _missing_permissions(
+    client: KubeClient, *, namespaces: Sequence[str], own_namespace: str, leader_election: bool
+) -> list[str]:
+    """Ask the apiserver for each right that the operator will need; returns one line per verb that is missing.
+
+    Without this a missing verb looks like a hang: lists and watches retry HTTP 403 for as long as it takes.
+    """
+
+    async def ask(rule: Rule, resource: str, verb: str, namespace: str) -> str | None:
+        review = {
+            "apiVersion": SELF_SUBJECT_ACCESS_REVIEW.api_version,
+            "kind": SELF_SUBJECT_ACCESS_REVIEW.kind,
+            "metadata": {},
+            "spec": {"resourceAttributes": attributes(rule, resource, verb, namespace)},
+        }
+        answer = await client.create(SELF_SUBJECT_ACCESS_REVIEW, review)
+        if answer["status"].get("allowed"):
+            return None
+        where = f"in namespace {namespace}" if namespace else "in all namespaces"
+        group = f" of {rule.group}" if rule.group else ""
+        return f"cannot {verb} {resource}{group} {where} (needed for: {rule.why})"
+
+    questions = [
+        ask(*question)
+        for question in needed(namespaces=namespaces, own_namespace=own_namespace)
+        if leader_election or question[1] != "leases"
+    ]
+    return [line for line in await asyncio.gather(*questions) if line]
 
 
 async def _serve(control: ControlLoop, stop: asyncio.Event, lost: asyncio.Event | None = None) -> int:

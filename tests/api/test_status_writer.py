@@ -8,9 +8,8 @@ from flotilla.constants import API_VERSION
 from flotilla.controller.apply import StatusWriter
 from flotilla.errors import Conflict
 from flotilla.kube.client import KubeClient
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import MODEL_DEPLOYMENT
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, Key
+from flotilla.kube.store import Store, owner
 from flotilla_devcluster.controlplane import Cluster
 from flotilla_devcluster.stack import MODEL_DEPLOYMENTS
 

@@ -15,9 +15,8 @@ from flotilla.cost.gpu_prices import NO_SOURCES
 from flotilla.cost.unallocated_loop import Unallocated
 from flotilla.errors import Forbidden
 from flotilla.kube.client import KubeClient
-from flotilla.kube.keys import owner
 from flotilla.kube.kinds import POD
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 from flotilla_devcluster.controlplane import Cluster
 from flotilla_devcluster.stack import ACCOUNT, NAMESPACE, install_operator
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.models import Models
 
 from flotilla.catalog.accelerators import load_accelerators
-from flotilla.controller.rollout import free_units
+from flotilla.controller.apply import free_units
 from flotilla_devcluster.stack import Stack
 
 pytestmark = pytest.mark.cluster

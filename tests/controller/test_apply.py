@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flotilla.controller.apply import Executor, Object
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Kind
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Key, Kind
+from flotilla.kube.store import Store, owner
 
 KEY = Key(MODEL_DEPLOYMENT, "ns", "a")
 OWNER = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "a", "uid": "u", "controller": True}

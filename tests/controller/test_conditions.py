@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.conditions import Verdict, set_conditions
+from flotilla.api.types import Verdict, set_conditions
 from flotilla.controller.model_status import fits_memory, model_loaded, scaling_active, scheduled, spec_valid, summary
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed

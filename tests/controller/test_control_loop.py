@@ -13,10 +13,9 @@ from flotilla.controller.queue import Queue, Workers
 from flotilla.errors import Conflict, Ending, FlotillaError, Forbidden, InvalidSpec, NotReady, Transient
 from flotilla.kube.client import FieldConflict, failure, watch_event
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.keys import Key, gateway_key, owner
-from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, SERVICE, Kind
+from flotilla.kube.kinds import LEASE, MODEL_DEPLOYMENT, POD, SERVICE, Key, Kind, gateway_key
 from flotilla.kube.lease import Lease
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 from flotilla_devcluster.stack import samples, value
 
 

@@ -8,9 +8,8 @@ from tests.support.whole import EVALUATION as WHOLE
 
 from flotilla.controller.apply import Object, StatusWriter
 from flotilla.controller.evaluation import EvaluationReconciler
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import EVALUATION, MODEL_DEPLOYMENT, Kind
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import EVALUATION, MODEL_DEPLOYMENT, Key, Kind
+from flotilla.kube.store import Store, owner
 
 KEY = Key(EVALUATION, "team", "triage")
 

@@ -14,7 +14,6 @@ from flotilla.controller.gateway import GatewayReconciler
 from flotilla.controller.policy_status import GatewayReport
 from flotilla.errors import NotReady
 from flotilla.kube.client import NotFound
-from flotilla.kube.keys import Key, gateway_key, owner
 from flotilla.kube.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -25,9 +24,11 @@ from flotilla.kube.kinds import (
     ROUTING_POLICY,
     SERVICE,
     SERVICE_ACCOUNT,
+    Key,
     Kind,
+    gateway_key,
 )
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 from flotilla.render.gateway import GatewaySettings, selector
 from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flotilla.api.conditions import Verdict
+from flotilla.api.types import Verdict
 from flotilla.controller.policy_status import GatewayReport, GatewayView, build, judge
 from flotilla.errors import Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube.observed import Pod

@@ -11,9 +11,8 @@ from tests.support.apiserver import FakeApiserver, fake_apiserver, status
 from flotilla.controller.resync import Resync
 from flotilla.kube.client import KubeClient
 from flotilla.kube.informer import Informer
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, Key
+from flotilla.kube.store import Store, owner
 
 
 class Bench:

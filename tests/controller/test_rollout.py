@@ -6,7 +6,7 @@ import pytest
 
 from flotilla.api.model_deployment import RolloutStrategy
 from flotilla.catalog.accelerators import load_accelerators
-from flotilla.controller.rollout import decide, free_units
+from flotilla.controller.apply import choose_rollout, free_units
 
 TABLE = load_accelerators()
 
@@ -53,6 +53,6 @@ def test_slices_are_counted_by_their_own_resource() -> None:
 def test_a_rollout_surges_where_one_node_has_room_for_a_replica(
     strategy: str, gpus: int, free: list[int] | None, surge: bool, why: str
 ) -> None:
-    decided = decide(RolloutStrategy(strategy), gpus=gpus, free=free)
+    decided = choose_rollout(RolloutStrategy(strategy), gpus=gpus, free=free)
     assert decided.surge is surge
     assert why in decided.reason

@@ -15,10 +15,9 @@ from flotilla.cost.gpu_prices import CostBasis
 from flotilla.cost.ledger import Ledger
 from flotilla.cost.price_loop import NodeLister, PriceCache
 from flotilla.kube.client import ObjectList
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Key, Kind
 from flotilla.kube.observed import Workloads
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, ScrapeTarget
 

@@ -12,9 +12,8 @@ from flotilla.cost.ledger import Counters, Ledger, PodObservation
 from flotilla.cost.ledger_store import KEY, LABEL_LEDGER, LedgerStore, record, record_name
 from flotilla.errors import FlotillaError, Transient
 from flotilla.kube.client import ObjectList
-from flotilla.kube.keys import owner
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, Kind
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 
 D = Decimal
 

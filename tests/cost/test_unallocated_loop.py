@@ -13,9 +13,8 @@ from flotilla.cost.gpu_prices import NO_SOURCES
 from flotilla.cost.unallocated_loop import GpuNode, Unallocated, gpu_node, held, usd_per_hour
 from flotilla.errors import Forbidden, Transient
 from flotilla.kube.client import ObjectList
-from flotilla.kube.keys import owner
 from flotilla.kube.kinds import NODE, Kind
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 
 CLASSES = load_accelerators()
 TABLE = tuple(CLASSES.values())

@@ -10,7 +10,7 @@ import yaml
 from lupa.luajit21 import LuaRuntime
 from tests.support.whole import MODEL_DEPLOYMENT, ROUTING_POLICY
 
-from flotilla.api.conditions import Verdict, set_conditions
+from flotilla.api.types import Verdict, set_conditions
 from flotilla.controller import model_status
 from flotilla.controller.model_status import fits_memory, model_loaded, scheduled, spec_valid, summary
 from flotilla.controller.policy_status import GatewayReport, GatewayView, judge

@@ -5,9 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flotilla.kube.keys import owner
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, Kind
-from flotilla.kube.store import Object, Store, replicas_managers
+from flotilla.kube.store import Object, Store, owner, replicas_managers
 
 
 def deployment(uid: str, version: int, model: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flotilla.api.types import amount
 from flotilla.constants import ANNOTATION_HASH
-from flotilla.render.objects import needs_apply, within
+from flotilla.render.workload import needs_apply, within
 
 Path = tuple[str | int, ...]
 

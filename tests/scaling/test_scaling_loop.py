@@ -18,16 +18,14 @@ from tests.support.prometheus import serving
 from flotilla.addresses import AddressMap
 from flotilla.api.model_deployment import ModelDeployment, ModelDeploymentSpec
 from flotilla.config import OperatorConfig
-from flotilla.controller import rollout
+from flotilla.controller.apply import PodDeletionCosts, deletion_costs, pods_to_delete
 from flotilla.controller.model_status import build
-from flotilla.controller.rollout import PodDeletionCosts
 from flotilla.cost.metrics import FleetFamilies
 from flotilla.errors import NotReady, Transient
 from flotilla.kube import observed
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD, Kind
+from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD, Key, Kind
 from flotilla.kube.observed import DELETION_COST, Pod, Workload
-from flotilla.kube.store import Store
+from flotilla.kube.store import Store, owner
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.prometheus.client import Series
 from flotilla.scaling import engine_client as demands
@@ -280,15 +278,15 @@ def test_only_the_less_important_of_the_same_class_make_room() -> None:
 def test_the_idlest_ready_pods_go_after_those_that_are_not_ready() -> None:
     pods = [a_pod("a"), a_pod("b"), a_pod("c"), a_pod("d", ready=False), a_pod("e", terminating=True)]
     load = {"a": 3.0, "b": 0.0}
-    assert rollout.choose(pods, load, 1) == set()
-    assert rollout.choose(pods, load, 2) == {"b"}
-    assert rollout.choose(pods, load, 3) == {"b", "a"}
+    assert pods_to_delete(pods, load, 1) == set()
+    assert pods_to_delete(pods, load, 2) == {"b"}
+    assert pods_to_delete(pods, load, 3) == {"b", "a"}
 
 
 def test_only_marks_that_differ_are_written() -> None:
     pods = [a_pod("a", deletion_cost="-1"), a_pod("b"), a_pod("c", deletion_cost="-1"), a_pod("d", deletion_cost="7")]
-    assert rollout.deletion_costs(pods, {"a", "b"}) == {"b": "-1", "c": None}
-    assert rollout.deletion_costs(pods, {"a", "c"}) == {}
+    assert deletion_costs(pods, {"a", "b"}) == {"b": "-1", "c": None}
+    assert deletion_costs(pods, {"a", "c"}) == {}
 
 
 SAMPLES = Path(__file__).parents[2] / "manifests" / "samples" / "autoscaling"

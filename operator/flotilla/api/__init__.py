@@ -1,7 +1,6 @@
 """The resources of the group flotilla.dev as pydantic models, and the CRDs that are made of them. Pure.
 
-types              strings with bounds, money, quantities, list-maps, references: what all resources share
-conditions         a condition before it is written: type, status, reason, message
+types              strings with bounds, money, quantities, list-maps, references, conditions: what all resources share
 model_deployment   spec and status of a ModelDeployment, except spec.cost
 cost               spec.cost: own prices and hosted models to compare with
 routing_policy     spec and status of a RoutingPolicy

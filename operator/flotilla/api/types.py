@@ -1,8 +1,9 @@
-"""Types that the resources share: strings with bounds, money, quantities, list-maps, metadata, Secrets."""
+"""Types that the resources share: strings with bounds, money, quantities, list-maps, metadata, conditions, Secrets."""
 
 import ast
 import inspect
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -190,6 +191,35 @@ class Condition(Model):
     """reason is a CamelCase constant; the documentation lists them."""
     message: Annotated[str, StringConstraints(max_length=32768)]
     """message describes the state, and what to do where something can be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One condition without its times. `status` is True, False or Unknown."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def set_conditions(
+    existing: Sequence[Mapping[str, Any]], verdicts: Iterable[Verdict], *, generation: int, now: str
+) -> list[dict[str, Any]]:
+    """The conditions with those of `verdicts` set, sorted by type. `now` (RFC 3339) is used where a status changes."""
+    merged = {c["type"]: dict(c) for c in existing}
+    for verdict in verdicts:
+        old = merged.get(verdict.type)
+        since = old["lastTransitionTime"] if old is not None and old["status"] == verdict.status else now
+        merged[verdict.type] = {
+            "type": verdict.type,
+            "status": verdict.status,
+            "observedGeneration": generation,
+            "lastTransitionTime": since,
+            "reason": verdict.reason,
+            "message": verdict.message,
+        }
+    return [merged[type_] for type_ in sorted(merged)]
 
 
 class SecretKeyRef(Model):

@@ -410,7 +410,7 @@ async def _watched(client: "KubeClient", operator: Object | None) -> list[str]:
 
 async def _missing(client: "KubeClient", namespace: str, account: str, watched: Sequence[str]) -> list[str]:
     """The permissions of the table that the ServiceAccount lacks."""
-    from flotilla.controller.access import attributes, needed
+    from flotilla.render.rbac import attributes, needed
 
     user = f"system:serviceaccount:{namespace}:{account}"
     lacking = []

@@ -23,13 +23,12 @@ from flotilla.config import OperatorConfig
 from flotilla.console import view
 from flotilla.console.metrics import Metrics
 from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
-from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, StatusWriter
+from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, PodDeletionCosts, Rollouts, StatusWriter
 from flotilla.controller.evaluation import EvaluationReconciler, target_facts
 from flotilla.controller.gateway import GatewayReader, GatewayReconciler
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
 from flotilla.controller.queue import Queue, Workers
 from flotilla.controller.resync import Resync
-from flotilla.controller.rollout import PodDeletionCosts, Rollouts
 from flotilla.cost.accounting_loop import Draining, FleetAccounting
 from flotilla.cost.gpu_prices import PriceCatalog, PriceSources
 from flotilla.cost.hosted_price_client import HostedPriceLookup
@@ -41,9 +40,19 @@ from flotilla.kube import observed
 from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.informer import Informer, in_slices
-from flotilla.kube.keys import GATEWAY_KIND, Key, gateway_key, owner
-from flotilla.kube.kinds import DEPLOYMENT, EVALUATION, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, USER_KINDS, Kind
-from flotilla.kube.store import Object, Store
+from flotilla.kube.kinds import (
+    DEPLOYMENT,
+    EVALUATION,
+    GATEWAY_KIND,
+    MODEL_DEPLOYMENT,
+    POD,
+    ROUTING_POLICY,
+    USER_KINDS,
+    Key,
+    Kind,
+    gateway_key,
+)
+from flotilla.kube.store import Object, Store, owner
 from flotilla.kube.watch import Watch
 from flotilla.planning.resolve import Catalog
 from flotilla.prometheus.client import PrometheusClient

@@ -5,16 +5,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flotilla.api.conditions import Verdict
 from flotilla.api.evaluation import Evaluation
+from flotilla.api.types import Verdict
 from flotilla.constants import ANNOTATION_TEMPLATE_HASH
 from flotilla.controller.apply import StatusWriter, record_transition_events
 from flotilla.controller.evaluation_status import build_evaluation_status, evaluation_conditions
 from flotilla.errors import InvalidSpec
 from flotilla.evaluation.check import check_evaluation
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import EVALUATION, MODEL_DEPLOYMENT, Kind
+from flotilla.kube.kinds import EVALUATION, MODEL_DEPLOYMENT, Key, Kind
 from flotilla.kube.store import Store
 from flotilla.routing.document import facts_of
 

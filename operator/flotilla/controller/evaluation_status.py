@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flotilla.api.conditions import Verdict, set_conditions
+from flotilla.api.types import Verdict, set_conditions
 from flotilla.errors import InvalidSpec
 from flotilla.evaluation.check import EvaluationFinding
 

@@ -16,8 +16,7 @@ from flotilla.controller.policy_status import GatewayReport, GatewayView, build
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube import observed
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY
+from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Key
 from flotilla.kube.store import Store
 from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
 from flotilla.routing.budgets import MAX_BYTES, Admitted, Candidate, admit

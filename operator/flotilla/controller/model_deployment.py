@@ -10,13 +10,11 @@ from pydantic import ValidationError
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
-from flotilla.controller.apply import Executor, StatusWriter, record_transition_events
-from flotilla.controller.rollout import PodDeletionCosts, Rollouts
+from flotilla.controller.apply import Executor, PodDeletionCosts, Rollouts, StatusWriter, record_transition_events
 from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube.events import EventRecorder
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import DEPLOYMENT
+from flotilla.kube.kinds import DEPLOYMENT, Key
 from flotilla.kube.store import Store
 from flotilla.planning.resolve import Catalog, Resolved, resolve
 from flotilla.render.workload import PodTemplate, children, pod_template

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from flotilla.api.conditions import Verdict, set_conditions
 from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.api.types import Verdict, set_conditions
 from flotilla.constants import LABEL_MANAGED_BY, LABEL_MODEL, MANAGER
 from flotilla.cost.hosted_prices import Comparator
 from flotilla.cost.price_loop import Priced

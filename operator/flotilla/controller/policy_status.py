@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flotilla.api.conditions import Verdict, set_conditions
+from flotilla.api.types import Verdict, set_conditions
 from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
 from flotilla.kube.observed import STUCK_REASONS, Pod
 from flotilla.routing.budgets import Admission

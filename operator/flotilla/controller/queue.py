@@ -10,8 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from flotilla.console.metrics import Metrics
 from flotilla.errors import Conflict, Ending, FlotillaError, NotReady, Transient
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import Kind
+from flotilla.kube.kinds import Key, Kind
 
 K = TypeVar("K", bound=Hashable)
 

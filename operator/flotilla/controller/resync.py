@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 
 from flotilla.errors import FlotillaError, Transient
 from flotilla.kube.informer import Informer, in_slices
-from flotilla.kube.keys import Key, owner
-from flotilla.kube.kinds import USER_KINDS
-from flotilla.kube.store import Store
+from flotilla.kube.kinds import USER_KINDS, Key
+from flotilla.kube.store import Store, owner
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from flotilla.cost.ledger import Counters, Ledger, PodObservation, PodState
 from flotilla.cost.metrics import DeploymentView, FleetFamilies
 from flotilla.cost.price_loop import PriceCache
 from flotilla.kube import observed
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD
+from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Key
 from flotilla.kube.store import Store
 from flotilla.scaling.scaling_loop import Scaler, Tracked
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget

@@ -9,9 +9,9 @@ from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from flotilla.api.conditions import Verdict
 from flotilla.api.cost import BillingMode, ComparatorSpec, CostSpec, OwnedHardware
 from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.api.types import Verdict
 from flotilla.config import HostedModel
 from flotilla.cost.gpu_prices import (
     NO_SOURCES,
@@ -27,8 +27,7 @@ from flotilla.cost.hosted_price_client import HostedPriceLookup
 from flotilla.cost.hosted_prices import Comparator, HostedPrice, Terms, Tiers, TokenWeights, token_factor
 from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, Transient
 from flotilla.kube.client import KubeClient
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import NODE
+from flotilla.kube.kinds import NODE, Key
 from flotilla.planning.resolve import Resolved
 from flotilla.prometheus.client import PrometheusClient
 

@@ -2,13 +2,12 @@
 
 | module | what it does | I/O |
 |---|---|---|
-| `kinds` | the resources that Flotilla uses, and their URL paths | no |
-| `keys` | which resource an object belongs to: the unit of work of the queue | no |
+| `kinds` | the resources that Flotilla uses, their URL paths, and the keys by which they are reconciled | no |
 | `client` | one method per verb, errors of Flotilla's own tree; the only module that imports `kubernetes` | yes |
 | `kubeconfig` | finds and merges kubeconfig files as kubectl does | files |
 | `informer` | LIST and WATCH of one kind into a cache, for as long as it runs | through `client` |
 | `watch` | the same for Flotilla's own kinds by kopf, in a thread; the only module that imports `kopf` | yes |
-| `store` | the cluster as this process last saw it; reports each change | no |
+| `store` | the cluster as this process last saw it, and which resource an object belongs to; reports each change | no |
 | `observed` | what a Deployment and its pods report, as typed values | no |
 | `lease` | leader election, and the check that a write is still allowed | through `client` |
 | `events` | Kubernetes Events, one per transition | through `client` |

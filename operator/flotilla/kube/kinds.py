@@ -1,10 +1,10 @@
-"""The resources that Flotilla talks about, and their paths."""
+"""The resources that Flotilla uses, their URL paths, and the keys by which they are reconciled."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from flotilla.constants import GROUP, VERSION
+from flotilla.constants import GATEWAY, GROUP, VERSION
 
 
 class Kind(NamedTuple):
@@ -67,3 +67,23 @@ LEASE = Kind("coordination.k8s.io", "v1", "leases", "Lease")
 SELF_SUBJECT_ACCESS_REVIEW = Kind(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
 )
+
+
+class Key(NamedTuple):
+    """The unit of work of the queue: a resource, or the gateway of a namespace with all its policies."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.kind} {self.namespace}/{self.name}"
+
+
+GATEWAY_KIND = Kind(GROUP, VERSION, "gateways", "Gateway")
+"""Of keys only, there is no such resource: the policies of a namespace share one gateway and are one unit of work."""
+
+
+def gateway_key(namespace: str) -> Key:
+    """The key of a namespace's gateway."""
+    return Key(GATEWAY_KIND, namespace, GATEWAY)

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.kube.keys import Key
-from flotilla.kube.kinds import DEPLOYMENT, POD
+from flotilla.kube.kinds import DEPLOYMENT, POD, Key
 from flotilla.kube.store import Store
 
 Object = Mapping[str, Any]

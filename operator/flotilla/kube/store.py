@@ -1,13 +1,36 @@
-"""The cluster as this process last saw it. Confined to one thread: the main loop's."""
+"""The cluster as this process last saw it, and which resource an object belongs to.
+
+Confined to one thread: the main loop's. `owner` is the only routing between events and work.
+"""
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
-from flotilla.kube.kinds import DEPLOYMENT, USER_KINDS, Kind
+from flotilla.constants import (
+    API_VERSION,
+    GATEWAY,
+    GATEWAY_COMPONENT,
+    GROUP,
+    LABEL_COMPONENT,
+    LABEL_EVALUATION,
+    LABEL_MODEL,
+)
+from flotilla.kube.kinds import (
+    DEPLOYMENT,
+    EVALUATION,
+    JOB,
+    MODEL_DEPLOYMENT,
+    POD,
+    ROUTING_POLICY,
+    USER_KINDS,
+    Key,
+    Kind,
+    gateway_key,
+)
 
 Object = dict[str, Any]
 Name = tuple[str, str]
@@ -136,6 +159,59 @@ class Store:
         owned.pop(_name(known["metadata"]), None)
         if not owned:
             owners.pop(owner, None)
+
+
+_QUEUED = {kind.kind: kind for kind in USER_KINDS if kind != ROUTING_POLICY}
+"""Kinds whose resources are each a unit of work, by name."""
+_RUN_BY_JOBS = {LABEL_EVALUATION: EVALUATION}
+"""Kinds that run Jobs, by the label of the Jobs' pods, which names the resource."""
+
+
+def owner(kind: Kind, obj: Mapping[str, Any]) -> Key | None:
+    """The resource that must be looked at when `obj` changed; None for objects of other owners.
+
+    Pods are owned by a ReplicaSet, which is not watched, or by a Job, so their owner is found by label. A pod that was
+    not made by a ReplicaSet or Job of that name is not the operator's, whatever labels it has.
+    """
+    meta = obj["metadata"]
+    if kind.kind in _QUEUED and kind.group == GROUP:
+        return Key(kind, meta["namespace"], meta["name"])
+    if kind == ROUTING_POLICY:
+        return gateway_key(meta["namespace"])
+    references = meta.get("ownerReferences") or ()
+    if kind == POD:
+        return _pods_owner(meta, references)
+    for reference in references:
+        if reference.get("apiVersion") != API_VERSION:
+            continue
+        if reference.get("kind") == ROUTING_POLICY.kind:
+            return gateway_key(meta["namespace"])
+        if (of := _QUEUED.get(reference.get("kind", ""))) is not None and reference.get("controller"):
+            return Key(of, meta["namespace"], reference["name"])
+    return None
+
+
+def _pods_owner(meta: Mapping[str, Any], references: Iterable[Mapping[str, Any]]) -> Key | None:
+    controller = next((r for r in references if r.get("controller")), {})
+    made_by, labels = controller.get("name", ""), meta.get("labels") or {}
+    if controller.get("kind") == JOB.kind:
+        found = ((of, labels.get(label, "")) for label, of in _RUN_BY_JOBS.items())
+        return next(
+            (Key(of, meta["namespace"], name) for of, name in found if name and made_by.startswith(f"{name}-")), None
+        )
+    if controller.get("kind") != "ReplicaSet":
+        return None
+    model = labels.get(LABEL_MODEL, "")
+    if model and made_by.startswith(f"{model}-"):
+        return Key(MODEL_DEPLOYMENT, meta["namespace"], model)
+    if labels.get(LABEL_COMPONENT) == GATEWAY_COMPONENT and made_by.startswith(f"{GATEWAY}-"):
+        return gateway_key(meta["namespace"])
+    return None
+
+
+def owned_by_any(obj: Mapping[str, Any], uids: Collection[str]) -> bool:
+    """Whether one of the object's owners is one of these very incarnations."""
+    return any(reference.get("uid") in uids for reference in obj["metadata"].get("ownerReferences") or ())
 
 
 def replicas_managers(deployment: Mapping[str, Any] | None) -> frozenset[str]:

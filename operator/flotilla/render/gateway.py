@@ -15,7 +15,7 @@ from flotilla.constants import (
     LABEL_PART_OF,
     MANAGER,
 )
-from flotilla.render.objects import Object, digest
+from flotilla.render.workload import Object, digest
 from flotilla.routing.document import DOCUMENT_FILE, KEYS_FOLDER, MOUNT_PATH, GatewayDocument, key_file
 
 TRAFFIC_PORT = 8000

@@ -1,6 +1,6 @@
 """The one table of what the operator may do; the manifests, the check at start and the tests all read it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,25 @@ def permissions() -> Iterator[tuple[Rule, str, str]]:
         for resource in rule.resources:
             for verb in rule.verbs:
                 yield rule, resource, verb
+
+
+def needed(*, namespaces: Sequence[str], own_namespace: str) -> Iterator[tuple[Rule, str, str, str]]:
+    """Rule, resource, verb and namespace (empty: all) of each right that an operator of these namespaces needs."""
+    for rule, resource, verb in permissions():
+        if not (rule.cluster_scoped and namespaces):
+            for namespace in (own_namespace,) if rule.own_namespace else tuple(namespaces) or ("",):
+                yield rule, resource, verb, namespace
+
+
+def attributes(rule: Rule, resource: str, verb: str, namespace: str) -> dict[str, str]:
+    """`resourceAttributes` of an access review."""
+    name, _, subresource = resource.partition("/")
+    asked = {"group": rule.group, "resource": name, "verb": verb, "namespace": namespace}
+    if subresource:
+        asked["subresource"] = subresource
+    if rule.names:
+        asked["name"] = rule.names[0]
+    return asked
 
 
 @dataclass(frozen=True, slots=True)

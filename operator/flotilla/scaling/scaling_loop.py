@@ -16,8 +16,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.background import isolated
 from flotilla.constants import MANAGER, SCALER_MANAGER
 from flotilla.kube import observed
-from flotilla.kube.keys import GATEWAY_KIND, Key
-from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, POD
+from flotilla.kube.kinds import DEPLOYMENT, GATEWAY_KIND, MODEL_DEPLOYMENT, POD, Key
 from flotilla.kube.observed import Pod, Workload, Workloads
 from flotilla.kube.store import Store, replicas_managers
 from flotilla.planning.resolve import Resolved
