@@ -4,7 +4,10 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+
+from flotilla.errors import InvalidSpec
 
 _SENTENCES: Mapping[str, str] = {
     "bool_parsing": "it must be true or false",
@@ -44,6 +47,15 @@ def reason(error: ErrorDetails) -> str:
     if sentence is None:
         return error["msg"][:1].lower() + error["msg"][1:]
     return sentence.format(**{name: _number(value) for name, value in error.get("ctx", {}).items()})
+
+
+def refused(error: ValidationError) -> InvalidSpec:
+    """The first error of a model, with field, value and remedy."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    given = "" if first["type"] in ("missing", "value_error") else f", not {shown(first['input'])}"
+    text = reason(first).rstrip(".")
+    return InvalidSpec(f"{text[:1].upper()}{text[1:]}{given}.", field=field)
 
 
 def shown(value: Any) -> str:

@@ -1,11 +1,14 @@
 """Each rule of both schemas on the real apiserver: a whole object passes, and each way to break it is named."""
 
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.support.schema import REMOVED, Path, Violation, cel_messages, missing, put, violations
 from tests.support.whole import EVALUATION, MODEL_DEPLOYMENT, ROUTING_POLICY
 
+from flotilla.api.admission import review
 from flotilla.api.crd import DEFINITIONS, crd
 from flotilla.errors import InvalidSpec
 from flotilla_devcluster.controlplane import Cluster
@@ -44,6 +47,8 @@ def create(cluster: Cluster, obj: dict[str, Any], **query: str) -> dict[str, Any
 def test_an_object_with_every_field_is_accepted_and_nothing_is_pruned(controlplane: Cluster, kind: str) -> None:
     made = create(controlplane, WHOLE[kind], fieldValidation="Strict")
     assert made["spec"] == WHOLE[kind]["spec"]
+    reviewed = review(WHOLE[kind])
+    assert (reviewed.refusals, reviewed.resource["spec"]) == ((), made["spec"])
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -58,6 +63,8 @@ def test_a_broken_rule_is_refused_by_the_fields_name(controlplane: Cluster, kind
         create(controlplane, violation.break_(WHOLE[kind]))
     assert violation.field in str(refused.value)
     assert violation.says in str(refused.value)
+    fields = [refusal.field for refusal in review(violation.break_(WHOLE[kind])).refusals]
+    assert any(field.startswith(violation.field) for field in fields), "`flotilla render` agrees"
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -228,6 +235,9 @@ def test_a_cel_rule_refuses_with_its_message(
         create(controlplane, obj)
     said = str(refused.value)
     assert message in said or message.replace("Invalid value: ", 'Invalid value: "object": ') in said
+    rule = message.rpartition("Invalid value: ")[2]
+    refusals = review(obj).refusals
+    assert any(rule[1:] in str(refusal) for refusal in refusals), "`flotilla render` agrees"
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -256,5 +266,68 @@ def test_what_is_at_the_edge_of_the_rules_is_accepted(controlplane: Cluster, spe
         "engine": {"name": "tgi"},
         "accelerator": {"class": "nvidia-l4"},
     }
-    made = create(controlplane, {**MODEL_DEPLOYMENT, "spec": {**minimal, **spec}}, fieldValidation="Strict")
+    obj = {**MODEL_DEPLOYMENT, "spec": {**minimal, **spec}}
+    made = create(controlplane, obj, fieldValidation="Strict")
+    reviewed = review(obj)
+    assert (reviewed.refusals, reviewed.resource["spec"]) == ((), made["spec"])
     assert made["spec"]["scaling"]["minReplicas"] == spec.get("scaling", {}).get("minReplicas", 1)
+
+
+ODD: tuple[Any, ...] = (
+    *(None, True, 0, 1, -1, 2.5, 2**31, 2**63, "", "2", "yes", "a" * 70, "Ünïcode", "x y", "x\n", "Internal"),
+    *("hf://a/b", "0.50", "1Gi", "1e3", "../..", [], [1], ["a", "a"], {}, {"name": "a"}, {"key": "value"}),
+)
+
+
+def places(value: Any, path: Path = ()) -> Iterator[Path]:
+    """Every path of a value, itself included."""
+    yield path
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from places(part, (*path, name))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from places(part, (*path, index))
+
+
+def mutated(whole: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """One to three changes at random places: a value of another kind, a part taken away, or a field added."""
+    obj = whole
+    for _ in range(chance.randint(1, 3)):
+        chosen = [path for path in places(obj) if path[:1] == ("spec",) or path == ("metadata", "name")]
+        if not chosen:
+            break
+        path = chance.choice(chosen)
+        change = chance.random()
+        if change < 0.3 and isinstance(path[-1], str):
+            obj = put(obj, path, REMOVED)
+        elif change < 0.35 and isinstance(path[-1], str):
+            obj = put(obj, (*path[:-1], "added"), chance.choice(ODD))
+        elif change < 0.45 and isinstance(path[-1], str):
+            obj = put(obj, ("metadata", chance.choice(("labels", "annotations"))), {chance.choice(KEYS): "v v"})
+        else:
+            obj = put(obj, path, chance.choice(ODD))
+    return obj
+
+
+KEYS = ("a", "a/b", "A_.-b", "-a", "a b", "x" * 64, "Ex/a", "a/b/c", "")
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_render_and_the_apiserver_agree_on_mutated_objects(controlplane: Cluster, kind: str) -> None:
+    """What `flotilla render` accepts the apiserver accepts and stores in the same form, and the reverse."""
+    chance = random.Random(20)
+    accepted = 0
+    for _ in range(150):
+        obj = mutated(WHOLE[kind], chance)
+        reviewed = review(obj)
+        made, said = None, ""
+        try:
+            made = create(controlplane, obj, fieldValidation="Strict")
+        except InvalidSpec as refused:
+            said = str(refused)
+        ours = [f"{refusal.field}: {refusal}" for refusal in reviewed.refusals]
+        assert bool(ours) == bool(said), f"render says {ours}, the apiserver {said!r}, of {obj}"
+        assert made is None or reviewed.resource["spec"] == made["spec"]
+        accepted += made is not None
+    assert 10 < accepted < 140

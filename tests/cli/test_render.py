@@ -157,11 +157,11 @@ def test_a_refusal_names_the_field_and_ends_with_1(path: tuple[str, ...], value:
 def test_an_unsound_policy_is_refused() -> None:
     document = {
         **ROUTING_POLICY,
-        "spec": put(ROUTING_POLICY["spec"], ("defaultRoute", "split", 0, "target"), "nowhere"),
+        "spec": put(ROUTING_POLICY["spec"], ("rules", 0, "route", "split", 0, "target"), "nowhere"),
     }
     result = invoke("-", stdin=yaml.safe_dump(document))
     assert result.exit_code == 1
-    assert "spec.defaultRoute.split[0].target: 'nowhere'" in result.stderr
+    assert "spec.rules[0].route.split[0].target: 'nowhere'" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_administrators_own_class_is_known_when_given(tmp_path: Path) -> None
 
 def test_another_version_or_kind_and_a_missing_name_are_told() -> None:
     for change, said in (
-        ({"apiVersion": "flotilla.dev/v1"}, "this release knows Evaluation, ModelDeployment and RoutingPolicy"),
+        ({"apiVersion": "flotilla.dev/v1"}, "This release knows Evaluation, ModelDeployment, RoutingPolicy"),
         ({"kind": "Model"}, "Model of flotilla.dev/v1alpha1 is unknown"),
         ({"metadata": {}}, "no name"),
     ):

@@ -11,9 +11,10 @@ from tests.support.schema import put
 from typer.testing import CliRunner, Result
 
 from flotilla.cli import app
+from flotilla.constants import API_VERSION
 
 CASES = Path(__file__).parents[2] / "docs" / "guides" / "routing-cases.yaml"
-POLICY = {"kind": "RoutingPolicy", "metadata": {"name": "policy"}, "spec": SOUND}
+POLICY = {"apiVersion": API_VERSION, "kind": "RoutingPolicy", "metadata": {"name": "policy"}, "spec": SOUND}
 BODY = {"model": "support", "messages": [{"role": "user", "content": "Which one?"}]}
 CASE = {
     "name": "short",

@@ -288,7 +288,9 @@ class Escalation(Model):
     """maxBufferedTokens of a streamed answer are held back for judging; a longer one is passed on and not escalated."""
 
 
-_SOME_SIGNAL = Cel("size(self.signals) > 0 || has(self.confidence)", "an escalation needs signals or confidence")
+_SOME_SIGNAL = Cel(
+    "(has(self.signals) && size(self.signals) > 0) || has(self.confidence)", "an escalation needs signals or confidence"
+)
 
 
 class Timeouts(Model):

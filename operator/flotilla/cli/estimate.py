@@ -20,7 +20,6 @@ from flotilla.api.model_deployment import ArchitectureSpec, Embeddings, ModelDep
 from flotilla.catalog import accelerators, names
 from flotilla.catalog.accelerators import Accelerator
 from flotilla.catalog.models import Architecture, KnownModel, known_from_config
-from flotilla.cli import manifests
 from flotilla.cli.common import (
     EXIT_NO,
     EXIT_OK,
@@ -128,7 +127,7 @@ def planned(
     try:
         return resolve("planned", ModelDeploymentSpec.model_validate(wanted), catalog)
     except ValidationError as error:
-        wrong = manifests.invalid(error)
+        wrong = validation.refused(error)
         raise InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)) from error
     except InvalidSpec as error:
         field = error.field.removeprefix("spec.")
@@ -476,7 +475,7 @@ def estimate(
             place = Place(prometheus=prometheus, ca_file=prometheus_ca_file, token_file=prometheus_token_file)
             measured(answers, model, place, since=since, method=quantization, context=context, gpus=count)
     except ValidationError as error:
-        wrong = manifests.invalid(error)
+        wrong = validation.refused(error)
         fail(InvalidSpec(str(wrong), field=_OPTIONS.get(wrong.field, wrong.field)), EXIT_USAGE)
     except InvalidSpec as error:
         fail(error, EXIT_USAGE)

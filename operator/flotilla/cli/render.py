@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from flotilla import __version__
+from flotilla.api import admission
 from flotilla.api.evaluation import Evaluation
 from flotilla.api.model_deployment import ModelDeployment, ScalingMode
 from flotilla.api.routing_policy import RoutingPolicy
@@ -84,7 +85,11 @@ def _outcome(
     meta = document.get("metadata") or {}
     found = Outcome(str(document.get("kind")), _namespace(document, namespace), str(meta.get("name", "?")))
     try:
-        parsed = manifests.parse(document, namespace=namespace)
+        reviewed = admission.review(document)
+        found.refusals += [f"{error.field}: {error}" for error in reviewed.refusals]
+        if found.refusals:
+            return found, None
+        parsed = manifests.parsed(reviewed, namespace=namespace)
         if isinstance(parsed, ModelDeployment):
             _deployment(found, parsed, catalog)
             return found, parsed

@@ -14,6 +14,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
+from flotilla import validation
 from flotilla.api.preference import Promotion, RouteStatus
 from flotilla.api.routing_policy import CalibrationPoint, RoutingPolicy
 from flotilla.cli import manifests
@@ -58,11 +59,8 @@ def load_policy(path: Path) -> Loaded:
             f"{path} contains {len(policies)} RoutingPolicies; it must contain exactly one.", field="kind"
         )
     given = policies[0]
-    meta = {"namespace": "default", "uid": "", **(given.get("metadata") or {})}
-    try:
-        policy = RoutingPolicy.model_validate({**given, "metadata": meta})
-    except ValidationError as error:
-        raise manifests.invalid(error) from error
+    policy = manifests.parse(given, namespace="default")
+    assert isinstance(policy, RoutingPolicy)
     models = [obj for obj in objects if obj.get("kind") == "ModelDeployment"]
     facts = {fact.name: fact for fact in (facts_of(model) for model in models)}
     if not models:
@@ -89,7 +87,7 @@ def _with_states(policy: Policy, states: Any) -> Policy:
     try:
         found = {state.name: state for state in map(RouteStatus.model_validate, states or ())}
     except ValidationError as error:
-        raise manifests.invalid(error) from error
+        raise validation.refused(error) from error
     preferred = {name for name, route in policy.named_routes() if route.preference}
     return policy.with_routes({name: state for name, state in found.items() if name in preferred})
 

@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from flotilla.api.model_deployment import ModelDeploymentSpec
+from flotilla.api.model_deployment import ModelDeployment
 from flotilla.cli import manifests
 from flotilla.cli.common import EXIT_USAGE, Json, command_app, fail
 from flotilla.errors import InvalidSpec
@@ -136,12 +135,12 @@ def load_deployment(
     found = [one for one in documents if isinstance(one, dict) and one.get("kind") == "ModelDeployment"]
     if len(found) != 1:
         raise InvalidSpec(f"{path}: it must contain exactly one ModelDeployment, not {len(found)}.", field="--spec")
-    name = str((found[0].get("metadata") or {}).get("name") or path.stem)
     try:
-        spec = ModelDeploymentSpec.model_validate(found[0].get("spec"))
-    except ValidationError as error:
-        found_invalid = manifests.invalid(error)
-        raise InvalidSpec(f"{path}: spec.{found_invalid.field}: {found_invalid}", field="--spec") from error
+        model = manifests.parse(found[0], namespace="default")
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{path}: {error.field}: {error}", field="--spec") from error
+    assert isinstance(model, ModelDeployment)
+    name, spec = model.metadata.name, model.spec
     resolved = resolve(name, spec, load_catalog())
     return deployment(name, spec, resolved, speed=_speed(resolved, shape, speed), **options)
 
