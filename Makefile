@@ -24,7 +24,7 @@ sync: $(filter .uv/bin/uv,$(UV)) ## Install the locked dependencies into .venv/.
 	$(UV) sync --locked --quiet
 
 .PHONY: demo
-demo: sync ## Local control plane, operator, three models, traffic, scaling, a cost table. KEEP=1 leaves it running.
+demo: sync ## Local control plane, operator, a real model and three simulated ones, scaling, costs. KEEP=1 leaves it running.
 	$(RUN) python -m flotilla_devcluster.demo $(if $(KEEP),--keep)
 
 .PHONY: test

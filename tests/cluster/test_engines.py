@@ -1,17 +1,21 @@
 """Each engine as a pod, what its refusals look like to a user, and how a change reaches running pods."""
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+import yaml
 from tests.support.models import Models
 
 from flotilla.catalog.accelerators import load_accelerators
 from flotilla.controller.apply import free_units
-from flotilla_devcluster.stack import Stack
+from flotilla_devcluster.nodeagent.container import REAL_IMAGE
+from flotilla_devcluster.stack import Stack, samples, value
 
 pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).parents[2]
 GGUF = "hf://Qwen/Qwen2.5-1.5B-Instruct-GGUF"
 
 
@@ -45,6 +49,31 @@ def test_the_engine_serves_and_its_queue_is_read(
     status = (models.get("ModelDeployment", "small") or {})["status"]
     assert status["engine"]["name"] == engine
     assert status["fit"]["contextLength"] == 32768
+
+
+def test_llama_cpp_serves_a_real_model_whose_weights_are_here_and_the_pod_says_so(models: Models) -> None:
+    spec = yaml.safe_load((ROOT / "manifests/samples/smollm2-135m.yaml").read_text())["spec"]
+    models.apply("real", spec)
+    models.wait_ready("real")
+    url = models.stack.service_url("real", models.namespace)
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+    question: Any = {"role": "user", "content": "What is the capital of France? One word."}
+    said = client.chat.completions.create(model="real", messages=[question], max_tokens=12, temperature=0)
+    assert "Paris" in (said.choices[0].message.content or "")
+    models.wait_condition("real", "ScalingActive", "True", "Steady")
+
+    def counted() -> bool:
+        labels = {"modeldeployment": "real", "namespace": models.namespace}
+        tokens = value(samples(models.stack.operator.metrics()), "flotilla_deployment_tokens_total", **labels)
+        assert said.usage is not None
+        return tokens == said.usage.total_tokens
+
+    models.wait(counted, "the operator to count llama.cpp's tokens")
+    (pod,) = models.list("Pod")
+    assert pod["status"]["containerStatuses"][0]["imageID"].startswith(REAL_IMAGE)
+    meta = pod["metadata"]
+    folder = models.stack.agent.directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
+    assert "model loaded" in (folder / "engine" / "0.log").read_text()
 
 
 def test_adapters_are_served_under_their_own_names(models: Models, spec: dict[str, Any]) -> None:

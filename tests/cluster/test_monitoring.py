@@ -125,8 +125,7 @@ def asked(models: Models, tally: traffic.Tally) -> None:
     """Requests of every kind that the dashboard of routes tells apart: streamed, escalated, hosted and refused."""
     url = models.wait(lambda: models.stack.service_url(GATEWAY, models.namespace), "the gateway's Service")
     client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
-    _, tokens = traffic.stream(url, "support", lambda _: None)
-    tally.output_tokens += tokens
+    tally.output_tokens += traffic.stream(url, "support", lambda _: None, prompt="Hello", max_tokens=24).tokens
 
     def ask(task: str, data_class: str) -> str:
         headers = {"x-flotilla-task": task, "x-data-class": data_class, "x-flotilla-team": "support"}

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -128,15 +128,17 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def engine(name: str, *argv: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    variables = {"PATH": os.environ["PATH"], **{f"FLOTILLA_SIM_{key}": value for key, value in env.items()}}
+    async with module("flotilla_devcluster.engine", name, ADDRESS, "--", *argv, env=variables) as process:
+        yield process
+
+
+@asynccontextmanager
+async def module(name: str, *argv: str, env: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`python -m name` until the end of the block."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "flotilla_devcluster.engine",
-        name,
-        ADDRESS,
-        "--",
-        *argv,
-        env={"PATH": os.environ["PATH"], **{f"FLOTILLA_SIM_{key}": value for key, value in env.items()}},
+        *(sys.executable, "-m", name, *argv),
+        env=dict(env),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster made of processes of one user: control plane, node agent, simulated engines, operator.
+"""A Kubernetes cluster made of processes of one user: control plane, node agent, engines, operator.
 
 A tool for development and tests, a distribution of its own that nothing of the operator imports. From the ground up:
 
@@ -11,6 +11,7 @@ A tool for development and tests, a distribution of its own that nothing of the 
 - `controlplane`: a running control plane
 - `nodeagent`: simulated GPU nodes that run pods as local processes
 - `engine`: simulated vLLM, SGLang, TGI and llama.cpp servers
+- `llama_server`: llama.cpp itself, for models on CPUs whose weights are on this machine
 - `stack`: control plane, node agent and operator together, as the tests use them
 - `named_cluster`, `cli`: `flotilla devcluster`
 - `traffic`, `demo`: `make demo`

