@@ -61,3 +61,11 @@ class Ending(FlotillaError):
 
 class NotReady(FlotillaError):
     """Something this depends on does not exist yet; an event will wake us."""
+
+
+class UntranslatableRequest(FlotillaError):
+    """A request that a target's API cannot serve as it was meant. `param` is the path of the field."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}")
+        self.param = param

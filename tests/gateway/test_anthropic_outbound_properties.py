@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.support.hosted_answers import anthropic_events, message
 from tests.support.sdk import check_request
 
-from flotilla.gateway.anthropic.outbound_requests import UntranslatableRequest, message_from_chat
+from flotilla.errors import UntranslatableRequest
+from flotilla.gateway.anthropic.outbound_requests import message_from_chat
 from flotilla.gateway.anthropic.outbound_responses import StreamTranslator, completion_from_message
 from flotilla.routing.check import Collector, choices_of
 

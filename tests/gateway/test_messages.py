@@ -153,14 +153,6 @@ async def test_a_target_that_fails_is_followed_by_one_of_another_api(tmp_path: P
         assert headers["x-flotilla-dropped"] == "service_tier"
 
 
-async def test_top_k_is_refused_where_openais_api_would_have_to_take_it(tmp_path: Path) -> None:
-    async with serving(tmp_path, to="frontier") as (gw, _, hosted, _):
-        status, told, _ = await ask(gw, top_k=5)
-        assert (status, error_of(told)) == (400, ("invalid_request_error", "unsupported_by_targets"))
-        assert told["error"]["details"]["param"] == "top_k"
-        assert hosted.received == []
-
-
 async def test_an_answer_that_cannot_be_told_is_a_failure(tmp_path: Path) -> None:
     async with serving(tmp_path) as (gw, engine, _, _):
         calls = [tool_call("weather", '{"city": "Ro')]

@@ -94,6 +94,27 @@ def test_a_limit_that_is_null_is_no_limit() -> None:
     assert features_of(body, {}, POLICY).max_tokens == 100_000
 
 
+def test_of_two_bounds_the_larger_one_is_reserved() -> None:
+    assert features_of(chat("?", max_completion_tokens=10, max_tokens=100_000), {}, POLICY).max_tokens == 100_000
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens", "sound"),
+    [
+        # A megabyte of sound is at least about a minute, a page of a PDF at least about 40 kB.
+        ({"type": "input_audio", "input_audio": {"data": "A" * 1_400_000, "format": "mp3"}}, 0, 8400),
+        ({"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 5_600_000}}, 168_000, 0),
+        ({"type": "document", "source": {"type": "base64", "data": "A" * 5_600_000}}, 168_000, 0),
+        ({"type": "input_audio", "input_audio": 7}, 0, 0),
+        ({"type": 7}, 0, 0),
+    ],
+)
+def test_sound_and_documents_have_an_estimate(part: dict[str, Any], tokens: int, sound: int) -> None:
+    features = features_of(chat([part]), {}, POLICY)
+    assert features.prompt_tokens == pytest.approx(tokens, abs=20)
+    assert features.sound_tokens == pytest.approx(sound, abs=20)
+
+
 def test_embeddings_are_never_streamed() -> None:
     body = {"input": "?", "stream": True}
     assert not features_of(body, {}, POLICY, operation=Operation.EMBEDDINGS).stream

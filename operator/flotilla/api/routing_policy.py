@@ -20,10 +20,17 @@ class Boundary(StrEnum):
 
 
 class Provider(StrEnum):
-    """Which API a hosted model speaks."""
+    """Whose API a hosted model has: its paths, its form of credentials, and the fields that it accepts."""
 
     OPENAI = "OpenAI"
     ANTHROPIC = "Anthropic"
+    AZURE_OPENAI = "AzureOpenAI"
+    BEDROCK = "Bedrock"
+    GEMINI = "Gemini"
+    VERTEX_AI = "VertexAI"
+    MISTRAL = "Mistral"
+    GROQ = "Groq"
+    TOGETHER = "Together"
 
 
 class SupportLevel(StrEnum):
@@ -42,6 +49,15 @@ class ModelDeploymentRef(Model):
     """adapter of the ModelDeployment that is asked instead of the model itself."""
 
 
+class ServiceTierPrice(Model):
+    """A service tier and its price."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$", min_length=1, max_length=40)]
+    """name as the provider has it, such as priority or flex."""
+    percent: Annotated[int, Field(ge=1, le=10_000)]
+    """percent of the standard prices."""
+
+
 class Price(Model):
     """What a hosted model costs, in US dollars per million tokens."""
 
@@ -51,13 +67,23 @@ class Price(Model):
     """outputPerMTok is the price of a million answer tokens."""
     cached_input_per_m_tok: Annotated[Usd | None, Field(alias="cachedInputPerMTok")] = None
     """cachedInputPerMTok is the price of a million prompt tokens from the provider's cache. Default: inputPerMTok."""
+    cache_write_input_per_m_tok: Annotated[Usd | None, Field(alias="cacheWriteInputPerMTok")] = None
+    """cacheWriteInputPerMTok is the price of a million prompt tokens that are written to the provider's cache. Default:
+    inputPerMTok, and 1.25 times of it for Anthropic."""
+    audio_input_per_m_tok: Annotated[Usd | None, Field(alias="audioInputPerMTok")] = None
+    """audioInputPerMTok is the price of a million prompt tokens of sound. Default: inputPerMTok."""
+    audio_output_per_m_tok: Annotated[Usd | None, Field(alias="audioOutputPerMTok")] = None
+    """audioOutputPerMTok is the price of a million answer tokens of sound. Default: outputPerMTok."""
+    service_tiers: Annotated[list[ServiceTierPrice], ListMap(("name",), 8)] = Field(default_factory=list)
+    """serviceTiers that requests may ask for by service_tier. Others are left out of the request, which then has the
+    standard tier."""
 
 
 class ExternalTarget(Model):
     """A hosted model."""
 
     provider: Provider = Provider.OPENAI
-    """provider is OpenAI for every OpenAI-compatible API, or Anthropic for the Messages API."""
+    """provider is OpenAI for every OpenAI-compatible API, or the provider whose own API or credentials are needed."""
     base_url: Annotated[
         str,
         StringConstraints(
@@ -68,8 +94,12 @@ class ExternalTarget(Model):
     """baseURL of the API, https and a public host without credentials, such as https://api.openai.com/v1."""
     model: ModelName
     """model as the provider names it."""
+    base_model: ModelName | None = None
+    """baseModel is the model behind model, where model is the name of a deployment, such as gpt-5-mini on Azure."""
+    api_version: Annotated[str, StringConstraints(pattern=r"^[-a-z0-9]+$", min_length=1, max_length=40)] | None = None
+    """apiVersion of Azure's API by deployments. Without it Azure's v1 API is used, which has no versions."""
     secret_ref: SecretKeyRef
-    """secretRef names the key of a Secret that holds the API key."""
+    """secretRef names the key of a Secret that holds the API key, or the provider's credentials as JSON."""
     price: Price | None = None
     """price of the model. Budgets need it."""
 
@@ -79,6 +109,9 @@ class Capabilities(Model):
 
     context_length: Annotated[int, Field(ge=256, le=100_000_000)] | None = None
     """contextLength is the most tokens of prompt and answer together. Default: that of the ModelDeployment."""
+    max_output_tokens: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """maxOutputTokens is the longest answer. Under a budget it is reserved and sent as the bound of a request without
+    one. Default: 4096."""
     tools: SupportLevel | None = None
     """tools is whether the model can call tools."""
     json_schema: SupportLevel | None = None
@@ -133,6 +166,10 @@ class Failure(StrEnum):
     UNAUTHORIZED = "Unauthorized"
     """401 or 403: the key that we hold is missing or wrong, which is no fault of the client."""
     NO_ENDPOINTS = "NoEndpoints"
+    CONTEXT_LENGTH = "ContextLength"
+    """The target refused the request because prompt and answer exceed its context length."""
+    CONTENT_FILTER = "ContentFilter"
+    """The target's content filter refused the request, or left the answer empty."""
 
 
 class Signal(StrEnum):
@@ -234,7 +271,7 @@ class Fallback(Model):
 
     targets: Annotated[list[DnsLabel], Atomic(8)] = Field(min_length=1)
     """targets are tried in order."""
-    on: Annotated[list[Failure], ListSet(6)] = Field(
+    on: Annotated[list[Failure], ListSet(8)] = Field(
         default=[
             Failure.CONNECT,
             Failure.TIMEOUT,
@@ -245,7 +282,8 @@ class Fallback(Model):
         ],
         min_length=1,
     )
-    """on these failures. Without NoEndpoints a request waits for a model at zero by spec.hold."""
+    """on these failures. Without NoEndpoints a request waits for a model at zero by spec.hold. ContextLength and
+    ContentFilter are refusals of the request itself; without them the client gets the refusal."""
 
 
 class CalibrationPoint(Model):

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import orjson
 
-from flotilla.gateway.anthropic.outbound_requests import UntranslatableRequest
+from flotilla.errors import UntranslatableRequest
 from flotilla.gateway.attempt import Complete, Interrupted, Outcome, ResponseSink
 from flotilla.gateway.config import RoutePlan, ServedPolicy, Setup
 from flotilla.gateway.dialect import Dialect, Extras
@@ -28,6 +28,7 @@ from flotilla.gateway.tracing import now_ns
 from flotilla.routing import classify
 from flotilla.routing.budgets import ZERO, reservation, spent, usage_of
 from flotilla.routing.decide import Refusal, invalid_api_key, model_not_found
+from flotilla.routing.document import Policy
 from flotilla.routing.request import Features, Operation, features_of
 
 _PREFIX_CHARS = 1024
@@ -146,16 +147,21 @@ async def _classify_task(
     answer: dict[str, Any] = {}
     ended: asyncio.Future[Outcome] = state.loop.create_future()
     call = None
+    classified = "failed"
     try:
         call = dispatcher.send(question.permit, destination, sink, Extras(), _unchanged, resolve(ended))
         outcome = await ended
         answer = _classifier_answer(outcome, dispatcher.dialect(question.permit))
+        classified = _classification(outcome, answer, policy)
     except UntranslatableRequest:
+        classified = "refused"
         return features
     finally:
         if call is not None and type(outcome) is Interrupted:
             call.abandon()
-        usage = usage_of(answer.get("usage"))
+        state.metrics.classifications.add((policy.name, classified))
+        record.classification = classified
+        usage = usage_of(answer.get("usage"), answer.get("service_tier"))
         record.add_usage(target, usage, CLASSIFIER)
         if record.span is not None:
             record.span.record_attempt(
@@ -172,6 +178,15 @@ async def _classify_task(
         if lease is not None:
             await lease.settle_call(ZERO if usage is None else spent(target, usage) or ZERO)
     return features.with_task(classify.task_of(answer, policy))
+
+
+def _classification(outcome: Outcome, answer: Mapping[str, Any], policy: Policy) -> str:
+    """How the classifier's call ended, for the metric: a classifier that is always refused would go unnoticed."""
+    if type(outcome) is not Complete:
+        return "failed"
+    if outcome.status >= 300:
+        return "refused"
+    return "unnamed" if classify.task_of(answer, policy) is None else "named"
 
 
 def _classifier_answer(outcome: Outcome, dialect: Dialect) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flotilla.gateway.openai.responses import StreamRelay, without_logprobs
 from flotilla.routing import escalation as judgement
 from flotilla.routing.budgets import Usage, usage_of
 from flotilla.routing.check import choices_of
-from flotilla.routing.decide import SERVER_ERROR, Decision, Refusal
+from flotilla.routing.decide import INVALID_REQUEST, SERVER_ERROR, Decision, Refusal
 from flotilla.routing.request import Operation
 
 _ANSWER_LIMIT_BYTES = 64 * 2**20
@@ -37,7 +37,8 @@ _REQUEST_STATUSES = frozenset({404, 405, 500, 501})
 _USAGE_SEARCH_BYTES = 4096
 """The usage of an embeddings answer is looked for in so many bytes of its end, and then of its beginning."""
 _ERROR_CHARS = 500
-_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+"""Providers have the tokens by kind in objects within the usage."""
 _CODES = {
     Failure.CONNECT: "upstream_unreachable",
     Failure.TIMEOUT: "upstream_timeout",
@@ -45,6 +46,8 @@ _CODES = {
     Failure.RATE_LIMITED: "upstream_rate_limited",
     Failure.UNAUTHORIZED: "upstream_unauthorized",
     Failure.NO_ENDPOINTS: "no_capacity",
+    Failure.CONTEXT_LENGTH: "context_length_exceeded",
+    Failure.CONTENT_FILTER: "content_filter",
 }
 
 
@@ -342,7 +345,7 @@ class TargetAnswer:
         """Tokens as the target counted them; of a stream without a count, its events. None if nothing came."""
         if self.relay is not None and self.relay.events:
             return self.relay.usage or Usage(prompt_tokens, self.relay.events)
-        return usage_of(self.fields.get("usage")) if self.status < 300 else None
+        return usage_of(self.fields.get("usage"), self.fields.get("service_tier")) if self.status < 300 else None
 
 
 def read_answer(
@@ -427,6 +430,6 @@ def failure_refusal(target: str, outcome: Failed) -> Refusal:
         outcome.status,
         _CODES[outcome.failure],
         f"Target {target!r} did not serve the request: {outcome.detail}.",
-        type=SERVER_ERROR,
+        type=INVALID_REQUEST if outcome.status == 400 else SERVER_ERROR,
         retry_after_s=int(wait) if wait is not None and wait.isascii() and wait.isdigit() else None,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flotilla.api.routing_policy import Signal
+from flotilla.api.routing_policy import Failure, Signal
 from flotilla.errors import InvalidSpec
 from flotilla.gateway.dialect import Dialect
 from flotilla.gateway.http import message
@@ -27,12 +27,13 @@ _POLL_S = 1.0
 _HOSTED_KEEP_S = 30.0
 _KEY_LIMIT_BYTES = 16 * 1024
 _MAX_PLANS = 4096
+_REFUSALS = frozenset({Failure.CONTEXT_LENGTH, Failure.CONTENT_FILTER})
 
 
 class RoutePlan:
     """A decision, with what every request that it is made for needs of it."""
 
-    __slots__ = ("decision", "first", "header", "signals")
+    __slots__ = ("asks_more", "decision", "first", "follows_refusals", "header", "signals")
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
@@ -40,6 +41,11 @@ class RoutePlan:
         """Where the first attempt goes."""
         self.signals = wanted_signals(decision.route) if decision.escalation is not None else frozenset[Signal]()
         """The rule's signals that may escalate the answer; empty if no escalation is possible."""
+        self.asks_more = Signal.LOW_CONFIDENCE in self.signals or bool(decision.policy.limits.budgets)
+        """Whether targets may be asked for more than what the client asked for."""
+        fallback = decision.route.fallback
+        self.follows_refusals = fallback is not None and not _REFUSALS.isdisjoint(fallback.on)
+        """Whether a refusal of the request may lead to a fallback."""
         self.header = route_header(decision, (Attempt(decision.candidates[0]),))
         """The header line of an answer of the first attempt."""
 

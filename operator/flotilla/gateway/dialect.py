@@ -4,13 +4,14 @@ A `Dialect` belongs to one target: path, headers and key are made once for each 
 API, or Anthropic's, which is translated by `anthropic.outbound_requests` and `anthropic.outbound_responses`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
+from flotilla.catalog.providers import rules_for
 from flotilla.gateway.anthropic.outbound_requests import (
     TARGET_PATH,
-    UntranslatableRequest,
     message_from_chat,
     message_unchanged,
     request_headers,
@@ -24,7 +25,12 @@ from flotilla.gateway.http.client import Origin
 from flotilla.gateway.openai import requests
 from flotilla.gateway.openai.requests import Body, TranslatedBody
 from flotilla.routing.document import Target
-from flotilla.routing.request import Operation
+from flotilla.routing.request import BOUNDS, Operation
+
+DROPPED_HEADER: Final = "x-flotilla-dropped"
+"""Response header with the names of request fields that had no effect."""
+_NAMES: Final = 20
+_NAME_LENGTH: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Extras:
 
     usage: bool = False
     logprobs: bool = False
+    bound: int | None = None
+    """Tokens of the answer that a budget has reserved, of a request that has no bound of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,14 @@ class Dialect:
         self._target = target
         self._key = key
         self._heads: dict[tuple[Origin, Operation], bytes] = {}
+        hosted = target.hosted
+        tiers = frozenset(tier.name for tier in target.price.service_tiers) if target.price is not None else frozenset()
+        self._rules = (
+            None
+            if hosted is None
+            else rules_for(hosted.provider, hosted.base_url, hosted.base_model or hosted.served_model, tiers)
+        )
+        self._bound_field = "max_tokens" if self._rules is None else self._rules.bound_field
         self.speaks_anthropic = target.hosted is not None and target.hosted.provider == "Anthropic"
 
     @property
@@ -58,17 +74,26 @@ class Dialect:
         """False for a hosted target whose Secret is missing."""
         return self._target.hosted is None or self._key is not None
 
-    def payload(self, body: Body, extras: Extras) -> Payload:
+    def payload(self, body: Body, extras: Extras, operation: Operation = Operation.CHAT) -> Payload:
         """The body for the target. Raises UntranslatableRequest."""
         model = self._target.served_model
         own = body if type(body) is TranslatedBody else None
+        if extras.bound is not None:
+            kept = {name: value for name, value in body.fields.items() if name not in BOUNDS}
+            body = Body(b"", {**kept, self._bound_field: extras.bound})
         if self.speaks_anthropic:
             sent = message_from_chat(body.fields, model) if own is None else message_unchanged(own.message, model)
-            return Payload(sent.content, sent.dropped)
-        if own is not None and self._target.hosted is not None and "top_k" in own.fields:
-            raise UntranslatableRequest("top_k", "OpenAI's API does not have it; engines in the cluster do.")
-        content = requests.rewrite_body(body, model, usage=extras.usage, logprobs=extras.logprobs)
-        return Payload(content) if own is None else Payload(content, own.dropped)
+            return Payload(sent.content, _listed(sent.dropped))
+        translated = () if own is None else own.dropped
+        if self._rules is None or operation is not Operation.CHAT:
+            content = requests.rewrite_body(body, model, usage=extras.usage, logprobs=extras.logprobs)
+            return Payload(content, translated)
+        conformed = self._rules.conform(body.fields)
+        if conformed.changed:
+            body = Body(b"", conformed.fields)
+        usage = extras.usage and self._rules.stream_options
+        content = requests.rewrite_body(body, model, usage=usage, logprobs=extras.logprobs)
+        return Payload(content, _listed({*translated, *conformed.dropped}))
 
     def request_bytes(self, origin: Origin, operation: Operation, content: bytes, extra: bytes = b"") -> bytes:
         """The complete request. `extra` are header lines that only targets in the cluster get."""
@@ -104,8 +129,13 @@ class Dialect:
         if hosted is not None:
             base = "/" + hosted.base_url.partition("://")[2].partition("/")[2]
             path = base.rstrip("/") + (TARGET_PATH if self.speaks_anthropic else f"/{operation.value}")
+            if hosted.provider == "AzureOpenAI" and hosted.api_version is not None:
+                deployment = f"/deployments/{quote(hosted.served_model, safe='')}/{operation.value}"
+                path = f"{base.rstrip('/')}{deployment}?api-version={hosted.api_version}"
             if self.speaks_anthropic:
                 lines |= request_headers(self._key or "")
+            elif hosted.provider == "AzureOpenAI":
+                lines["api-key"] = self._key
             else:
                 lines["authorization"] = f"Bearer {self._key}"
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -113,3 +143,9 @@ class Dialect:
             f"POST {path} HTTP/1.1\r\nhost: {origin.authority}\r\nuser-agent: flotilla-gateway\r\n"
             f"accept-encoding: identity\r\n{head}"
         ).encode("latin-1")
+
+
+def _listed(dropped: Iterable[str]) -> tuple[str, ...]:
+    """Names of dropped fields, which clients choose, in a number and length that a header can hold."""
+    names = sorted({name[:_NAME_LENGTH] for name in dropped})
+    return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)

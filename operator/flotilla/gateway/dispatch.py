@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flotilla.api.routing_policy import Failure, Hold
+from flotilla.catalog.providers import KNOWN_FIELDS
 from flotilla.gateway.attempt import Complete, Failed, Interrupted, Outcome, ResponseSink
 from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Dialect, Extras
 from flotilla.gateway.endpoints import Breaker, Endpoint
 from flotilla.gateway.http.client import ConnectFailed, Origin, UpstreamConnection
 from flotilla.gateway.http.message import Response
+from flotilla.gateway.metrics import OTHER
 from flotilla.gateway.openai.requests import Body
 from flotilla.gateway.pending import WaitResult
 from flotilla.gateway.record import Record
@@ -253,12 +255,20 @@ class Dispatcher:
         if not dialect.has_key:
             done(Failed(Failure.UNAUTHORIZED, "the Secret with its key is missing", 502, nothing_sent=True))
             return None
-        payload = dialect.payload(self._body, extras)
-        self.dropped = payload.dropped
+        payload = dialect.payload(self._body, extras, self._operation)
+        if payload.dropped or self.dropped:
+            self._note_dropped(permit.target.name, payload.dropped)
         message = dialect.request_bytes(destination.origin, self._operation, payload.content, self._extra)
         call = Call(self, permit, destination, sink, message, read, done, response)
         call.start()
         return call
+
+    def _note_dropped(self, target: str, dropped: tuple[str, ...]) -> None:
+        """Fields that the target is not sent: for the client, the log and a metric."""
+        self.dropped = self._record.dropped = dropped
+        for field in dropped:
+            name = field if field in KNOWN_FIELDS else OTHER
+            self._state.metrics.dropped_fields.add((self._policy.name, target, name))
 
     def another_endpoint(self, permit: Permit) -> Destination | None:
         """Another endpoint of the same target, if there is one at which this request has not failed yet."""

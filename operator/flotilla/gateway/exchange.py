@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from flotilla.api.routing_policy import Failure, OnExhausted, Signal
-from flotilla.gateway.anthropic.outbound_requests import DROPPED_HEADER, UntranslatableRequest
+from flotilla.errors import UntranslatableRequest
 from flotilla.gateway.attempt import (
     Complete,
     Failed,
@@ -34,15 +34,17 @@ from flotilla.gateway.attempt import (
     remove_logprobs,
 )
 from flotilla.gateway.config import RoutePlan, route_header
-from flotilla.gateway.dialect import Extras
+from flotilla.gateway.dialect import DROPPED_HEADER, Extras
 from flotilla.gateway.dispatch import Call, Destination, Dispatcher, resolve, unix_s
 from flotilla.gateway.http import message
 from flotilla.gateway.metrics import ESCALATION, FIRST
 from flotilla.gateway.openai import responses
 from flotilla.gateway.openai.responses import Buffering, StreamRelay
 from flotilla.gateway.record import Record
+from flotilla.gateway.refusals import refusal_failure
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import now_ns
+from flotilla.routing.budgets import answer_bound, must_bound
 from flotilla.routing.check import Collector
 from flotilla.routing.decide import SERVER_ERROR, Attempt, Permit, Refusal, escalate, next_step
 from flotilla.routing.request import Operation
@@ -235,7 +237,7 @@ class Exchange:
         self._answer = answer = TargetAnswer(permit.target.name)
         self._escalated = escalated
         extras = _WITH_USAGE if self._stream else _NO_EXTRAS
-        if Signal.LOW_CONFIDENCE in self._plan.signals:
+        if self._plan.asks_more:
             extras = self._extras(permit)
         self._logprobs = extras.logprobs and not self._client_wants("logprobs")
         self._sink = sink = self._make_sink(permit, answer)
@@ -256,11 +258,23 @@ class Exchange:
         answer = self._answer
         dialect = self._dispatcher.dialect(self._decision.permit(answer.target))
         outcome = read_answer(complete, answer, dialect, self._record.operation, unix_s())
+        if self._plan.follows_refusals and (refused := self._followed_refusal(answer)) is not None:
+            return refused
         if self._logprobs and type(outcome) is Complete:
             # Judged before the probabilities are removed, which only the gateway asked for.
             self._signals(answer)
             remove_logprobs(answer)
         return outcome
+
+    def _followed_refusal(self, answer: TargetAnswer) -> Failed | None:
+        """The refusal as a failure, if the rule has a fallback for its kind; else the client gets the refusal itself."""
+        fallback = self._decision.route.fallback
+        assert fallback is not None
+        kind = refusal_failure(answer.status, answer.fields)
+        if kind is None or kind not in fallback.on or self._escalated:
+            return None
+        why = "is too long for it" if kind is Failure.CONTEXT_LENGTH else "was stopped by its content filter"
+        return Failed(kind, f"the request {why}", 400)
 
     def _note(self, permit: Permit, outcome: Outcome) -> None:
         """Record how the present attempt ended. A client that left has received what had come until then."""
@@ -321,10 +335,17 @@ class Exchange:
 
     def _extras(self, permit: Permit) -> Extras:
         """What the target is asked for beyond what the client asked for."""
+        features = self._record.features
+        assert features is not None
         measures_confidence = (
-            permit.target.cluster is not None and not self._escalated and self._record.operation is Operation.CHAT
+            Signal.LOW_CONFIDENCE in self._plan.signals
+            and permit.target.cluster is not None
+            and not self._escalated
+            and self._record.operation is Operation.CHAT
         )
-        return Extras(usage=self._stream, logprobs=measures_confidence)
+        needs_bound = must_bound(self._decision.policy, permit.target, features)
+        bound = answer_bound(features, permit.target) if needs_bound else None
+        return Extras(usage=self._stream, logprobs=measures_confidence, bound=bound)
 
     def _make_sink(self, permit: Permit, answer: TargetAnswer) -> ResponseSink:
         """The receiver of the attempt's answer. A stream also gets a relay, which becomes a part of `answer`."""
@@ -390,8 +411,10 @@ class Exchange:
         latest_s = self._state.loop.time() + escalation.max_added_latency_seconds
         self._deadline_s = min(self._deadline_s, latest_s)
         self._attempts.append(Attempt(permit.target.name, escalated=True))
+        dropped = self._dispatcher.dropped
         outcome = await self._attempt(permit, None, escalated=True)
         second = self._answer
+        self._count_escalation(outcome, second)
         self._record.answer = second
         if type(outcome) is Streamed:
             self._reply.end()
@@ -408,11 +431,23 @@ class Exchange:
             self._record.outcome = "failed"
             self._reply.refuse(_REJECTED)
         else:
-            if type(outcome) is not Failed:
-                # The better model refused the request itself, so the first answer is sent.
-                self._record_failure(Failure.SERVER_ERROR)
             self._record.answer = first
+            # What the better model was not sent has no effect on the first answer.
+            self._dispatcher.dropped = dropped
             self._reply.send(first)
+
+    def _count_escalation(self, outcome: Outcome, second: TargetAnswer) -> None:
+        """Count how the better model ended. That it refused the request itself is no failure, and no answer either."""
+        if type(outcome) is Failed or type(outcome) is Interrupted:
+            ended = "failed"
+        elif second.status >= 300:
+            ended = "refused"
+            last = self._attempts[-1]
+            self._attempts[-1] = Attempt(last.target, Failure.SERVER_ERROR, escalated=True, refused=True)
+        else:
+            ended = "answered"
+        self._record.escalation = ended
+        self._state.metrics.escalation_outcomes.add((self._policy_name, self._decision.rule, ended))
 
     # the end
 

@@ -26,6 +26,9 @@ _OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 
 FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
 """Values of the label `answer`: the rule's own answer, the better one, one that it replaced, the classifier's."""
+ESCALATION_ENDS: Final = ("answered", "refused", "failed")
+CLASSIFICATION_ENDS: Final = ("named", "unnamed", "refused", "failed")
+"""Values of the label `outcome` of classifications: `unnamed` is an answer that names no task of the policy."""
 OTHER = "other"
 """Label value for a model that no policy serves and a team that no policy names: clients cannot invent values."""
 
@@ -105,6 +108,13 @@ class GatewayMetrics(Collector):
             ("policy", "comparator"),
         )
         self.escalations = Counter("escalations", "Answers that were asked again.", ("policy", "rule", "signal"))
+        self.escalation_outcomes = Counter(
+            "escalation_outcomes", "How better models ended: answered, refused, failed.", ("policy", "rule", "outcome")
+        )
+        self.classifications = Counter("classifications", "Calls of the classifier by outcome.", ("policy", "outcome"))
+        self.dropped_fields = Counter(
+            "dropped_fields", "Fields of requests that a target does not accept.", ("policy", "target", "field")
+        )
         self.fallbacks = Counter(
             "fallbacks", "Attempts that failed and were followed.", ("policy", "target", "failure")
         )
@@ -161,6 +171,8 @@ def policy_series(policy: Policy) -> Iterator[_Series]:
         yield "limited", (policy.name, "rate_limit_exceeded")
     if policy.limits.budgets:
         yield "limited", (policy.name, "budget_exceeded")
+    if policy.classifier is not None:
+        yield from (("classifications", (policy.name, end)) for end in CLASSIFICATION_ENDS)
     yield from _rule_series(policy)
     for target, answer in answers:
         yield from (("tokens", (policy.name, target.name, answer, kind)) for kind in _TOKEN_TYPES)
@@ -182,6 +194,7 @@ def _rule_series(policy: Policy) -> Iterator[_Series]:
     yield from (("fallbacks", (policy.name, *pair)) for pair in sorted(followed))
     for rule, route in _routes(policy):
         if route.escalation is not None:
+            yield from (("escalation_outcomes", (policy.name, rule, end)) for end in ESCALATION_ENDS)
             yield from (("escalations", (policy.name, rule, str(signal))) for signal in wanted_signals(route))
         rejects = route.escalation is not None and route.escalation.on_exhausted is OnExhausted.FAIL
         ends = ("ok", "client_error", "cancelled", *(("failed",) if rejects else ()))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -22,7 +23,7 @@ from flotilla.gateway.limits.accounts import LimitLease
 from flotilla.gateway.metrics import ESCALATION, FIRST, OTHER, REPLACED, GatewayMetrics
 from flotilla.gateway.openai.requests import Body
 from flotilla.gateway.tracing import RequestSpan
-from flotilla.routing.budgets import ZERO, Usage, cost, spent
+from flotilla.routing.budgets import ZERO, Usage, spent
 from flotilla.routing.decide import Attempt, Decision, Refusal
 from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features, Operation
@@ -89,8 +90,11 @@ class Record:
         "answer",
         "attempts",
         "body",
+        "classification",
         "decision",
         "detail",
+        "dropped",
+        "escalation",
         "features",
         "id",
         "lease",
@@ -118,6 +122,8 @@ class Record:
         """Set if the policy has limits."""
         self.plan: RoutePlan | None = None
         self.decision: Decision | None = None
+        self.classification = ""
+        """How the classifier's call ended: named, unnamed, refused or failed; empty without a call."""
         # Set by the exchange.
         self.attempts: list[Attempt] = []
         """All attempts in their order; the last one without a failure gave the answer."""
@@ -126,6 +132,10 @@ class Record:
         self.outcome = "failed"
         self.detail = ""
         """Why the request failed, for the log."""
+        self.dropped: tuple[str, ...] = ()
+        """Fields that a target was not sent, because its API does not have them."""
+        self.escalation = ""
+        """How the better model ended, if it was asked: answered, refused or failed."""
         self.refusal: Refusal | None = None
         """The error that the client got; from admission, or from the exchange when no target answered."""
         # Summed up over all calls, the classifier's included.
@@ -206,9 +216,9 @@ class Record:
         if served is not None:
             # A single model for everything would have answered once, so only the answer that was sent counts.
             for comparator in policy.comparators:
-                price = policy.target[comparator].price
-                if price is not None:
-                    metrics.counterfactual.add((name, comparator), cost(served, price))
+                usd = spent(policy.target[comparator], replace(served, service_tier=""))
+                if usd is not None:
+                    metrics.counterfactual.add((name, comparator), usd)
 
     def _team(self, policy: Policy) -> str:
         """Who is billed: the team of the header if the policy names it, else the client."""
@@ -260,6 +270,9 @@ class Record:
                 entry["usd"] = str(self.usd)
         if self.refusal is not None:
             entry["code"] = self.refusal.code
+        for name in ("classification", "escalation", "dropped"):
+            if getattr(self, name):
+                entry[name] = getattr(self, name)
         if self.detail:
             entry["detail"] = self.detail
         return entry

@@ -20,18 +20,30 @@ _MOST_TOKENS: Final = 1_000_000_000
 _MILLION: Final = Decimal(1_000_000)
 _CACHE_WRITE: Final = Decimal("1.25")
 """Anthropic's price of a prompt token that is written to the cache, in prices of one that is not."""
+_PAY_FOR_WRITES: Final = frozenset({"Anthropic", "Bedrock"})
+_HUNDRED: Final = Decimal(100)
+_HOUR_EXTRA: Final = Decimal("0.75")
+"""Anthropic's price of keeping a token in the cache for an hour is twice that of one that is not written."""
 _NANODOLLARS: Final = Decimal(1_000_000_000)
 ZERO: Final = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answer, as OpenAI counts: cached and written ones are among the prompt's."""
+    """Tokens of one answer, as OpenAI counts: cached, written and sound tokens are among the prompt's, and those of
+    reasoning and speech among the completion's."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     cache_creation_tokens: int = 0
+    cache_creation_1h_tokens: int = 0
+    """Of `cache_creation_tokens`, those that are kept for an hour, which costs more."""
+    audio_tokens: int = 0
+    """Of the prompt, those that are not cached."""
+    audio_output_tokens: int = 0
+    service_tier: str = ""
+    """The tier in which the answer was made, if the provider says so."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -39,59 +51,114 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.cache_creation_tokens + other.cache_creation_tokens,
+            self.cache_creation_1h_tokens + other.cache_creation_1h_tokens,
+            self.audio_tokens + other.audio_tokens,
+            self.audio_output_tokens + other.audio_output_tokens,
+            self.service_tier or other.service_tier,
         )
 
 
-def usage_of(counted: Any) -> Usage | None:
-    """Read the `usage` of an answer or chunk; None where it is missing or makes no sense."""
+def usage_of(counted: Any, service_tier: Any = None) -> Usage | None:
+    """Read the `usage` of an answer or chunk; None where it is missing or makes no sense.
+
+    Reads what every provider reports (docs/reference/providers.md). `service_tier` is the field of that name of the
+    answer; some providers have it in the usage.
+    """
     if not isinstance(counted, dict):
         return None
     prompt, output = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens", 0))
     if prompt is None or output is None:
         return None
+    total = _count(counted.get("total_tokens"))
+    if total is not None and total > prompt + output:
+        # xAI and Gemini count reasoning beside the completion, OpenAI within it. All of it is paid as output.
+        output = total - prompt
     details = counted.get("prompt_tokens_details")
     details = details if isinstance(details, dict) else {}
-    reasoning = counted.get("completion_tokens_details")
-    reasoning = _count(reasoning.get("reasoning_tokens")) if isinstance(reasoning, dict) else None
-    if reasoning and counted.get("total_tokens") == prompt + output + reasoning:
-        # xAI and Gemini count reasoning beside the completion, OpenAI within it. All of it is paid as output.
-        output += reasoning
-    cached = min(_count(details.get("cached_tokens")) or 0, prompt)
-    written = min(_count(details.get("cache_creation_tokens")) or 0, prompt - cached)
-    return Usage(prompt, output, cached, written)
+    # DeepSeek has the cached tokens beside the prompt's.
+    cached = _count(details.get("cached_tokens")) or _count(counted.get("prompt_cache_hit_tokens")) or 0
+    cached = min(cached, prompt)
+    written = _count(details.get("cache_creation_tokens")) or _count(details.get("cache_write_tokens")) or 0
+    written = min(written, prompt - cached)
+    hour = min(_count(details.get("cache_creation_1h_tokens")) or 0, written)
+    sound = min(_count(details.get("audio_tokens")) or 0, prompt - cached - written)
+    made = counted.get("completion_tokens_details")
+    spoken = min(_count(made.get("audio_tokens")) or 0, output) if isinstance(made, dict) else 0
+    tier = counted.get("service_tier") or service_tier
+    return Usage(prompt, output, cached, written, hour, sound, spoken, tier[:40] if isinstance(tier, str) else "")
 
 
-def cost(usage: Usage, price: Price) -> Decimal:
-    """What a hosted model charges for one answer."""
+def cost(usage: Usage, price: Price, cache_write: Decimal = _CACHE_WRITE) -> Decimal:
+    """What a hosted model charges for one answer.
+
+    `cache_write` is the price of a token that is written to the cache, in prices of one that is not; it holds where the
+    price itself has none.
+    """
     fresh = Decimal(price.input_per_m_tok)
-    cached = fresh if price.cached_input_per_m_tok is None else Decimal(price.cached_input_per_m_tok)
-    plain_tokens = usage.prompt_tokens - usage.cached_tokens - usage.cache_creation_tokens
+    output = Decimal(price.output_per_m_tok)
+    plain_tokens = usage.prompt_tokens - usage.cached_tokens - usage.cache_creation_tokens - usage.audio_tokens
     total = (
         plain_tokens * fresh
-        + usage.cached_tokens * cached
-        + usage.cache_creation_tokens * fresh * _CACHE_WRITE
-        + usage.completion_tokens * Decimal(price.output_per_m_tok)
+        + usage.cached_tokens * _or(price.cached_input_per_m_tok, fresh)
+        + usage.cache_creation_tokens * _or(price.cache_write_input_per_m_tok, fresh * cache_write)
+        + usage.cache_creation_1h_tokens * fresh * _HOUR_EXTRA * (cache_write > 1)
+        + usage.audio_tokens * _or(price.audio_input_per_m_tok, fresh)
+        + (usage.completion_tokens - usage.audio_output_tokens) * output
+        + usage.audio_output_tokens * _or(price.audio_output_per_m_tok, output)
     )
-    return total / _MILLION
+    return total * _percent(price, usage.service_tier) / _HUNDRED / _MILLION
+
+
+def _or(usd: str | None, default: Decimal) -> Decimal:
+    return default if usd is None else Decimal(usd)
+
+
+def _percent(price: Price, service_tier: str) -> int:
+    return next((tier.percent for tier in price.service_tiers if tier.name == service_tier), 100)
 
 
 def spent(target: Target, usage: Usage) -> Decimal | None:
     """What one answer of a target cost: nothing in the cluster, None where a hosted target's price is unknown."""
     if target.hosted is None:
         return ZERO
-    return None if target.price is None else cost(usage, target.price)
+    return None if target.price is None else cost(usage, target.price, _cache_write(target))
+
+
+def answer_bound(features: Features, target: Target) -> int:
+    """The most tokens of one answer: the client's bound, or else the longest answer that the target is known to give.
+
+    Under a budget the latter is sent along with the request, so that no answer costs more than what was reserved.
+    """
+    if features.max_tokens is not None:
+        return features.max_tokens
+    able = target.capabilities
+    bound = able.max_output_tokens or DEFAULT_MAX_TOKENS
+    if able.context_length is not None:
+        bound = min(bound, max(able.context_length - _prompt_tokens(features), 1))
+    return bound
+
+
+def must_bound(policy: Policy, target: Target, features: Features) -> bool:
+    """Whether a request needs a bound that the client did not give, because a budget pays for the answer."""
+    return (
+        features.max_tokens is None
+        and target.price is not None
+        and bool(policy.limits.budgets)
+        and features.operation in (Operation.CHAT, Operation.COMPLETIONS)
+    )
 
 
 def most(features: Features, target: Target) -> Usage:
     """The most tokens that a target can count for a request, by the estimate of its prompt."""
-    prompt = features.prompt_tokens + features.images * _IMAGE_TOKENS
-    if features.operation is Operation.EMBEDDINGS:
+    prompt = _prompt_tokens(features)
+    if features.operation not in (Operation.CHAT, Operation.COMPLETIONS):
         return Usage(prompt, 0)
-    answer = features.max_tokens or DEFAULT_MAX_TOKENS
-    length = target.capabilities.context_length
-    if features.max_tokens is None and length is not None:
-        answer = min(answer, max(length - prompt, 1))
-    return Usage(prompt, answer * features.answers)
+    answers = answer_bound(features, target) * features.answers
+    return Usage(prompt, answers, audio_tokens=features.sound_tokens, service_tier=features.service_tier)
+
+
+def _prompt_tokens(features: Features) -> int:
+    return features.prompt_tokens + features.images * _IMAGE_TOKENS + features.sound_tokens
 
 
 def reservation(features: Features, candidates: Iterable[Target], escalation: Target | None = None) -> Decimal:
@@ -119,9 +186,15 @@ def _worst(features: Features, target: Target) -> Decimal:
     if target.hosted is None or target.price is None:
         return ZERO
     usage = most(features, target)
-    if target.hosted.provider == "Anthropic":
-        usage = Usage(usage.prompt_tokens, usage.completion_tokens, cache_creation_tokens=usage.prompt_tokens)
-    return cost(usage, target.price)
+    factor = _cache_write(target)
+    if factor > 1 or target.price.cache_write_input_per_m_tok is not None:
+        usage = replace(usage, cache_creation_tokens=usage.prompt_tokens - usage.audio_tokens)
+    return cost(usage, target.price, factor)
+
+
+def _cache_write(target: Target) -> Decimal:
+    """Anthropic's models charge for writing to the cache; the others that count such tokens do not, unless priced."""
+    return _CACHE_WRITE if target.hosted is not None and target.hosted.provider in _PAY_FOR_WRITES else Decimal(1)
 
 
 def _count(value: Any) -> int | None:

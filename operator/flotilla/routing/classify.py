@@ -6,12 +6,15 @@ from random import Random
 from typing import Any, Final
 
 from flotilla.api.routing_policy import CalibrationPoint, Classifier
+from flotilla.catalog.providers import least_effort
 from flotilla.errors import InvalidSpec
 from flotilla.routing.decide import Permit, data_class
-from flotilla.routing.document import Policy
+from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features, Operation, features_of
 
 ANSWER_TOKENS = 16
+REASONED_ANSWER_TOKENS: Final = 512
+"""Of a model that cannot answer without reasoning, at its least effort."""
 _INSTRUCTION = """Which task is the request of the user? Answer with one of these names and nothing else.
 {tasks}
 other: none of these"""
@@ -40,7 +43,7 @@ def question(policy: Policy, features: Features, body: Mapping[str, Any]) -> Que
     if classifier.target not in allowed or not text:
         return None
     target = policy.target[classifier.target]
-    asked = _body(classifier, target.served_model, text)
+    asked = _body(classifier, target, text)
     return Question(Permit(target, allowed), asked, features_of(asked, {}, policy), classifier.timeout_seconds)
 
 
@@ -59,17 +62,24 @@ def task_of(answer: Mapping[str, Any], policy: Policy) -> str | None:
     return next((task.name for task in classifier.tasks if task.name == named), None)
 
 
-def _body(classifier: Classifier, model: str, text: str) -> dict[str, Any]:
+def _body(classifier: Classifier, target: Target, text: str) -> dict[str, Any]:
     tasks = "\n".join(f"{task.name}: {task.description}" for task in classifier.tasks)
     excerpt = text.encode(errors="replace")[: classifier.max_prompt_bytes].decode(errors="ignore")
+    effort = None
+    if target.hosted is not None:
+        hosted = target.hosted
+        effort = least_effort(hosted.provider, hosted.base_url, hosted.base_model or hosted.served_model)
+    # A model that reasons needs tokens before its first word.
+    thinking = {} if effort is None else {"reasoning_effort": effort}
     return {
-        "model": model,
+        "model": target.served_model,
         "messages": [
             {"role": "system", "content": _INSTRUCTION.format(tasks=tasks)},
             {"role": "user", "content": excerpt},
         ],
         "temperature": 0,
-        "max_tokens": ANSWER_TOKENS,
+        "max_tokens": ANSWER_TOKENS if effort is None else REASONED_ANSWER_TOKENS,
+        **thinking,
     }
 
 

@@ -237,6 +237,8 @@ class Attempt:
     failure: Failure | None = None
     """None: it answered, or has not ended."""
     escalated: bool = False
+    refused: bool = False
+    """Whether the target refused the request itself, so that the answer before it was given."""
 
 
 Ledger = Sequence[Attempt]
@@ -447,8 +449,20 @@ def next_step(
     if fallback is None or failure not in fallback.on or len(ledger) >= decision.route.max_attempts:
         return None
     tried = {attempt.target for attempt in ledger}
+    if failure is Failure.CONTEXT_LENGTH and ledger:
+        tried |= _no_longer_than(decision, ledger[-1].target)
     follower = next((t for t in decision.candidates if t not in tried and t not in unavailable), None)
     return None if follower is None else decision.permit(follower)
+
+
+def _no_longer_than(decision: Decision, failed: str) -> set[str]:
+    """Candidates whose context is known to be no longer than that of the target for which the request was too long."""
+    targets = decision.policy.target
+    length = targets[failed].capabilities.context_length
+    if length is None:
+        return set()
+    lengths = {name: targets[name].capabilities.context_length for name in decision.candidates}
+    return {name for name, other in lengths.items() if other is not None and other <= length}
 
 
 def wanted_signals(route: RouteSpec) -> frozenset[Signal]:
@@ -491,12 +505,13 @@ def escalate(
 def decision_header(decision: Decision, ledger: Ledger, signal: str = "") -> str:
     """The value of x-flotilla-route: where the answer is from, and why it is not from elsewhere."""
     answered = next((attempt for attempt in reversed(ledger) if attempt.failure is None), None)
-    escalated = next((attempt.target for attempt in ledger if attempt.escalated), "")
+    escalated = next((attempt for attempt in ledger if attempt.escalated), None)
     parts = {
         "rule": decision.rule,
         "target": answered.target if answered else "",
         "attempts": str(len(ledger)),
-        "escalated": escalated,
+        "escalated": escalated.target if escalated is not None else "",
+        "refused": escalated.target if escalated is not None and escalated.refused else "",
         "reason": signal,
         "class": decision.data_class,
         "policy": f"{decision.policy.name}@{decision.policy.revision}",

@@ -85,9 +85,12 @@ class HostedEndpoint(_Part):
     """A hosted API."""
 
     provider: str
-    """OpenAI or Anthropic."""
+    """A value of `Provider`."""
     base_url: str
     served_model: str
+    base_model: str | None = None
+    """The model whose rules apply, where `served_model` is the name of a deployment."""
+    api_version: str | None = None
     secret_ref: SecretKeyRef
     """The API key; the gateway finds it under `key_file`."""
 
@@ -398,6 +401,8 @@ def _hosted(external: ExternalTarget) -> HostedEndpoint:
         provider=str(external.provider),
         base_url=external.base_url.rstrip("/"),
         served_model=external.model,
+        base_model=external.base_model,
+        api_version=external.api_version,
         secret_ref=external.secret_ref,
     )
 

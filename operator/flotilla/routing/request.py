@@ -3,16 +3,25 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from flotilla.routing.document import Policy
 
+BOUNDS = ("max_completion_tokens", "max_tokens")
+"""The fields that bound the answer."""
 TASK_HEADER = "x-flotilla-task"
 TEAM_HEADER = "x-flotilla-team"
 SESSION_HEADER = "x-session-id"
 BYTES_PER_TOKEN = 4
 """Of English text; code and other languages have more tokens. Good enough for routing, not for billing."""
 _LABEL_LENGTH = 200
+SOUND_BYTES_PER_TOKEN = 125
+"""Of compressed sound: 32 tokens a second (Gemini; OpenAI has 10) at 32 kbit/s, which few recordings are below."""
+DOCUMENT_BYTES_PER_TOKEN = 25
+"""Of a PDF: a page of text has 1,500 to 3,000 tokens (Anthropic) and usually more than 40 kB."""
+_IMAGES = frozenset({"image_url", "input_image", "image"})
+_SOUNDS = frozenset({"input_audio", "audio_url", "video_url"})
+_DOCUMENTS = frozenset({"file", "input_file", "document"})
 
 
 class Operation(StrEnum):
@@ -44,6 +53,10 @@ class Features:
     tools: int = 0
     json_schema: bool = False
     images: int = 0
+    sound_tokens: int = 0
+    """Of sound and video in the prompt, estimated; they are not among `prompt_tokens`."""
+    service_tier: str = ""
+    """As the client asked for it; empty for the provider's default."""
     stream: bool = False
     session: str | None = None
     client: str | None = None
@@ -67,11 +80,8 @@ def features_of(
 
     Odd types are no error here: the target judges the body. A data class that came twice is no known class.
     """
-    limit = body.get("max_completion_tokens")
-    if limit is None:
-        limit = body.get("max_tokens")
     wanted = body.get("response_format")
-    text_bytes, images = _prompt(body, operation)
+    prompt = _prompt(body, operation)
     tools = body.get("tools")
     return Features(
         operation=operation,
@@ -79,12 +89,15 @@ def features_of(
         task=headers.get(TASK_HEADER),
         data_class=headers.get(policy.class_header),
         headers={name: headers[name] for name in policy.headers if name in headers},
-        prompt_tokens=-(-text_bytes // BYTES_PER_TOKEN),
-        max_tokens=limit if type(limit) is int and limit > 0 else None,
+        prompt_tokens=-(-prompt.text_bytes // BYTES_PER_TOKEN) + prompt.document_bytes // DOCUMENT_BYTES_PER_TOKEN,
+        # Targets differ in which of the two they obey if both are given.
+        max_tokens=max((_bound(body.get(name)) for name in BOUNDS), default=0) or None,
         answers=max(_count(body.get("n")), _count(body.get("best_of"))),
         tools=len(tools) if isinstance(tools, list) else 0,
         json_schema=isinstance(wanted, Mapping) and wanted.get("type") == "json_schema",
-        images=images,
+        images=prompt.images,
+        sound_tokens=prompt.sound_bytes // SOUND_BYTES_PER_TOKEN,
+        service_tier=_text(body.get("service_tier")) or "",
         stream=operation is not Operation.EMBEDDINGS and body.get("stream") is True,
         session=_label(headers.get(SESSION_HEADER)),
         client=client,
@@ -92,12 +105,20 @@ def features_of(
     )
 
 
-def _prompt(body: Mapping[str, Any], operation: Operation) -> tuple[int, int]:
-    """Bytes of text and number of images. Token numbers count as BYTES_PER_TOKEN each."""
+class _Prompt(NamedTuple):
+    """The sizes of a prompt by kind. Token numbers count as BYTES_PER_TOKEN bytes of text each."""
+
+    text_bytes: int = 0
+    images: int = 0
+    sound_bytes: int = 0
+    document_bytes: int = 0
+
+
+def _prompt(body: Mapping[str, Any], operation: Operation) -> _Prompt:
     if operation is not Operation.CHAT:
-        return _input(body.get("input" if operation is Operation.EMBEDDINGS else "prompt")), 0
+        return _Prompt(_input(body.get("input" if operation is Operation.EMBEDDINGS else "prompt")))
     messages = body.get("messages")
-    size = images = 0
+    size = images = sound = documents = 0
     for message in messages if isinstance(messages, list) else ():
         if not isinstance(message, Mapping):
             continue
@@ -106,11 +127,24 @@ def _prompt(body: Mapping[str, Any], operation: Operation) -> tuple[int, int]:
             size += _bytes(content)
         elif isinstance(content, list):
             for part in content:
-                if isinstance(part, Mapping):
-                    size += _bytes(part.get("text"))
-                    images += part.get("type") in ("image_url", "input_image", "image")
+                if not isinstance(part, Mapping):
+                    continue
+                size += _bytes(part.get("text"))
+                kind = part.get("type")
+                if not isinstance(kind, str):
+                    continue
+                images += kind in _IMAGES
+                if kind in _SOUNDS:
+                    sound += _encoded_bytes(part)
+                elif kind in _DOCUMENTS:
+                    documents += _encoded_bytes(part)
         size += _calls(message.get("tool_calls"))
-    return size + _json_size(body.get("tools")), images
+    return _Prompt(size + _json_size(body.get("tools")), images, sound, documents)
+
+
+def _encoded_bytes(part: Mapping[str, Any]) -> int:
+    """The bytes that a part carries in base64, in any of its fields; 0 for one that only names a URL or a file."""
+    return _json_size(part) * 3 // 4
 
 
 def _input(value: Any) -> int:
@@ -156,6 +190,10 @@ def _bytes(text: Any) -> int:
         return 0
     # A body may hold half of a surrogate pair, which has no UTF-8.
     return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _bound(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
 
 
 def _count(value: Any) -> int:

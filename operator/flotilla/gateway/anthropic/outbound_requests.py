@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from flotilla.errors import FlotillaError
+from flotilla.errors import UntranslatableRequest
 from flotilla.routing.budgets import DEFAULT_MAX_TOKENS
 
 _IMAGES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
@@ -23,8 +23,6 @@ TARGET_PATH: Final = "/messages"
 """Path below the target's base URL, which ends in /v1."""
 API_VERSION: Final = "2026-10-21"
 """Since this version the API takes the key as a bearer token and refuses temperature, top_p and top_k."""
-DROPPED_HEADER: Final = "x-flotilla-dropped"
-"""Response header with the names of request fields that had no effect."""
 _TRANSLATED: Final = frozenset(
     {
         *("model", "messages", "max_tokens", "max_completion_tokens", "stop", "stream", "stream_options"),
@@ -33,8 +31,6 @@ _TRANSLATED: Final = frozenset(
     }
 )
 _SAMPLING: Final = ("temperature", "top_p", "top_k")
-_NAMES: Final = 20
-_NAME_LENGTH: Final = 60
 _TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
 _REFUSED: Final[Mapping[str, str]] = {
     "functions": "Use tools.",
@@ -53,21 +49,13 @@ _EFFORT: Final[Mapping[str, str]] = {
 _CHOICE: Final[Mapping[str, str]] = {"auto": "auto", "required": "any", "none": "none"}
 
 
-class UntranslatableRequest(FlotillaError):
-    """A request that Anthropic's API cannot serve as it was meant. `param` is the path of the field."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param}: {message}")
-        self.param = param
-
-
 @dataclass(frozen=True, slots=True)
 class MessagesRequest:
     """A request for the API."""
 
     content: bytes
     dropped: tuple[str, ...]
-    """Sorted names of the fields that were left out, for DROPPED_HEADER."""
+    """Sorted names of the fields that were left out."""
 
 
 def request_headers(key: str) -> dict[str, str]:
@@ -104,7 +92,7 @@ def message_from_chat(body: Mapping[str, Any], model: str) -> MessagesRequest:
     if user := body.get("safety_identifier") or body.get("user"):
         out["metadata"] = {"user_id": user}
     try:
-        return MessagesRequest(orjson.dumps(out), _header_names(dropped))
+        return MessagesRequest(orjson.dumps(out), tuple(sorted(dropped)))
     except TypeError as error:
         raise UntranslatableRequest("messages", "It or the tools are nested too deeply.") from error
 
@@ -114,12 +102,6 @@ def message_unchanged(message: Mapping[str, Any], model: str) -> MessagesRequest
     kept = {field: value for field, value in message.items() if field not in _SAMPLING}
     dropped = sorted(field for field in _SAMPLING if message.get(field) is not None)
     return MessagesRequest(orjson.dumps({**kept, "model": model}), tuple(dropped))
-
-
-def _header_names(dropped: set[str]) -> tuple[str, ...]:
-    """Names of dropped fields, which clients choose, in a number and length that a header can hold."""
-    names = [name[:_NAME_LENGTH] for name in sorted(dropped)]
-    return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)
 
 
 def _unsupported(body: Mapping[str, Any]) -> set[str]:

@@ -120,6 +120,11 @@ def completion_usage(counted: Mapping[str, Any]) -> dict[str, Any]:
     prompt, output = _count(counted, "input_tokens") + read + written, _count(counted, "output_tokens")
     out: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
     out["prompt_tokens_details"] = {"cached_tokens": read, "cache_creation_tokens": written}
+    by_time = counted.get("cache_creation")
+    if isinstance(by_time, Mapping) and (hour := _count(by_time, "ephemeral_1h_input_tokens")):
+        out["prompt_tokens_details"]["cache_creation_1h_tokens"] = min(hour, written)
+    if isinstance(counted.get("service_tier"), str):
+        out["service_tier"] = counted["service_tier"]
     details = counted.get("output_tokens_details")
     if isinstance(details, Mapping):
         out["completion_tokens_details"] = {"reasoning_tokens": _count(details, "thinking_tokens")}

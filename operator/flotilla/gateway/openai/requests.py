@@ -115,7 +115,8 @@ def rewrite_body(body: Body, model: str, *, usage: bool = False, logprobs: bool 
     """The body for a target, with its model name. With `usage` a stream ends with the usage; with `logprobs` the answer
     has token probabilities.
 
-    If possible, bytes are replaced in place, so that everything else stays as the client wrote it.
+    If possible, bytes are replaced in place, so that everything else stays as the client wrote it. A body whose fields
+    were changed has no bytes, and is written anew.
     """
     fields, raw = body.fields, body.raw
     added: dict[str, Any] = {}
@@ -127,7 +128,7 @@ def rewrite_body(body: Body, model: str, *, usage: bool = False, logprobs: bool 
             added["stream_options"] = {**options, "include_usage": True}
     if logprobs and not fields.get("top_logprobs"):
         added |= {"logprobs": True, "top_logprobs": 2}
-    if fields.keys().isdisjoint(added):
+    if raw and fields.keys().isdisjoint(added):
         found = (b'"model":',) if raw.count(b'"model"') == 1 and b'"model":"' in raw else _MODEL_KEY.findall(raw)
         old = b'%b"%b"' % (found[0], fields["model"].encode()) if len(found) == 1 else b""
         start = raw.find(b"{") + 1

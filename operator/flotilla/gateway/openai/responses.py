@@ -208,8 +208,12 @@ class StreamRelay:
         if self._buffering is not None:
             self._buffering.collector.add(chunk)
         changed = False
+        nested = chunk.get("x_groq")
+        if isinstance(nested, dict):
+            # Groq has the usage there, in the chunk with the finish reason.
+            self.usage = usage_of(nested.get("usage"), chunk.get("service_tier")) or self.usage
         if "usage" in chunk:
-            self.usage = usage_of(chunk["usage"]) or self.usage
+            self.usage = usage_of(chunk["usage"], chunk.get("service_tier")) or self.usage
             if self._strip_usage:
                 changed = True
                 del chunk["usage"]
