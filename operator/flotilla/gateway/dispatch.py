@@ -265,10 +265,10 @@ class Dispatcher:
 
     def _note_dropped(self, target: str, dropped: tuple[str, ...]) -> None:
         """Fields that the target is not sent: for the client, the log and a metric."""
-        self.dropped = self._record.dropped = dropped
+        self.dropped = self.record.dropped = dropped
         for field in dropped:
             name = field if field in KNOWN_FIELDS else OTHER
-            self._state.metrics.dropped_fields.add((self._policy.name, target, name))
+            self.state.metrics.dropped_fields.add((self._policy.name, target, name))
 
     def another_endpoint(self, permit: Permit) -> Destination | None:
         """Another endpoint of the same target, if there is one at which this request has not failed yet."""

@@ -267,7 +267,7 @@ class Exchange:
         return outcome
 
     def _followed_refusal(self, answer: TargetAnswer) -> Failed | None:
-        """The refusal as a failure, if the rule has a fallback for its kind; else the client gets the refusal itself."""
+        """The refusal as a failure if the rule has a fallback for its kind; else the client gets the refusal."""
         fallback = self._decision.route.fallback
         assert fallback is not None
         kind = refusal_failure(answer.status, answer.fields)
