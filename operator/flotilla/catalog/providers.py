@@ -48,11 +48,11 @@ class StreamOptions(StrEnum):
     UNSUPPORTED = "Unsupported"
 
 
-class _Row(BaseModel):
+class _ProviderRow(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
-class ModelFamily(_Row):
+class ModelFamily(_ProviderRow):
     """Rules for some models of a provider, by their names."""
 
     models: str
@@ -72,7 +72,7 @@ class ModelFamily(_Row):
         return bool(re.search(self.models, name)) and not (self.except_ and re.search(self.except_, name))
 
 
-class ProviderFacts(_Row):
+class ProviderFacts(_ProviderRow):
     """One provider's chat API."""
 
     name: str
