@@ -168,8 +168,23 @@ def test_layers_that_the_spec_has_no_words_for_are_not_described(tmp_path: Path)
     gemma = {**load_models().rows["google/gemma-4-E2B-it"]["config"]}
     code, out, _ = run(str(written(tmp_path / "gemma", gemma)), "-a", "L4")
     assert code == 0
-    assert "Unknown" in out
+    assert "Fits" in out
     assert "spec.model of a ModelDeployment" not in out
+
+
+def test_a_cache_that_is_not_known_says_why_and_an_engine_that_dropped_the_model_is_refused() -> None:
+    (unknown,) = answers("unsloth/Llama-3.2-11B-Vision-Instruct", "-a", "L40S", "--engine", "sglang")
+    assert unknown["verdict"] == "Unknown"
+    assert "the cache of its cross-attention depends on the images of a request" in unknown["message"]
+    (dropped,) = answers("unsloth/Llama-3.2-11B-Vision-Instruct", "-a", "L40S")
+    assert dropped["verdict"] == "UnsupportedModel"
+    assert "up to 0.10.2, and 0.33.0 refuses them" in dropped["message"]
+
+
+def test_a_model_that_embeds_needs_no_cache_and_writes_no_tokens() -> None:
+    (found,) = answers("BAAI/bge-m3", "-a", "L4")
+    assert (found["verdict"], found["context_length"]) == ("Fits", 8192)
+    assert "speed" not in found
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flotilla.catalog.model_config import LayerKind
-from flotilla.catalog.models import Architecture, RecurrentState, load_models
+from flotilla.catalog.models import Architecture, RecurrentState, from_config, load_models
 from flotilla.planning.memory_fit import KvLayout, layout
 
 GIB = 2**30
@@ -118,3 +118,59 @@ def test_a_hybrid_takes_the_same_number_of_blocks_for_its_state_whatever_the_len
     short, long = (plan.blocks_per_request(tokens, batched_tokens=2048) for tokens in (1, 10 * plan.block_tokens))
     assert long - short == 9
     assert short == 1 + 2 * 9  # 4 layers of attention are one group, 36 recurrent ones are nine
+
+
+def known_layout(name: str, gpus: int = 1, element_bytes: int = 2) -> KvLayout:
+    known = load_models().find(name)
+    assert known is not None
+    return layout(known.architecture, gpus=gpus, element_bytes=element_bytes)
+
+
+def test_layers_with_narrower_rows_get_longer_blocks_of_the_same_size() -> None:
+    """Gemma 4's full layers have 4 heads of 512 where the others have 16 of 256."""
+    one = known_layout("google/gemma-4-31B-it")
+    assert (one.block_tokens, one.near_block_tokens) == (32, 16)
+    assert (one.full_groups, one.sliding_groups, one.block_bytes) == (1, 5, 10 * 2 * 16 * 16 * 256 * 2)
+    small = known_layout("google/gemma-4-E4B-it")
+    assert (small.block_tokens, small.near_block_tokens) == (16, 32)
+
+
+def test_gemma_4_holds_what_a_published_log_says() -> None:
+    """Two cards of 32 GB: 10.12 GiB each, 169,314 tokens and 1.03 requests of 163,840 (stored file 67213347492)."""
+    holds = known_layout("google/gemma-4-31B-it", gpus=2).concurrency(
+        int(Decimal("10.12") * GIB), 163840, batched_tokens=8192
+    )
+    assert abs(float(holds) * 163840 / 169314 - 1) < 0.005
+
+
+def test_a_chunk_begins_with_a_block() -> None:
+    """Llama 4: three of four layers keep a chunk of 8192 tokens, and what one step adds."""
+    scout = known_layout("meta-llama/Llama-4-Scout-17B-16E-Instruct")
+    assert (scout.full_groups, scout.sliding_groups) == (1, 3)
+    long = scout.blocks_per_request(100_000, batched_tokens=2048)
+    assert long == 100_000 // 16 + 3 * (8192 + 2048) // 16
+    assert scout.blocks_per_request(4096, batched_tokens=2048) == 4 * 4096 // 16
+
+
+def test_states_beside_latent_attention_make_blocks_of_whole_kernel_blocks() -> None:
+    """Kimi-Linear: a state of 32 heads of 128 x 128 in 32 bits, and a latent row of 576."""
+    kimi = known_layout("moonshotai/Kimi-Linear-48B-A3B-Instruct")
+    state = 2 * 3 * 32 * 128 * 3 + 4 * 32 * 128 * 128
+    assert kimi.block_tokens % 64 == 0
+    assert 0 <= kimi.block_tokens * 576 * 2 - state < 64 * 576 * 2
+    assert (kimi.full_groups, kimi.state_groups) == (1, 3)
+
+
+def test_the_state_of_lightning_attention_is_one_matrix_for_each_head() -> None:
+    pattern = ["linear_attention"] * 7 + ["full_attention"]
+    of = from_config(
+        {
+            "model_type": "minimax", "hidden_size": 6144, "intermediate_size": 9216, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 200064,
+            "layer_types": pattern * 10, "tie_word_embeddings": False,
+        },
+        parameters=456_000_000_000,
+    )  # fmt: skip
+    assert of.kv_known
+    assert of.recurrent is not None
+    assert of.recurrent.bytes_per_layer(8) == 2 * 8 * 128 * 128

@@ -65,9 +65,11 @@ def test_a_plan_that_says_it_fits_is_within_the_budget(
     plan = judge(of, how, engine, memory_gib, None, context)
     assume(plan.verdict == memory_fit.FITS)
     split = plan.gpus if not engine.tensor_parallel else 1
-    parts = layout(of, gpus=plan.gpus if engine.tensor_parallel else 1, element_bytes=how.kv_element_bytes)
-    blocks = parts.blocks_per_request(plan.context_length, batched_tokens=engine.batched_tokens)
-    cache = blocks * parts.block_bytes * engine.slots / split
+    cache = 0.0
+    if not of.encoder:
+        parts = layout(of, gpus=plan.gpus if engine.tensor_parallel else 1, element_bytes=how.kv_element_bytes)
+        blocks = parts.blocks_per_request(plan.context_length, batched_tokens=engine.batched_tokens)
+        cache = blocks * parts.block_bytes * engine.slots / split
     budget = float(memory_gib * engine.utilization) * GIB
     assert plan.weights_bytes + plan.working_bytes + cache <= budget
     assert plan.concurrency >= 1

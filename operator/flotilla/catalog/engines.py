@@ -215,6 +215,8 @@ class Profile(_Data):
     minimum_compute_capability: float
     float16_refused: frozenset[str] = frozenset()
     """Model types that the engine does not run in float16."""
+    last_served: dict[str, str] = {}
+    """Model types that the engine has stopped to serve, and the last version that did."""
 
     @cached_property
     def _compiled(self) -> list[list[str | Template]]:

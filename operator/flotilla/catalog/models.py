@@ -15,7 +15,6 @@ from typing import Any
 
 from flotilla.catalog import names, recipes
 from flotilla.catalog.model_config import (
-    ATTENTION,
     RECURRENT,
     LayerKind,
     attention_heads,
@@ -101,8 +100,12 @@ class Architecture:
     """Width of one row of a latent KV cache (MLA: kv_lora_rank + qk_rope_head_dim); 0 without."""
     context_length: int = 0
     """The most tokens that the model was made for; 0 where nobody says."""
-    kv_known: bool = True
-    """False where layers keep a state of another kind or shape, so that no formula tells the size of the cache."""
+    kv_unknown: str = ""
+    """Why no formula tells the size of the cache, as a clause; "" where one does."""
+    encoder: bool = False
+    """Whether it reads a text at once and keeps no cache, as models that embed or rank do."""
+    chunked: bool = False
+    """Whether `sliding_layers` see the present chunk of `sliding_window` tokens, and not the last ones (Llama 4)."""
     model_type: str = ""
     """Of the language model, as transformers names it; "" where only counts were given."""
     multimodal: str = ""
@@ -127,6 +130,11 @@ class Architecture:
     """Width of one expert's MLP."""
     expert_parameters: int = 0
     """Of all routed experts of all layers; 0 with experts: how many layers have them is not known."""
+
+    @property
+    def kv_known(self) -> bool:
+        """Whether a formula tells the size of the cache."""
+        return not self.kv_unknown
 
     @property
     def active_parameters(self) -> int:
@@ -162,7 +170,8 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
     latent = number(text, "kv_lora_rank") and number(text, "kv_lora_rank") + needed(text, "qk_rope_head_dim")
     shared = number(text, "num_kv_shared_layers")
     own = layers[: len(layers) - shared]
-    sliding = own.count(LayerKind.SLIDING)
+    chunked = own.count(LayerKind.CHUNKED)
+    sliding = own.count(LayerKind.SLIDING) + chunked
     tables = 1 if text.get("tie_word_embeddings", True) else 2
     routed = experts(text)
     used = next((number(text, key) for key in _USED_EXPERTS if number(text, key)), routed)
@@ -175,14 +184,14 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
         heads=heads,
         kv_heads=1 if latent else kv_heads,
         head_dim=head_dim,
-        full_layers=own.count(LayerKind.FULL)
-        + own.count(LayerKind.CHUNKED)
-        + own.count(LayerKind.ATTENTION_AND_MAMBA2),
+        full_layers=own.count(LayerKind.FULL) + own.count(LayerKind.ATTENTION_AND_MAMBA2),
         sliding_layers=sliding,
-        sliding_window=number(text, "sliding_window") if sliding else 0,
+        sliding_window=number(text, "attention_chunk_size" if chunked else "sliding_window") if sliding else 0,
         latent_width=latent,
-        context_length=number(text, "max_position_embeddings"),
-        kv_known=_kv_known(text, layers),
+        context_length=_context_length(text),
+        kv_unknown=_kv_unknown(text, layers),
+        encoder=family(text) in ENCODERS,
+        chunked=bool(chunked),
         model_type=str(text.get("model_type") or ""),
         multimodal=str(text.get("multimodal") or ""),
         dtype=str(text.get("torch_dtype") or text.get("dtype") or ""),
@@ -199,16 +208,27 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
     )
 
 
-def _kv_known(text: Mapping[str, Any], layers: list[LayerKind]) -> bool:
-    if family(text) in ENCODERS or family(text) == "mllama":
-        return False
-    if LayerKind.CHUNKED in layers or number(text, "global_head_dim"):
-        return False
-    if not RECURRENT.intersection(layers):
-        return True
-    # vLLM's layout of lightning attention, and of latent or windowed attention beside recurrent layers: not known here.
-    odd = {LayerKind.LIGHTNING, LayerKind.KDA, LayerKind.SLIDING}.intersection(layers) or text.get("kv_lora_rank")
-    return not odd and bool(ATTENTION.intersection(layers))
+_POSITIONS_BEFORE_THE_FIRST = 2
+_OFFSET_FAMILIES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+"""Encoders that count positions from the index of their padding on, so that two of them hold no token."""
+
+
+def _context_length(text: Mapping[str, Any]) -> int:
+    positions = number(text, "max_position_embeddings") or number(text, "model_max_length")
+    if family(text) in _OFFSET_FAMILIES:
+        return max(0, positions - _POSITIONS_BEFORE_THE_FIRST)
+    return positions
+
+
+def _kv_unknown(text: Mapping[str, Any], layers: list[LayerKind]) -> str:
+    if family(text) == "mllama":
+        return "the cache of its cross-attention depends on the images of a request"
+    kinds = set(layers)
+    if LayerKind.LIGHTNING in kinds and not family(text).startswith("minimax"):
+        return "the shape of the state of its linear attention is not known"
+    if RECURRENT & kinds and kinds & {LayerKind.SLIDING, LayerKind.CHUNKED}:
+        return "no published rule tells how engines group windows beside recurrent layers"
+    return ""
 
 
 def _recurrent_state(text: Mapping[str, Any], layers: list[LayerKind]) -> RecurrentState | None:
@@ -239,7 +259,11 @@ def _recurrent_state(text: Mapping[str, Any], layers: list[LayerKind]) -> Recurr
         linear = text["linear_attn_config"]
         width, heads = int(linear["head_dim"]), int(linear["num_heads"])
         conv = 3 * width * heads * (int(linear["short_conv_kernel_size"]) - 1)
-        return RecurrentState(kind, amount, conv, heads * width * width, _state_bytes(text))
+        # vLLM keeps this state in 32 bits whatever the config says.
+        return RecurrentState(kind, amount, conv, heads * width * width, 4)
+    if kind is LayerKind.LIGHTNING:
+        heads, _, width = attention_heads(text)
+        return RecurrentState(kind, amount, 0, heads * width * width)
     if kind is LayerKind.SHORT_CONV:
         hidden = needed(text, "hidden_size")
         return RecurrentState(kind, amount, hidden * (number(text, "conv_L_cache") - 1), 0)

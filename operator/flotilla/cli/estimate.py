@@ -90,7 +90,7 @@ def described(file: Path, parameters: str | None = None, name: str = DESCRIBED) 
 
 def as_spec(found: Architecture) -> ArchitectureSpec | None:
     """spec.model.architecture of what a config.json says; None where the spec has no words for layers of its kind."""
-    if not found.kv_known:
+    if not found.kv_known or found.encoder or found.chunked or found.full_head_dim:
         return None
     return ArchitectureSpec(
         parameters_millions=max(1, round(found.parameters / 1_000_000)),
@@ -233,11 +233,17 @@ def _resolved(resolved: Resolved) -> dict[str, Any]:
         **(_figures(fit) if fit else {}),
         **({"usd_per_hour": str((price.usd * resolved.gpus).quantize(_CENT))} if price else {}),
         **({"price_source": price.source, "price_as_of": price.as_of.isoformat()} if price else {}),
-        "message": resolved.quantization.note
-        if fit
-        else f"The model is not in the catalogue. Use --config. {resolved.near}".strip(),
+        "message": _message(resolved),
         "argv": list(resolved.argv),
     }
+
+
+def _message(resolved: Resolved) -> str:
+    fit = resolved.fit
+    if fit is None:
+        return f"The model is not in the catalogue. Use --config. {resolved.near}".strip()
+    why = f"Which context fits is not known: {fit.why_unknown}." if fit.verdict == UNKNOWN else ""
+    return " ".join(part for part in (why, resolved.quantization.note) if part)
 
 
 def _speed(resolved: Resolved, shape: RequestShape) -> dict[str, Any]:

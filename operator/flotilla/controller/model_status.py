@@ -48,8 +48,8 @@ def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None, near: st
         return Verdict("FitsMemory", "Unknown", "ArchitectureUnknown", message)
     if fit.verdict == memory_fit.UNKNOWN:
         message = (
-            "The weights fit; how much cache a request takes is not known for layers of this kind, so the "
-            "context is the engine's own choice."
+            f"The weights fit. How much cache a request takes is not known: {fit.why_unknown}. So the context is the "
+            "engine's own choice."
         )
         return Verdict("FitsMemory", "Unknown", "CacheUnknown", message)
     figures = f"{fit.context_length} tokens of context for {float(fit.concurrency):.1f} requests at one time"

@@ -21,7 +21,8 @@ from flotilla.catalog.models import Architecture, KnownModel, RecurrentState
 from flotilla.errors import InvalidSpec
 
 BLOCK_TOKENS = 16
-
+_LATENT_BLOCK_TOKENS = 64
+"""What the kernels of latent attention divide longer blocks into (vllm/model_executor/models/config.py)."""
 
 _STATES_PER_REQUEST = 2
 """With prefix caching, which is vLLM's default: the state at the end, and the one at the last whole block."""
@@ -38,6 +39,10 @@ class KvLayout:
     window: int
     block_tokens: int = BLOCK_TOKENS
     """vLLM makes blocks so long that the state of a recurrent layer has room in one."""
+    near_block_tokens: int = BLOCK_TOKENS
+    """Of layers with a window. Layers with narrower rows get longer blocks, so that all blocks have one size."""
+    partial_blocks: int = 1
+    """Blocks at the ends of a window that are used in part; 0 where windows are chunks that begin with a block."""
     state_groups: int = 0
     """Groups of recurrent layers, which take the same number of blocks for every request."""
 
@@ -51,8 +56,7 @@ class KvLayout:
         A layer with a window also needs room for what one step adds to it: `batched_tokens`.
         """
         whole = _ceil(tokens, self.block_tokens)
-        # The first block of a window may be used in part only.
-        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), self.block_tokens) + 1
+        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), self.near_block_tokens) + self.partial_blocks
         states = _STATES_PER_REQUEST * self.state_groups
         return self.full_groups * whole + self.sliding_groups * seen + states
 
@@ -78,32 +82,44 @@ class KvLayout:
 
 def layout(architecture: Architecture, *, gpus: int, element_bytes: int) -> KvLayout:
     """Of `architecture` split over `gpus`: KV heads are divided, and replicated where there are too few."""
-    if architecture.latent_width:
-        # One latent row for keys and values together; every GPU holds all of it.
-        row_bytes = architecture.latent_width * element_bytes
-    else:
-        row_bytes = 2 * _ceil(architecture.kv_heads, gpus) * architecture.head_dim * element_bytes
-    full, sliding, state = architecture.full_layers, architecture.sliding_layers, architecture.recurrent
+    near_bytes = _row_elements(architecture, architecture.kv_heads, architecture.head_dim, gpus) * element_bytes
+    full_heads, full_dim = architecture.full_kv_heads, architecture.full_head_dim
+    full_bytes = (
+        _row_elements(architecture, full_heads or architecture.kv_heads, full_dim or architecture.head_dim, gpus)
+        * element_bytes
+    )
+    full, near, state = architecture.full_layers, architecture.sliding_layers, architecture.recurrent
     if state is not None:
-        # No model is known that has windows beside recurrent layers; without them the answer is on the safe side.
-        full += sliding
-        block_tokens = BLOCK_TOKENS * max(1, _ceil(state.bytes_per_layer(gpus), BLOCK_TOKENS * row_bytes))
+        unit = _LATENT_BLOCK_TOKENS if architecture.latent_width else BLOCK_TOKENS
+        block_tokens = unit * max(1, _ceil(state.bytes_per_layer(gpus), unit * full_bytes))
         size = _group_size(full, state.layers)
         return KvLayout(
-            block_bytes=block_tokens * row_bytes * size,
+            block_bytes=block_tokens * full_bytes * size,
             full_groups=_ceil(full, size),
             sliding_groups=0,
             window=0,
             block_tokens=block_tokens,
             state_groups=_ceil(state.layers, size),
         )
-    size = _group_size(full, sliding)
+    size = _group_size(full, near)
+    wide = max(full_bytes, near_bytes) if full and near else full_bytes if full else near_bytes
     return KvLayout(
-        block_bytes=BLOCK_TOKENS * row_bytes * size,
+        block_bytes=BLOCK_TOKENS * wide * size,
         full_groups=_ceil(full, size),
-        sliding_groups=_ceil(sliding, size),
-        window=architecture.sliding_window,
+        sliding_groups=_ceil(near, size),
+        window=architecture.sliding_window + (1 if architecture.chunked else 0),
+        block_tokens=BLOCK_TOKENS * (wide // full_bytes),
+        near_block_tokens=BLOCK_TOKENS * (wide // near_bytes),
+        partial_blocks=0 if architecture.chunked else 1,
     )
+
+
+def _row_elements(architecture: Architecture, kv_heads: int, head_dim: int, gpus: int) -> int:
+    """Elements of one token in the cache of one layer on each GPU."""
+    if architecture.latent_width:
+        # One latent row for keys and values together; every GPU holds all of it.
+        return architecture.latent_width
+    return 2 * _ceil(kv_heads, gpus) * head_dim
 
 
 def _group_size(full: int, sliding: int) -> int:
@@ -186,6 +202,8 @@ class Fit:
     """Requests for which recurrent layers have a state; 0 for models without such layers."""
     safe_context: int = 0
     """Like `longest_context`, with a tenth of the cache to spare for the estimate's error."""
+    why_unknown: str = ""
+    """With the verdict UNKNOWN: why the cache is not known, as a clause."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -389,9 +407,17 @@ def _judge_up_to(
     cache = usable - held - working
     # A server that starts at all has room for one block more than the least that it may need leaves.
     at_best = cache + int(working * _UNCERTAIN)
+    if architecture.encoder:
+        return _judge_encoder(
+            Fit(DOES_NOT_FIT, gpus, context_length or limit, held, working, max(cache, 0), memory, limit, Fraction(0)),
+            cache=cache,
+            at_best=at_best,
+            sequences=settings.sequences,
+        )
     if not architecture.kv_known:
         verdict = UNKNOWN if at_best > 0 else DOES_NOT_FIT
-        return Fit(verdict, gpus, context_length or 0, held, working, max(cache, 0), memory, 0, Fraction(0))
+        figures = Fit(verdict, gpus, context_length or 0, held, working, max(cache, 0), memory, 0, Fraction(0))
+        return replace(figures, why_unknown=architecture.kv_unknown)
     parts = layout(architecture, gpus=gpus if settings.tensor_parallel else 1, element_bytes=weights.kv_element_bytes)
     split = 1 if settings.tensor_parallel else gpus
 
@@ -408,6 +434,15 @@ def _judge_up_to(
     concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
     most = parts.blocks(max(cache, 0) * split) if parts.state_groups else 0
     return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency, most, safe)
+
+
+def _judge_encoder(figures: Fit, *, cache: int, at_best: int, sequences: int) -> Fit:
+    """Without a cache, what remains after weights and working memory need only be there."""
+    verdict = FITS if cache >= 0 else TIGHT if at_best >= 0 else DOES_NOT_FIT
+    longest = figures.longest_context if verdict != DOES_NOT_FIT else 0
+    return replace(
+        figures, verdict=verdict, longest_context=longest, safe_context=longest, concurrency=Fraction(sequences)
+    )
 
 
 _HYBRID_PLANNER = "vllm"
@@ -462,8 +497,8 @@ def fitted(
         return Fitted(count or 1, asked or 0, None)
     architecture = _context_checked(architecture, asked, spec.engine.args)
     if architecture.recurrent is not None and profile.name != _HYBRID_PLANNER:
-        # Other engines keep the states of recurrent layers in a pool of their own, by rules that are not known here.
-        architecture = replace(architecture, kv_known=False)
+        why = f"{profile.name} keeps the states of recurrent layers in a pool of its own, by rules that are not known"
+        architecture = replace(architecture, kv_unknown=why)
     engine = settings(profile.memory, accelerator, spec.engine.args)
     _check_count(architecture, engine, weights, count)
     memory_gib = accelerator.memory_gib or _pod_memory_gib(spec)

@@ -138,6 +138,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         alternatives=catalog.models.checkpoints(known, str(spec.quantization.method)) if known else (),
     )
     _check_dtype(profile, version, accelerator, known)
+    _check_model(profile, version, known)
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
     memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
@@ -230,6 +231,20 @@ def _check_dtype(profile: Profile, version: str, accelerator: Accelerator, known
             "nvidia-l4.",
             field="spec.accelerator.class",
             reason="UnsupportedAccelerator",
+        )
+
+
+def _check_model(profile: Profile, version: str, known: KnownModel | None) -> None:
+    if known is None:
+        return
+    kind = (known.architecture.multimodal or known.architecture.model_type).removesuffix("_text")
+    last = profile.last_served.get(kind)
+    if last is not None and not at_least(last, version):
+        raise InvalidSpec(
+            f"{profile.name} served models of type {kind} up to {last}, and {version} refuses them at start. Choose "
+            "another model, or another spec.engine (sglang or llamacpp).",
+            field="spec.model.source",
+            reason="UnsupportedModel",
         )
 
 

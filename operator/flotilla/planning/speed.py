@@ -341,7 +341,8 @@ class SpeedModel:
             )
         tasks = self.tasks_per_s(shape, batch)
         measured = (self.chip.slice_of or self.chip.class_name) in MEASURED and not self.chip.slice_of
-        plain = self.architecture.kv_known and self.architecture.recurrent is None
+        a = self.architecture
+        plain = a.kv_known and a.recurrent is None and not a.full_head_dim and not a.chunked
         spread = SPREAD_MEASURED if measured and plain else SPREAD_UNMEASURED
         return Estimate(
             tasks_per_s=Range.around(tasks, spread),
@@ -449,6 +450,12 @@ def planned_speed(resolved: Resolved, shape: RequestShape) -> tuple[SpeedModel, 
         raise InvalidSpec(
             "no speed is known for a model that is not in the catalogue: give its config.json, or --tasks-per-second. "
             f"{resolved.near}".strip(),
+            field="--model",
+            reason="SpeedUnknown",
+        )
+    if architecture.encoder:
+        raise InvalidSpec(
+            "no speed is known for models that embed or rank, which write no answer: give --tasks-per-second",
             field="--model",
             reason="SpeedUnknown",
         )
