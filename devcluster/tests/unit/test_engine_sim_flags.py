@@ -110,6 +110,16 @@ def refusal(engine: str, *argv: str) -> Refused:
 
 
 READERS = {
+    "Option<bool>": ("true_false",),
+    "String": ("str",),
+    "Vec<String>": ("str",),
+    "Vec<usize>": ("uints",),
+    "f32": ("float",),
+    "u16": ("port",),
+    "u32": ("uint",),
+    "u64": ("uint",),
+    "usize": ("uint",),
+    **dict.fromkeys(("Dtype", "KVCacheDtype", "Quantization", "RopeScaling", "UsageStatsLevel"), ("str",)),
     "<lambda>": ("snake", "str"),
     "human_readable_int": ("human_int",),
     "human_readable_int_or_auto": ("human_int_or_auto",),
@@ -123,52 +133,51 @@ READERS = {
     "parse_type": ("json",),
     "union_dict_and_str": ("str_or_json",),
 }
-"""From a function of the real parsers to the kinds that stand for it; types and actions have the same name here."""
+"""From a function or type of the real parsers to the kinds that stand for it; other names are the same here."""
 
 
-@pytest.mark.parametrize(("engine", "dump"), [("vllm", "vllm-0.33-parser.txt"), ("sglang", "sglang-0.5.23-parser.txt")])
+@pytest.mark.parametrize(
+    ("engine", "dump"),
+    [("vllm", "vllm-0.33-parser.txt"), ("sglang", "sglang-0.5.23-parser.txt"), ("tgi", "tgi-3.3.7-parser.txt")],
+)
 def test_a_table_is_the_list_of_the_real_parser(engine: str, dump: str) -> None:
     table = {flag.name: flag for flag in TABLES[engine]}
     lines = [line.split() for line in (GOLDEN / dump).read_text().splitlines() if not line.startswith("#")]
     assert table.keys() == {name for name, *_ in lines}
-    for name, reader, choices, others in lines:
+    for name, reader, choices, others, *default in lines:
         flag = table[name]
         long_names = [other for other in (*flag.aliases, *flag.negatives) if other.startswith("--")]
         assert flag.kind in READERS.get(reader, (reader,)), name
         assert sorted(flag.choices) == sorted(choices.split("|") if choices != "-" else []), name
         assert sorted(long_names) == sorted(others.split(",") if others != "-" else []), name
+        assert default in ([], [flag.default or "-"]), name
 
 
-@pytest.mark.parametrize(
-    ("engine", "names", "kinds"),
-    [
-        ("tgi", 57, {"flag": 7, "float": 5, "port": 2, "str": 20, "true_false": 1, "uint": 18, "uints": 1}),
-        (
-            "llamacpp",
-            412,
-            {
-                "bool": 27,
-                "cache_type": 4,
-                "exit": 5,
-                "flag": 30,
-                "float": 29,
-                "int": 63,
-                "layers": 2,
-                "pair": 1,
-                "removed": 5,
-                "str": 85,
-                "switch": 4,
-            },
-        ),
-    ],
-)
-def test_a_table_has_as_many_options_of_each_kind_as_the_real_parser(
-    engine: str, names: int, kinds: dict[str, int]
-) -> None:
-    """Counted when the tables were made: from the help of TGI's launcher and llama.cpp's common/arg.cpp."""
-    found = [name for flag in TABLES[engine] for name in (*flag.names, *flag.negatives)]
-    assert len(found) == len(set(found)) == names
-    assert Counter(flag.kind for flag in TABLES[engine]) == kinds
+def test_llama_server_refuses_the_words_that_the_real_one_refuses() -> None:
+    lines = (GOLDEN / "llamacpp-choices.txt").read_text().splitlines()
+    real = {name: choices.split("|") for name, choices in (line.split() for line in lines if not line.startswith("#"))}
+    by_name = {name: flag for flag in TABLES["llamacpp"] for name in flag.names}
+    assert {name: sorted(by_name[name].choices) for name in real} == real
+    assert sum(bool(flag.choices) for flag in TABLES["llamacpp"]) == len(real)
+
+
+def test_the_table_of_llama_server_has_as_many_options_of_each_kind_as_the_real_parser() -> None:
+    """Counted when the table was made, in llama.cpp's common/arg.cpp."""
+    found = [name for flag in TABLES["llamacpp"] for name in (*flag.names, *flag.negatives)]
+    assert len(found) == len(set(found)) == 412
+    assert Counter(flag.kind for flag in TABLES["llamacpp"]) == {
+        "bool": 27,
+        "cache_type": 4,
+        "exit": 5,
+        "flag": 30,
+        "float": 29,
+        "int": 63,
+        "layers": 2,
+        "pair": 1,
+        "removed": 5,
+        "str": 85,
+        "switch": 4,
+    }
 
 
 @pytest.mark.parametrize(("engine", "kind"), KINDS)

@@ -296,6 +296,8 @@ def _llama_convert(flag: Flag, text: str) -> Any:
         complaint = f"error: unknown value for --{flag.key}: '{text}'\n"
         return _llama_switch(text, complaint, auto="auto" in flag.choices)
     if flag.choices and text not in flag.choices:
+        if flag.key == "reasoning-format":
+            raise _Wrong(f"Unknown reasoning format: {text}")
         raise _Wrong(f"Unsupported cache type: {text}" if flag.kind == "cache_type" else "invalid value")
     if flag.kind == "layers" and text in ("auto", "all"):
         return text
