@@ -27,6 +27,8 @@ LABEL_QUEUE_NAME: Final = "kueue.x-k8s.io/queue-name"
 ANNOTATION_HASH: Final = f"{GROUP}/hash"
 """SHA-256 of the manifest that the operator rendered, without `spec.replicas`."""
 
+ANNOTATION_DOCUMENT: Final = f"{GROUP}/document-hash"
+"""On a gateway's pod: the document that it is to serve, which has its kubelet renew the mounted one."""
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """SHA-256 of the pod template of a Deployment: a new one is a rollout."""
 

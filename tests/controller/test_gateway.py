@@ -7,16 +7,20 @@ import pytest
 from tests.support.routing import SOUND
 from tests.support.schema import put
 
+from flotilla.api.routing_policy import ModelDeploymentRef
 from flotilla.api.types import SecretKeyRef
-from flotilla.constants import GATEWAY
+from flotilla.constants import ANNOTATION_DOCUMENT, ANNOTATION_TEMPLATE_HASH, GATEWAY
 from flotilla.controller.apply import Executor, Object, StatusWriter
-from flotilla.controller.gateway import GatewayReconciler
+from flotilla.controller.gateway import GatewayReconciler, PodNudge
 from flotilla.controller.policy_status import GatewayReport
+from flotilla.controller.promotions import Promotions
 from flotilla.errors import NotReady
+from flotilla.evaluation.revision import self_hosted_revision
 from flotilla.kube.client import NotFound
 from flotilla.kube.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
+    EVALUATION,
     MODEL_DEPLOYMENT,
     POD,
     ROLE,
@@ -31,6 +35,7 @@ from flotilla.kube.kinds import (
 from flotilla.kube.store import Store, owner
 from flotilla.render.gateway import GatewaySettings, selector
 from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document
+from flotilla.routing.guard_window import GuardKey
 
 KEY = gateway_key("team")
 BAD = put(SOUND, ("defaultRoute", "split", 0, "target"), "nowhere")
@@ -41,6 +46,7 @@ class Api:
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
+        self.pods: dict[str, Object] = {}
         self.writes: list[str] = []
         self.reads: list[str] = []
         self.version = 100
@@ -61,6 +67,14 @@ class Api:
         meta = {"uid": f"{kind.kind}-{name}", **obj["metadata"], "resourceVersion": str(self.version)}
         self.objects[kind.kind, name] = {**obj, "metadata": meta}
         return self.objects[kind.kind, name]
+
+    async def patch(self, kind: Kind, name: str, body: Mapping[str, Any], *, namespace: str) -> Object:
+        self.version += 1
+        self.writes.append(f"patch {kind.kind}")
+        known = self.pods[name]
+        meta = {**known["metadata"], **body["metadata"], "resourceVersion": str(self.version)}
+        self.pods[name] = {**known, "metadata": meta}
+        return self.pods[name]
 
     async def apply_status(self, kind: Kind, obj: Mapping[str, Any], **_: object) -> Object:
         self.version += 1
@@ -101,12 +115,16 @@ class World:
         self.api, self.pods = Api(), Pods()
         self.store = Store(owner)
         self.events = Events()
+        self.now_s = 1_800_000_000.0
+        self.queued: list[Key] = []
+        self.moves: list[tuple[str, ...]] = []
         self.restart()
 
     def restart(self) -> None:
         """A new operator that has listed everything."""
         client: Any = self.api
         reader: Any = self.pods
+        self.promotions = Promotions(self.store, clock=lambda: self.now_s, enqueue=self.queued.append)
         events: Any = self.events
         self.reconciler = GatewayReconciler(
             store=self.store,
@@ -117,6 +135,9 @@ class World:
             settings=GatewaySettings(image="flotilla:1"),
             allow_private_hosted_addresses=False,
             now=lambda: "2026-01-01T00:00:00Z",
+            promotions=self.promotions,
+            nudge=PodNudge(client, self.store),
+            moved=lambda *moved: self.moves.append(moved),
         )
 
     def policy(self, name: str, spec: dict[str, Any], generation: int = 1) -> None:
@@ -149,7 +170,9 @@ class World:
             "conditions": [{"type": "Ready", "status": "True"}],
             "containerStatuses": [{"restartCount": restarts}],
         }
-        self.store.put(POD, {"metadata": {**meta, "resourceVersion": str(self.api.version)}, "status": status})
+        pod: Object = {"metadata": {**meta, "resourceVersion": str(self.api.version)}, "status": status}
+        self.api.pods["gw"] = pod
+        self.store.put(POD, pod)
 
     def condition(self, name: str, type_: str) -> tuple[str, str]:
         """Status and reason."""
@@ -360,3 +383,205 @@ def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:
     model = {"apiVersion": "flotilla.dev/v1alpha1", "kind": "ModelDeployment", "name": "m", "uid": "u"}
     child = {"metadata": {"name": "m", "namespace": "team", "ownerReferences": [{**model, "controller": True}]}}
     assert owner(DEPLOYMENT, child) == Key(MODEL_DEPLOYMENT, "team", "m")
+
+
+SMALL = Key(MODEL_DEPLOYMENT, "team", "qwen-small")
+PREFERENCE = {
+    "preference": [{"target": "small", "evaluations": ["triage"]}, {"target": "frontier"}],
+    "promotion": {
+        "steps": [{"percent": 5, "minutes": 1}, {"percent": 25, "minutes": 1}],
+        "guard": {"errorPermille": 50, "minRequests": 10},
+    },
+}
+BY_EVIDENCE = {**SOUND, "rules": [], "defaultRoute": PREFERENCE}
+
+
+class Evidence(World):
+    """A namespace whose default route goes by evidence, with pods that serve whatever the ConfigMap holds."""
+
+    counts: tuple[int, ...] = (0,) * 6
+
+    def model(self, template: str) -> str:
+        """A ModelDeployment whose Deployment has this template; returns its revision."""
+        self.api.version += 1
+        meta = {"name": SMALL.name, "namespace": "team", "uid": "m", "resourceVersion": str(self.api.version)}
+        model = {"metadata": meta, "spec": {}}
+        deployment = {"metadata": {**meta, "uid": "d", "annotations": {ANNOTATION_TEMPLATE_HASH: template}}, "spec": {}}
+        self.store.put(MODEL_DEPLOYMENT, model)
+        self.store.put(DEPLOYMENT, deployment)
+        revision = self_hosted_revision(ModelDeploymentRef(name=SMALL.name), model, deployment)
+        assert revision is not None
+        return revision
+
+    def verdict(self, revision: str, verdict: str = "Qualified") -> None:
+        """An Evaluation has judged a revision."""
+        self.api.version += 1
+        meta = {"name": "triage", "namespace": "team", "uid": "e", "resourceVersion": str(self.api.version)}
+        result = {
+            "target": "base",
+            "revision": revision,
+            "verdict": verdict,
+            "message": "950 of 1000 cases are right.",
+            "finishedTime": "2026-01-01T00:00:00Z",
+        }
+        spec = {"targets": [{"name": "base", "modelDeploymentRef": {"name": SMALL.name}}]}
+        self.store.put(EVALUATION, {"metadata": meta, "spec": spec, "status": {"results": [result]}})
+
+    async def look(self, after_s: float = 0.0, *, requests: int = 0, errors: int = 0) -> dict[str, int]:
+        """The gateway counts requests, then the operator looks; the shares of the document by target."""
+        shares = (
+            {share.target: share for share in self.route.shares}
+            if (CONFIG_MAP.kind, GATEWAY) in self.api.objects
+            else {}
+        )
+        more = (requests, errors, requests, 0, 0, 0)
+        self.counts = tuple(old + new for old, new in zip(self.counts, more, strict=True))
+        rows = {
+            GuardKey("a", "default", "small", shares["small"].revision): tuple(self.counts)
+            for _ in range("small" in shares)
+        }
+        self.now_s += after_s
+        self.promotions.observe("team", {"pod": rows})
+        await self.reconciler.reconcile(KEY)
+        self.pods.serves = load_document(self.document).hash
+        await self.reconciler.reconcile(KEY)
+        return {share.target: share.percent for share in self.route.shares}
+
+    @property
+    def route(self) -> Any:
+        """The state of the default route in the ConfigMap."""
+        return load_document(self.document).policies[0].route_status["default"]
+
+    def status(self) -> Any:
+        """The policy's status."""
+        return self.api.objects[ROUTING_POLICY.kind, "a"]["status"]
+
+
+async def by_evidence() -> Evidence:
+    world = Evidence()
+    world.policy("a", BY_EVIDENCE)
+    other = {"name": "qwen-medium", "namespace": "team", "uid": "other", "resourceVersion": "1"}
+    world.store.put(MODEL_DEPLOYMENT, {"metadata": other, "spec": {}})
+    world.verdict(world.model("t1"))
+    world.pod()
+    for _ in range(2):  # the first report of a gateway only says from where to count
+        assert await world.look() == {"small": 5, "frontier": 95}
+    return world
+
+
+async def test_a_qualified_target_takes_the_traffic_step_by_step_and_the_status_says_so() -> None:
+    world = await by_evidence()
+    assert world.condition("a", "Promoting") == ("True", "Promoting")
+    assert world.condition("a", "Ready") == ("True", "Ready")
+    assert await world.look(61, requests=9) == {"small": 5, "frontier": 95}
+    assert await world.look(1, requests=1) == {"small": 25, "frontier": 75}
+    assert await world.look(61, requests=20) == {"small": 100}
+    assert world.condition("a", "Promoting") == ("False", "Settled")
+    assert world.condition("a", "Qualified") == ("True", "Qualified")
+    (rule,) = world.status()["rules"]
+    assert (rule["name"], rule["holder"], rule["reason"]) == ("default", "small", "Promoted")
+    assert [reason for _, reason in world.events.told if reason in ("Promoting", "Promoted")][-1] == "Promoted"
+    assert [reason for *_, reason in world.moves] == ["Promoting", "Promoting", "Promoted"]
+    world.api.writes.clear()
+    assert await world.look(600) == {"small": 100}
+    assert world.api.writes == []
+
+
+async def test_a_breached_guard_takes_the_traffic_back_and_a_restart_does_not_forget_it() -> None:
+    world = await by_evidence()
+    assert await world.look(2, requests=4, errors=4) == {"frontier": 100}
+    assert world.condition("a", "Qualified") == ("False", "GuardBreached")
+    assert ("Warning", "GuardBreached") in world.events.told
+    world.restart()
+    assert await world.look(3600) == {"frontier": 100}
+
+
+async def test_a_restart_in_the_middle_of_a_step_continues_with_it() -> None:
+    world = await by_evidence()
+    await world.look(61, requests=20)
+    assert await world.look(30) == {"small": 25, "frontier": 75}
+    since = world.route.since
+    world.restart()
+    for _ in range(2):
+        assert await world.look(1) == {"small": 25, "frontier": 75}
+    assert world.route.since == since
+    assert await world.look(60, requests=5) == {"small": 25, "frontier": 75}
+    assert await world.look(1, requests=15) == {"small": 100}
+
+
+async def test_a_new_template_waits_until_the_gateways_route_to_the_pilot() -> None:
+    world = await by_evidence()
+    assert world.promotions.release(SMALL, "t1") is None
+    assert world.promotions.release(SMALL, "t2") == 1.0
+    assert world.queued[-1] == KEY
+    await world.reconciler.reconcile(KEY)  # the ConfigMap has it, and the pod does not yet
+    assert world.promotions.release(SMALL, "t2") == 1.0
+    assert world.api.pods["gw"]["metadata"]["annotations"][ANNOTATION_DOCUMENT] == load_document(world.document).hash
+    assert await world.look() == {"frontier": 100}
+    assert world.queued[-1] == SMALL
+    assert world.promotions.release(SMALL, "t2") is None
+    revision = world.model("t2")
+    assert await world.look(1) == {"frontier": 100}
+    assert world.condition("a", "Qualified") == ("False", "VerdictLost")
+    world.verdict(revision)
+    assert await world.look(1) == {"small": 5, "frontier": 95}
+
+
+async def test_a_rollout_does_not_wait_for_ever_for_a_gateway_that_does_not_answer() -> None:
+    world = await by_evidence()
+    assert world.promotions.release(SMALL, "t2") == 1.0
+    world.now_s += 61
+    assert world.promotions.release(SMALL, "t2") is None
+
+
+async def test_a_changed_model_that_no_verdict_lets_have_traffic_waits_for_nothing() -> None:
+    world = await by_evidence()
+    world.verdict("other")
+    assert await world.look(1) == {"frontier": 100}
+    assert world.promotions.release(SMALL, "t2") is None
+
+
+class Dying(Exception):
+    """The operator's process ends in the middle of a pass."""
+
+
+async def test_an_operator_that_dies_at_any_write_of_a_move_ends_with_the_same_traffic() -> None:
+    """Each write of a breach is in turn the last one of a process; a new one converges to what a whole run does."""
+    calm = await by_evidence()
+    assert await calm.look(2, requests=4, errors=4) == {"frontier": 100}
+    await calm.look(2)
+    dying = 0
+    while True:
+        world = await by_evidence()
+        left = dying
+        apply, apply_status, patch = world.api.apply, world.api.apply_status, world.api.patch
+
+        def counted(call: Any) -> Any:
+            async def write(*arguments: Any, **named: Any) -> Any:
+                nonlocal left
+                if left == 0:
+                    raise Dying
+                left -= 1
+                return await call(*arguments, **named)
+
+            return write
+
+        api: Any = world.api
+        api.apply, api.apply_status, api.patch = counted(apply), counted(apply_status), counted(patch)
+        try:
+            await world.look(2, requests=4, errors=4)
+        except Dying:
+            api.apply, api.apply_status, api.patch = apply, apply_status, patch
+            world.restart()
+            for _ in range(2):
+                await world.look(2)
+            if dying == 0:  # nothing was written, so that the gateways must show the failures again
+                await world.look(2, requests=4, errors=4)
+            await world.look(2)
+        else:
+            break
+        assert {s.target: s.percent for s in world.route.shares} == {"frontier": 100}
+        assert world.route.reason == calm.route.reason == "GuardBreached"
+        assert world.status()["rules"][0]["shares"] == calm.status()["rules"][0]["shares"]
+        dying += 1
+    assert dying >= 2

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from flotilla.api.preference import RouteReason
 from flotilla.cost import gpu_prices
 from flotilla.kube.observed import STUCK_REASONS
 from flotilla.planning import memory_fit
@@ -51,6 +52,7 @@ def reasons() -> set[str]:
         *(named - {scaling.PODS, scaling.PROMETHEUS}),
         *STUCK_REASONS,
         *map(str, Problem),
+        *map(str, RouteReason),
         memory_fit.FITS, memory_fit.TIGHT, memory_fit.DOES_NOT_FIT, gpu_prices.REASON, "InvalidSpec",
     }  # fmt: skip
     return tables.union(*(of_source(path.read_text()) for path in modules))

@@ -106,6 +106,8 @@ class Withdrawal(Model):
     """revision that breached the guard."""
     since: Time
     """since is when it lost its share."""
+    verdict_time: Time | None = None
+    """verdictTime is when the verdict was made that had let it take traffic; a newer one lets it try again."""
     message: Annotated[str, StringConstraints(max_length=500)] = ""
     """message names the bound and the figure."""
 

@@ -109,6 +109,12 @@ class Metrics:
             ["loop"],
             registry=self.registry,
         )
+        self._moves = Counter(
+            "flotilla_traffic_moves_total",
+            "Moves of a route's traffic by evidence.",
+            ["namespace", "policy", "rule", "reason"],
+            registry=self.registry,
+        )
         self._leader = Gauge("flotilla_leader", "1 while this process acts.", registry=self.registry)
         build = Gauge("flotilla_build_info", "The version.", ["version"], registry=self.registry)
         build.labels(version).set(1)
@@ -134,6 +140,10 @@ class Metrics:
     def loop_failed(self, loop: str) -> None:
         """A background loop raised and is started again."""
         self._loop_failures.labels(loop).inc()
+
+    def traffic_moved(self, namespace: str, policy: str, rule: str, reason: str) -> None:
+        """Evidence has moved the traffic of a route."""
+        self._moves.labels(namespace, policy, rule, reason).inc()
 
     def leading(self, leads: bool) -> None:
         """Whether this process acts."""

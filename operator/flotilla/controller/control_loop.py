@@ -25,8 +25,10 @@ from flotilla.console.metrics import Metrics
 from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
 from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, PodDeletionCosts, Rollouts, StatusWriter
 from flotilla.controller.evaluation import EvaluationReconciler, target_facts
-from flotilla.controller.gateway import GatewayReader, GatewayReconciler
+from flotilla.controller.gateway import GatewayReader, GatewayReconciler, PodNudge
+from flotilla.controller.guard_loop import GuardLoop
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
+from flotilla.controller.promotions import Promotions
 from flotilla.controller.queue import Queue, Workers
 from flotilla.controller.resync import Resync
 from flotilla.cost.accounting_loop import Draining, FleetAccounting
@@ -141,6 +143,8 @@ class ControlLoop:
             sources=PriceSources(catalog=prices),
         )
         self._reader = GatewayReader(AddressMap.parse(config.pod_address_map), port=ADMIN_PORT)
+        self._promotions = Promotions(self.store, clock=time.time, enqueue=self.queue.add)
+        self._guards = GuardLoop(self.store, self._scraper, self._promotions, port=ADMIN_PORT)
         executor = Executor(client, self.store)
         status = StatusWriter(client, self.store, interval_s=config.status_interval_s, clock=clock)
         pricing = Pricing(
@@ -161,6 +165,7 @@ class ControlLoop:
             catalog=catalog,
             pricing=pricing,
             now=_rfc3339_now,
+            promotions=self._promotions,
         )
         gateways = GatewayReconciler(
             store=self.store,
@@ -171,6 +176,9 @@ class ControlLoop:
             settings=_gateway_settings(config),
             allow_private_hosted_addresses=config.allow_private_hosted_addresses,
             now=_rfc3339_now,
+            promotions=self._promotions,
+            nudge=PodNudge(client, self.store),
+            moved=metrics.traffic_moved,
         )
         evaluations = EvaluationReconciler(
             store=self.store,
@@ -293,6 +301,7 @@ class ControlLoop:
             start("workers", self._workers.run)
             start("scaler", lambda: self._scaler.run(publish=self._accounting.account))
             start("wake", self._wake_loop.run)
+            start("guards", self._guards.run)
             start("resync", self._resync.run)
             start("events", self._events.run)
             start("draining", self._draining.run)
@@ -346,6 +355,10 @@ class ControlLoop:
             # Without a policy the namespace has no gateway.
             if key != writer and (key.kind != GATEWAY_KIND or kind != MODEL_DEPLOYMENT or self._has_policy(key)):
                 self.queue.add(key)
+        if kind == EVALUATION or (kind in (MODEL_DEPLOYMENT, DEPLOYMENT) and _serves_otherwise(kind, before, after)):
+            namespace = (after or before or {})["metadata"]["namespace"]
+            if namespace in self._promotions.namespaces:
+                self.queue.add(gateway_key(namespace))
         if kind in (MODEL_DEPLOYMENT, DEPLOYMENT) and target_facts(kind, before) != target_facts(kind, after):
             # Evaluations ask models of their namespace, and their verdicts are about what those serve.
             for evaluation in self.store.in_namespace(EVALUATION, (after or before or {})["metadata"]["namespace"]):
@@ -355,6 +368,12 @@ class ControlLoop:
 
     def _has_policy(self, gateway: Key) -> bool:
         return bool(self.store.owned_by(ROUTING_POLICY, gateway))
+
+
+def _serves_otherwise(kind: Kind, before: Object | None, after: Object | None) -> bool:
+    """Whether what a ModelDeployment serves may be another revision now."""
+    old, new = target_facts(kind, before), target_facts(kind, after)
+    return old != new if kind == MODEL_DEPLOYMENT or old is None or new is None else old[0] != new[0]
 
 
 def dependants(kind: Kind, before: Object | None, after: Object | None) -> Iterator[Key]:

@@ -9,12 +9,15 @@ import orjson
 from pydantic import ValidationError
 
 from flotilla.addresses import AddressMap
+from flotilla.api.preference import RouteReason, RouteStatus
 from flotilla.api.routing_policy import RoutingPolicy
-from flotilla.constants import GATEWAY
+from flotilla.constants import ANNOTATION_DOCUMENT, GATEWAY
 from flotilla.controller.apply import Executor, StatusWriter, record_transition_events
 from flotilla.controller.policy_status import GatewayReport, GatewayView, build
-from flotilla.errors import FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
+from flotilla.controller.promotions import Promotions
+from flotilla.errors import Conflict, FlotillaError, Forbidden, InvalidSpec, NameTaken, NotReady
 from flotilla.kube import observed
+from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Key
 from flotilla.kube.store import Store
@@ -66,6 +69,39 @@ def report(answer: Any) -> GatewayReport:
     )
 
 
+class PodNudge:
+    """Has kubelets bring a changed document into the pods of a gateway at once, instead of within a minute.
+
+    A kubelet renews the mounted ConfigMap of a pod whenever the pod changes, so an annotation is enough.
+    """
+
+    def __init__(self, client: KubeClient, store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._done: dict[Key, tuple[str, frozenset[str]]] = {}
+
+    async def sync(self, key: Key, document_hash: str, pods: Sequence[observed.Pod]) -> None:
+        """Annotate these pods with the hash of the document that they are to serve, once for each hash."""
+        known, done = self._done.get(key, ("", frozenset[str]()))
+        done = done if known == document_hash else frozenset()
+        for pod in pods:
+            if pod.uid in done:
+                continue
+            # The uid makes the patch fail where another pod of that name has taken the pod's place.
+            body = {"metadata": {"uid": pod.uid, "annotations": {ANNOTATION_DOCUMENT: document_hash}}}
+            try:
+                patched = await self._client.patch(POD, pod.name, body, namespace=key.namespace)
+                self._store.put(POD, patched, writer=key)
+            except (Conflict, NotReady) as gone:
+                log.info("a gateway pod was deleted meanwhile", extra={"pod": pod.name, "cause": str(gone)})
+            done |= {pod.uid}
+        self._done[key] = (document_hash, done)
+
+    def forget(self, key: Key) -> None:
+        """Drop a gateway that was deleted."""
+        self._done.pop(key, None)
+
+
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 2.0
@@ -73,6 +109,7 @@ _ASK_AGAIN_S = 2.0
 _ASK_FOR_KEYS_S = 5.0
 """Of a gateway that lacks the key of some Secret, which only it can see."""
 _CONFLICT_RETRY_S = 30.0
+_SETBACKS = (RouteReason.GUARD_BREACHED, RouteReason.VERDICT_LOST)
 
 Object = Mapping[str, Any]
 
@@ -91,7 +128,11 @@ class GatewayReconciler:
         settings: GatewaySettings,
         allow_private_hosted_addresses: bool,
         now: Callable[[], str],
+        promotions: Promotions,
+        nudge: PodNudge,
+        moved: Callable[[str, str, str, str], None],
     ) -> None:
+        """`moved` counts a move of traffic by namespace, policy, rule and reason."""
         self._store = store
         self._executor = executor
         self._status = status
@@ -100,9 +141,13 @@ class GatewayReconciler:
         self._settings = settings
         self._allow_private = allow_private_hosted_addresses
         self._now = now
+        self._promotions = promotions
+        self._nudge = nudge
+        self._moved = moved
         self._reports: dict[Key, dict[tuple[str, int], GatewayReport]] = {}
         """By pod and restart: a container that starts again reads its document again."""
-        self._judged: dict[Key, tuple[Hashable, Admitted]] = {}
+        self._judged: dict[Key, tuple[Hashable, Admitted, GatewayDocument | None]] = {}
+        """With the document that the gateway had then."""
 
     async def reconcile(self, key: Key) -> float | None:
         """See `Reconciler`."""
@@ -110,7 +155,9 @@ class GatewayReconciler:
         if not policies:
             self._forget(key)
             return None
-        admitted = self._admit(key, policies)
+        judged, previous = self._admit(key, policies)
+        promoted = self._promotions.apply(key, judged.document, previous)
+        admitted = replace(judged, document=promoted.document)
         error: FlotillaError | None = None
         if len(admitted.document.text) > MAX_BYTES:
             error = _too_large(admitted.document)
@@ -120,6 +167,10 @@ class GatewayReconciler:
             except (InvalidSpec, NameTaken, NotReady, Forbidden) as failure:
                 error = failure
         view = await self._view(key, admitted.document, error)
+        if not view.behind and error is None:
+            self._promotions.served(key, admitted.document)
+        elif error is None and any(policy.routes for policy in admitted.document.policies):
+            await self._nudge.sync(key, admitted.document.hash, view.lagging)
         again_s = await self._update_status(key, policies, admitted, view)
         if isinstance(error, NotReady | Forbidden):
             # Told, for it may last: quotas and admission webhooks answer 403 too. The queue backs off.
@@ -127,11 +178,16 @@ class GatewayReconciler:
         if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
         if again_s is None and view.behind:
-            return _ASK_AGAIN_S
-        return _ASK_FOR_KEYS_S if again_s is None and view.missing_keys else again_s
+            again_s = _ASK_AGAIN_S
+        elif again_s is None and view.missing_keys:
+            again_s = _ASK_FOR_KEYS_S
+        return min((wait_s for wait_s in (again_s, promoted.again_s) if wait_s is not None), default=None)
 
-    def _admit(self, key: Key, policies: Sequence[Object]) -> Admitted:
-        """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often."""
+    def _admit(self, key: Key, policies: Sequence[Object]) -> tuple[Admitted, GatewayDocument | None]:
+        """Judge, unless nothing that counts has changed: ModelDeployments beside the policies write often.
+
+        Returns also the document that the gateway has.
+        """
         models = self._store.in_namespace(MODEL_DEPLOYMENT, key.namespace)
         facts = tuple(facts_of(model) for model in models if "deletionTimestamp" not in model["metadata"])
         live = self._store.get(CONFIG_MAP, key.namespace, GATEWAY) or {}
@@ -140,18 +196,19 @@ class GatewayReconciler:
         versions = tuple((policy["metadata"]["uid"], policy["metadata"]["generation"]) for policy in policies)
         judged = self._judged.get(key)
         if judged is not None and judged[0] == (versions, facts, text):
-            return judged[1]
+            return judged[1], judged[2]
+        previous = _document(key, text)
         admitted = admit(
             key.namespace,
             [_candidate(policy) for policy in policies],
             {fact.name: fact for fact in facts},
-            _document(key, text),
+            previous,
             allow_private_hosted_addresses=self._allow_private,
         )
         for name in (judged[1].admissions.keys() - admitted.admissions.keys()) if judged else ():
             self._status.forget(Key(ROUTING_POLICY, key.namespace, name))
-        self._judged[key] = ((versions, facts, text), admitted)
-        return admitted
+        self._judged[key] = ((versions, facts, text), admitted, previous)
+        return admitted, previous
 
     async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
         # A policy that was never sound owns nothing: when the last served policy is deleted, so is the gateway.
@@ -185,15 +242,39 @@ class GatewayReconciler:
         for live in policies:
             name = live["metadata"]["name"]
             admission = admitted.admissions[name].with_missing(view.missing_keys)
-            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace))
+            served = admitted.document.by_name.get(name)
+            routes = served.routes if served is not None else ()
+            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace), routes=routes)
             again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted, writer=key)
             if again_s is None:
                 record_transition_events(self._events, ROUTING_POLICY, live, wanted["conditions"])
+                self._record_moves(live, routes)
             else:
                 waits.append(again_s)
         return min(waits, default=None)
 
+    def _record_moves(self, live: Object, routes: Sequence[RouteStatus]) -> None:
+        """An event for each route whose traffic moved since the status before."""
+        before = {one["name"]: one for one in (live.get("status") or {}).get("rules") or ()}
+        for status in routes:
+            shares = [(share.target, share.percent) for share in status.shares]
+            old = [(one["target"], one["percent"]) for one in before.get(status.name, {}).get("shares") or ()]
+            if shares == old:
+                continue
+            self._moved(live["metadata"]["namespace"], live["metadata"]["name"], status.name, str(status.reason))
+            listed = ", ".join(f"{target} {percent} %" for target, percent in shares)
+            self._events.record(
+                ROUTING_POLICY,
+                live,
+                topic=f"route/{status.name}",
+                reason=str(status.reason),
+                note=f"The traffic of rule {status.name!r} is shared as {listed}. {status.message}",
+                type_="Warning" if status.reason in _SETBACKS else "Normal",
+            )
+
     def _forget(self, key: Key) -> None:
+        self._promotions.forget(key)
+        self._nudge.forget(key)
         self._executor.forget(key)
         self._reports.pop(key, None)
         judged = self._judged.pop(key, None)

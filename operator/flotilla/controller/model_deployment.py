@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
 from flotilla.controller.apply import Executor, PodDeletionCosts, Rollouts, StatusWriter, record_transition_events
+from flotilla.controller.promotions import Promotions
 from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube.events import EventRecorder
@@ -54,6 +55,7 @@ class ModelDeploymentReconciler:
         catalog: Catalog,
         pricing: Pricing,
         now: Callable[[], str],
+        promotions: Promotions,
     ) -> None:
         self._store = store
         self._executor = executor
@@ -65,6 +67,7 @@ class ModelDeploymentReconciler:
         self._catalog = catalog
         self._pricing = pricing
         self._now = now
+        self._promotions = promotions
         self._compiled: OrderedDict[Key, tuple[tuple[str, int, str], Compiled]] = OrderedDict()
 
     async def reconcile(self, key: Key) -> float | None:
@@ -75,17 +78,20 @@ class ModelDeploymentReconciler:
             return None
         error: InvalidSpec | NameTaken | None = None
         compiled: Compiled | None = None
+        held_s: float | None = None
         try:
             compiled = await self._compile(key, live)
             self._pricing.adopt(key, compiled.pricing)
             desired = self._scaler.track(key, live, compiled.model, compiled.resolved)
-            if await self._converge(key, live, compiled, desired):
+            held_s = self._promotions.release(key, compiled.template.hash)
+            if held_s is None and await self._converge(key, live, compiled, desired):
                 self._status.defer(key)
         except (InvalidSpec, NameTaken) as failure:
             error = failure
             if compiled is None:
                 self._scaler.forget(key)
-        return await self._update_status(key, live, compiled, error)
+        again_s = await self._update_status(key, live, compiled, error)
+        return again_s if held_s is None else held_s
 
     async def _converge(self, key: Key, live: Mapping[str, Any], compiled: Compiled, desired: int) -> int:
         meta = live["metadata"]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flotilla.api.preference import RouteReason, RouteStatus
 from flotilla.api.types import Verdict, set_conditions
 from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
 from flotilla.kube.observed import STUCK_REASONS, Pod
@@ -40,7 +41,12 @@ class GatewayView:
     @property
     def behind(self) -> bool:
         """Whether a ready pod has yet to report the document. It is asked again then, because no event reports it."""
-        return any(pod.uid not in self.reports or not self.serves(self.reports[pod.uid]) for pod in self.ready)
+        return bool(self.lagging)
+
+    @property
+    def lagging(self) -> tuple[Pod, ...]:
+        """The ready pods that have yet to report the document."""
+        return tuple(p for p in self.ready if p.uid not in self.reports or not self.serves(self.reports[p.uid]))
 
     def serves(self, report: GatewayReport) -> bool:
         """Whether a pod serves the document."""
@@ -113,13 +119,24 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
 
 
 def build(
-    live: Mapping[str, Any], admission: Admission, gateway: GatewayView, *, now: str, endpoint: str
+    live: Mapping[str, Any],
+    admission: Admission,
+    gateway: GatewayView,
+    *,
+    now: str,
+    endpoint: str,
+    routes: Sequence[RouteStatus] = (),
 ) -> dict[str, Any]:
-    """The whole status; `now` is RFC 3339 and only ends up in changed conditions."""
+    """The whole status; `now` is RFC 3339 and only ends up in changed conditions.
+
+    `routes` are the states of the served rules with a preference.
+    """
     generation = int(live["metadata"]["generation"])
+    verdicts = judge(admission, generation=generation, gateway=gateway)
+    before = (live.get("status") or {}).get("conditions") or ()
     conditions = set_conditions(
-        (live.get("status") or {}).get("conditions") or (),
-        judge(admission, generation=generation, gateway=gateway),
+        before if routes else [one for one in before if one["type"] not in _OF_EVIDENCE],
+        [*verdicts, *evidence_conditions(routes)],
         generation=generation,
         now=now,
     )
@@ -130,7 +147,36 @@ def build(
             "configHash": gateway.wanted_hash,
             "programmedGeneration": admission.served_generation,
         }
+    if routes:
+        dumped = (route.model_dump(mode="json", by_alias=True, exclude_none=True) for route in routes)
+        # An empty list is one that the apiserver may leave out.
+        status["rules"] = [{name: value for name, value in one.items() if value != []} for one in dumped]
     return status
+
+
+_OF_EVIDENCE = ("Qualified", "Promoting")
+
+
+def evidence_conditions(routes: Sequence[RouteStatus]) -> list[Verdict]:
+    """Qualified and Promoting, for a policy with a preference. They do not count for Ready."""
+    if not routes:
+        return []
+    # Only a pilot, which needs no evaluation, has a share without a revision.
+    pilots = [route for route in routes if not any(share.revision for share in route.shares)]
+    if pilots:
+        lost = [route for route in pilots if route.reason in (RouteReason.GUARD_BREACHED, RouteReason.VERDICT_LOST)]
+        first = (lost or pilots)[0]
+        reason = str(first.reason) if lost else "NoTargetQualified"
+        qualified = Verdict("Qualified", "False", reason, f"Rule {first.name!r}: {first.message}")
+    else:
+        targets = ", ".join(f"{route.candidate or route.holder!r} for rule {route.name!r}" for route in routes)
+        qualified = Verdict("Qualified", "True", "Qualified", f"Evidence qualifies {targets}.")
+    moving = next((route for route in routes if route.candidate is not None), None)
+    if moving is None:
+        return [qualified, Verdict("Promoting", "False", "Settled", "No traffic is being moved.")]
+    shares = ", ".join(f"{share.target} {share.percent} %" for share in moving.shares)
+    message = f"Rule {moving.name!r}: {shares}. {moving.message}"
+    return [qualified, Verdict("Promoting", "True", str(moving.reason), message)]
 
 
 def _summary(blocked: Verdict | None, *, waits: bool) -> list[Verdict]:

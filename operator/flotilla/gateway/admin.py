@@ -1,4 +1,4 @@
-"""The admin server: /healthz, /readyz, /metrics, /config and /held.
+"""The admin server: /healthz, /readyz, /metrics, /config, /guard and /held.
 
 It has a port and threads of its own, so that probes are answered while the event loop is busy.
 """
@@ -36,6 +36,8 @@ class Probes:
     registry: CollectorRegistry
     held: Callable[[int, float], int | None]
     """See `HeldCounter.poll`."""
+    guard: Callable[[], Mapping[str, Any]] = dict
+    """See `GuardCounts.report`."""
 
 
 class AdminServer:
@@ -81,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._checks(probes.ready())
             case "/config":
                 self._send(200, "application/json", json.dumps(probes.config()).encode())
+            case "/guard":
+                self._send(200, "application/json", json.dumps(probes.guard()).encode())
             case "/held":
                 self._held(urllib.parse.parse_qs(self.path.partition("?")[2]))
             case "/metrics":

@@ -183,6 +183,8 @@ class Api:
     def _finish(self, record: Record) -> None:
         try:
             record.finish(self._state.loop.time(), self._state.metrics, self._state.access_log)
+            if record.decision is not None and record.decision.route.preference and record.outcome != "cancelled":
+                self._state.guard.count(record.decision, record.attempts, first_token_s=record.first_token_s)
         finally:
             record.request.ended(record.request)
 

@@ -10,7 +10,8 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from flotilla import __version__, logs
 from flotilla.addresses import AddressMap
+from flotilla.api.preference import RouteStatus
 from flotilla.errors import FlotillaError
 from flotilla.gateway.admin import AdminServer, Probes
 from flotilla.gateway.api import Api, protocol_error_body
@@ -38,6 +40,7 @@ from flotilla.gateway.tracing import tracing_from_environment
 from flotilla.kube.client import KubeClient
 from flotilla.kube.informer import Informer, Object
 from flotilla.kube.kinds import ENDPOINT_SLICE, Kind
+from flotilla.routing.document import GatewayDocument
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,8 @@ class Gateway:
         self._leaving = False
         self._tasks: list[asyncio.Task[None]] = []
         self._admin: AdminServer | None = None
+        self._shares: Mapping[tuple[str, str], RouteStatus] = {}
+        """Where the traffic of routes with a preference went by the document before, by policy and rule."""
         metrics = GatewayMetrics()
         self.config = Config(settings.document, settings.keys, settings.state)
         self.config.on_change = self._apply_setup
@@ -123,7 +128,14 @@ class Gateway:
         settings = self._settings
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self.state.metrics)
-        probes = Probes(self._liveness, self._readiness, self._config_status, registry, self.held.poll)
+        probes = Probes(
+            self._liveness,
+            self._readiness,
+            self._config_status,
+            registry,
+            self.held.poll,
+            self.state.guard.report,
+        )
         self._admin = AdminServer(settings.admin_host, settings.admin_port, probes)
         self._tasks = [
             asyncio.create_task(self.config.follow(), name="config"),
@@ -155,7 +167,12 @@ class Gateway:
         self._resolver.allow_private = setup.document.allow_private_hosted_addresses
         live = {(policy.uid, target.name) for policy in setup.document.policies for target in policy.targets}
         self.state.breakers.keep(live)
+        self.state.guard.serve(setup.document.policies)
         declare_series(self.state.metrics, setup.document.policies)
+        shares = _shares(setup.document)
+        for entry in moves(self._shares, shares):
+            self.state.access_log.write({"time": round(time.time(), 3), **entry})
+        self._shares = shares
 
     async def _heartbeat(self) -> None:
         while True:
@@ -200,6 +217,16 @@ class Gateway:
         metrics.gauge(
             "target_info", "What a target is.", ("policy", "target", "modeldeployment", "model"), self._target_info
         )
+        metrics.gauge(
+            "route_share_percent",
+            "Share of a target in the traffic of a route with a preference.",
+            ("policy", "rule", "target"),
+            lambda: {
+                (policy, rule, share.target): float(share.percent)
+                for (policy, rule), status in self._shares.items()
+                for share in status.shares
+            },
+        )
         metrics.gauge("config_info", "The document in use.", ("hash",), lambda: {(self._config_status()["hash"],): 1.0})
 
     def _target_info(self) -> dict[tuple[str, ...], float]:
@@ -217,6 +244,29 @@ class Gateway:
             ): 1.0
             for policy in (setup.document.policies if setup is not None else ())
             for target in policy.targets
+        }
+
+
+def _shares(document: GatewayDocument) -> dict[tuple[str, str], RouteStatus]:
+    return {(policy.name, status.name): status for policy in document.policies for status in policy.routes}
+
+
+def moves(
+    before: Mapping[tuple[str, str], RouteStatus], after: Mapping[tuple[str, str], RouteStatus]
+) -> Iterator[dict[str, Any]]:
+    """A line of the access log for each route whose traffic another document moved."""
+    for (policy, rule), status in after.items():
+        old = before.get((policy, rule))
+        if old is not None and old.shares == status.shares:
+            continue
+        yield {
+            "event": "traffic_moved",
+            "policy": policy,
+            "rule": rule,
+            "before": {share.target: share.percent for share in old.shares} if old is not None else {},
+            "shares": {share.target: share.percent for share in status.shares},
+            "reason": str(status.reason),
+            "detail": status.message,
         }
 
 

@@ -152,6 +152,11 @@ class Record:
         if self._first_byte_s is None and at_s == at_s:
             self._first_byte_s = at_s
 
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the request to the beginning of its answer, None if there is none."""
+        return None if self._first_byte_s is None else self._first_byte_s - self.request.arrived_s
+
     def add_usage(self, target: Target, usage: Usage | None, answer: str) -> None:
         """Add the tokens of one answer. Answers that were replaced by a better one are paid too."""
         if usage is None:

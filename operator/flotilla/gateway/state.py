@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from flotilla.gateway.attempt import Deadlines
 from flotilla.gateway.config import Config
 from flotilla.gateway.endpoints import EndpointRegistry, EscalationRate, RetryBudget, TargetBreakers
+from flotilla.gateway.guard import GuardCounts
 from flotilla.gateway.http.client import UpstreamPool
 from flotilla.gateway.http.message import MemoryBudget
 from flotilla.gateway.limits.accounts import Accounts
@@ -41,6 +42,7 @@ class GatewayState:
         default_factory=lambda: defaultdict(EscalationRate)
     )
     breakers: TargetBreakers = field(default_factory=TargetBreakers)
+    guard: GuardCounts = field(default_factory=GuardCounts)
     missed: dict[str, deque[float]] = field(default_factory=dict)
     """By ModelDeployment: when requests were sent elsewhere because it had no endpoint, on the loop's clock."""
 

@@ -79,6 +79,8 @@ class ClusterEndpoint(_Part):
     served_model: str
     """What the pods call the model; replaces `model` in requests."""
     engine: str
+    adapter: str | None = None
+    """The adapter that is asked instead of the model itself."""
 
 
 class HostedEndpoint(_Part):
@@ -392,6 +394,7 @@ def _target(target: TargetSpec, deployments: Mapping[str, DeploymentFacts]) -> T
             model_deployment=reference.name,
             served_model=reference.adapter or facts.served_name,
             engine=facts.engine,
+            adapter=reference.adapter,
         ),
     )
 

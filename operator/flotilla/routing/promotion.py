@@ -141,7 +141,11 @@ def advance(
             return RouteReason.VERDICT_LOST, why
         if (bound := breach(wanted.guard, figures.get(target))) is not None:
             draft.withdrawn[target] = Withdrawal(
-                target=target, revision=known[target].revision, since=now, message=bound
+                target=target,
+                revision=known[target].revision,
+                since=now,
+                verdict_time=_time(known[target].finished_s),
+                message=bound,
             )
             return RouteReason.GUARD_BREACHED, f"Target {target!r} breached the guard: {bound}"
         return None
@@ -300,8 +304,7 @@ def _qualified(evidence: TargetEvidence) -> bool:
 
 def _superseded(withdrawal: Withdrawal, evidence: TargetEvidence) -> bool:
     """Whether a newer verdict or another revision lets the target try again."""
-    newer = evidence.finished_s is not None and evidence.finished_s > unix_s(withdrawal.since)
-    return withdrawal.revision != evidence.revision or newer
+    return withdrawal.revision != evidence.revision or withdrawal.verdict_time != _time(evidence.finished_s)
 
 
 def _shares(draft: _Draft, wanted: Promotion, known: Mapping[str, TargetEvidence]) -> list[RouteShare]:
@@ -328,6 +331,10 @@ _SEVERITY = (
     EvidenceState.UNKNOWN,
     EvidenceState.DISQUALIFIED,
 )
+
+
+def _time(unix: float | None) -> str | None:
+    return None if unix is None else rfc3339(unix)
 
 
 def rfc3339(unix: float) -> str:
