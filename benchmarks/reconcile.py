@@ -113,6 +113,7 @@ async def measure(plane: ControlPlane, name: str, count: int, directory: Path) -
             created_s=max(load.created.values()) - start,
             converged_s=max(load.answered.values()) - start,
             answered_at_half_percent=answered_at_half_percent(start, load.answered.values()),
+            rest_at_half_percent=answered_at_half_percent(max(load.created.values()), load.answered.values()),
             newcomer_s=load.newcomer_s,
             longest_wait_s=max(waits),
             healthz_longest_ms=health.longest_ms,

@@ -21,6 +21,9 @@ class Row:
     converged_s: float
     """From the first create to the last status."""
     answered_at_half_percent: float
+    """Of all objects, at half of the time from the first create to the last status."""
+    rest_at_half_percent: float
+    """Of the objects that had no status when the last one was created, at half of the time from then on."""
     newcomer_s: float
     longest_wait_s: float
     healthz_longest_ms: float
@@ -54,6 +57,7 @@ FIGURES = (
     Figure("created_s", "all created after (s)"),
     Figure("converged_s", "all have a status after (s)", ratio=True),
     Figure("answered_at_half_percent", "have a status at half of that (%)", ">= 50"),
+    Figure("rest_at_half_percent", "the same from the last create on (%)", ">= 50"),
     Figure("newcomer_s", "one more at half: to its status (s)", "<= 5"),
     Figure("longest_wait_s", "longest from created to status (s)"),
     Figure("healthz_longest_ms", "longest answer of /healthz (ms)"),
@@ -70,8 +74,8 @@ FIGURES = (
 
 
 def answered_at_half_percent(start: float, answered: Iterable[float]) -> float:
-    """Of the objects that have a status in the end, the share that had one after half of the time, in percent."""
-    times = list(answered)
+    """Of the objects that got a status after `start`, the share that had one after half of the time, in percent."""
+    times = [time for time in answered if time > start]
     half = start + (max(times) - start) / 2
     return 100 * sum(time <= half for time in times) / len(times)
 

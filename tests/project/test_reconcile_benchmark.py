@@ -24,6 +24,7 @@ def row(operator: str, count: int = 1000, value: float = 1.0, **figures: float) 
 def test_the_share_at_half_of_the_time_counts_from_the_start_to_the_last_status() -> None:
     assert answered_at_half_percent(10, [11, 12, 13, 20]) == 75
     assert answered_at_half_percent(10, [20, 20, 20]) == 0
+    assert answered_at_half_percent(10, [8, 9, 10, 14, 20]) == 50
 
 
 def test_waits_are_in_the_order_of_creation_and_never_negative() -> None:
