@@ -2,11 +2,17 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.gateway import endpoint_slice
 
-from flotilla.gateway.endpoints import EndpointPool, EndpointRegistry, ready_addresses
+from flotilla.gateway.endpoints import EndpointPool, EndpointRegistry, prefix_blocks, ready_addresses
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["text", "content", "x"]), inner),
+)
 
 
 def book(*ports: int) -> EndpointRegistry:
@@ -61,11 +67,11 @@ def test_equally_busy_endpoints_take_turns() -> None:
 def test_a_session_moves_only_when_its_endpoint_goes(hashes: list[int]) -> None:
     found = book(1, 2, 3, 4)
     pool = found.pool("m")
-    before = {affinity: pool.pick(0, affinity=affinity) for affinity in hashes}
+    before = {affinity: pool.pick(0, affinity=(affinity,)) for affinity in hashes}
     gone = pool.endpoints[0]
     found.remove(f"m-{gone.address.port}")
     for affinity, endpoint in before.items():
-        assert endpoint is gone or pool.pick(0, affinity=affinity) is endpoint
+        assert endpoint is gone or pool.pick(0, affinity=(affinity,)) is endpoint
 
 
 @given(busy=st.lists(st.integers(0, 50), min_size=2, max_size=6), affinity=st.integers(0, 2**32 - 1))
@@ -73,9 +79,49 @@ def test_affinity_never_overloads(busy: list[int], affinity: int) -> None:
     pool = book(*range(1, len(busy) + 1)).pool("m")
     for endpoint, outstanding in zip(pool.endpoints, busy, strict=True):
         endpoint.outstanding = outstanding
-    chosen = pool.pick(0, affinity=affinity)
+    chosen = pool.pick(0, affinity=(affinity,))
     assert chosen is not None
     assert chosen.outstanding <= 1.25 * (sum(busy) + 1) / len(busy) + 1
+
+
+SYSTEM = "You sort support tickets by their queue. " * 20
+FORMS: dict[str, dict[str, Any]] = {
+    "a string": {"messages": [{"role": "system", "content": SYSTEM}]},
+    "parts": {"messages": [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]},
+    "a prompt": {"prompt": SYSTEM},
+    "a list of prompts": {"prompt": [SYSTEM]},
+    "tokens": {"prompt": list(range(3000))},
+    "tools": {"tools": [{"type": "function", "function": {"name": "f", "description": SYSTEM}}], "messages": []},
+}
+
+
+@pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS.keys())
+def test_prompts_that_begin_alike_go_to_one_endpoint_whatever_their_form(fields: dict[str, Any]) -> None:
+    pool = book(1, 2, 3).pool("m")
+    asked = [
+        {**fields, "messages": [*fields.get("messages", []), {"role": "user", "content": f"{n}"}]} for n in range(9)
+    ]
+    asked = asked if "prompt" not in fields else [fields] * 9
+    assert len({id(pool.pick(0, affinity=prefix_blocks(body, "small", None))) for body in asked}) == 1
+
+
+def test_the_longest_known_beginning_decides_and_adapters_are_kept_apart() -> None:
+    pool = book(1, 2).pool("m")
+    turns = [{"role": "user", "content": f"{n} " * 200} for n in range(4)]
+    short, long = ({"messages": turns[:1]}, {"messages": turns})
+    first = pool.pick(0, affinity=prefix_blocks(short, "m", None))
+    assert first is not None
+    first.outstanding = 5
+    other = pool.pick(0, affinity=prefix_blocks(long, "m", None))
+    assert other is not first
+    first.outstanding = 0
+    assert pool.pick(0, affinity=prefix_blocks(long, "m", None)) is other
+    assert set(prefix_blocks(long, "m", None)).isdisjoint(prefix_blocks(long, "adapter", None))
+
+
+@given(fields=st.dictionaries(st.sampled_from(["messages", "prompt", "tools"]), JSON))
+def test_the_beginning_of_any_body_is_bounded(fields: dict[str, Any]) -> None:
+    assert len(prefix_blocks(fields, "m", None)) <= 129
 
 
 def test_an_ejected_endpoint_is_left_out_until_all_are() -> None:

@@ -8,7 +8,6 @@ classifier and for limits that are counted elsewhere; `waits` says so, and `now`
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
-from zlib import crc32
 
 import orjson
 
@@ -31,8 +30,6 @@ from flotilla.routing.decide import Refusal, invalid_api_key, model_not_found
 from flotilla.routing.document import Policy
 from flotilla.routing.request import Features, Operation, features_of
 
-_PREFIX_CHARS = 1024
-"""Length of the prompt's beginning by which requests are sent to the same replica."""
 _T = TypeVar("_T")
 
 
@@ -97,7 +94,7 @@ async def admit_request(
         record.operation,
         record,
         _extra_lines(record.request, record),
-        _affinity(body, features),
+        features.session,
     )
     lease = None
     if state.accounts is not None and limited(policy):
@@ -151,7 +148,7 @@ async def _classify_task(
     try:
         call = dispatcher.send(question.permit, destination, sink, Extras(), _unchanged, resolve(ended))
         outcome = await ended
-        answer = _classifier_answer(outcome, dispatcher.dialect(question.permit))
+        answer = _classifier_answer(outcome, dispatcher.dialect(target.name))
         classified = _classification(outcome, answer, policy)
     except UntranslatableRequest:
         classified = "refused"
@@ -205,27 +202,6 @@ def _extra_lines(request: Request, record: Record) -> bytes:
     trace = request.headers.get("traceparent") if record.span is None else record.span.traceparent
     lines = b"x-request-id: %b\r\n" % record.id.encode()
     return lines + message.header("traceparent", trace) if trace is not None else lines
-
-
-def _affinity(body: Body, features: Features) -> int | None:
-    """A hash of the session, or else of the prompt's beginning, which the same replica may have in its cache."""
-    if features.session is not None:
-        return crc32(features.session.encode(errors="replace"))
-    beginning = _prompt_beginning(body.fields)
-    return crc32(beginning[:_PREFIX_CHARS].encode(errors="replace")) if beginning else None
-
-
-def _prompt_beginning(fields: Mapping[str, Any]) -> str:
-    """The first text of the prompt, be it a string, a list of strings or a list of parts; empty if there is none."""
-    messages = fields.get("messages")
-    value = messages[0].get("content") if messages and isinstance(messages[0], dict) else fields.get("prompt")
-    if isinstance(value, str):
-        return value
-    for item in value if isinstance(value, list) else [value]:
-        text = item.get("text") if isinstance(item, dict) else item
-        if isinstance(text, str):
-            return text
-    return ""
 
 
 def _unchanged(outcome: Complete) -> Outcome:

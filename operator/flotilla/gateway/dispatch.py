@@ -7,15 +7,14 @@ already. Breakers and the metrics of attempts are updated here and nowhere else.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from flotilla.api.routing_policy import Failure, Hold
 from flotilla.catalog.providers import KNOWN_FIELDS
 from flotilla.gateway.attempt import Complete, Failed, Interrupted, Outcome, ResponseSink
 from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Dialect, Extras
-from flotilla.gateway.endpoints import Breaker, Endpoint
-from flotilla.gateway.http.client import ConnectFailed, Origin, UpstreamConnection
+from flotilla.gateway.endpoints import Breaker, Destination, Endpoint, prefix_blocks
+from flotilla.gateway.http.client import ConnectFailed, UpstreamConnection
 from flotilla.gateway.http.message import Response
 from flotilla.gateway.metrics import OTHER
 from flotilla.gateway.openai.requests import Body
@@ -23,19 +22,11 @@ from flotilla.gateway.pending import WaitResult
 from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
 from flotilla.routing.decide import Permit
-from flotilla.routing.document import Policy
+from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Operation
 
 HOLD_RETRY_S = 5
 """Value of Retry-After when a request waited for a replica in vain."""
-
-
-@dataclass(slots=True)
-class Destination:
-    """Where an attempt is sent. `endpoint` is None for a hosted API, which has no pods of ours."""
-
-    origin: Origin
-    endpoint: Endpoint | None
 
 
 class Call:
@@ -164,6 +155,7 @@ class Dispatcher:
         "_extra",
         "_operation",
         "_policy",
+        "_session",
         "_setup",
         "dropped",
         "failed_endpoints",
@@ -180,20 +172,21 @@ class Dispatcher:
         operation: Operation,
         record: Record,
         extra: bytes = b"",
-        affinity: int | None = None,
+        session: str | None = None,
     ) -> None:
         self.state, self._setup, self._policy = state, setup, policy
         self._body, self._operation, self._extra = body, operation, extra
-        self._affinity = affinity
+        self._session = session
+        self._affinity: tuple[str, tuple[int, ...]] = ("", ())
         self.record = record
         self.failed_endpoints: list[Endpoint] = []
         """Endpoints at which an attempt of this request failed; they are not chosen again."""
         self.dropped: tuple[str, ...] = ()
         """Request fields that the last target's API does not have, and that were left out."""
 
-    def dialect(self, permit: Permit) -> Dialect:
+    def dialect(self, target: str) -> Dialect:
         """How requests to the target are written."""
-        return self._setup.dialects[self._policy.name, permit.target.name]
+        return self._setup.dialects[self._policy.name, target]
 
     def destination(self, permit: Permit) -> Destination | None:
         """Where to send the request now.
@@ -202,12 +195,12 @@ class Dispatcher:
         """
         target = permit.target
         if target.hosted is not None:
-            return Destination(self._setup.origins[target.hosted.base_url], None)
+            return Destination(self._setup.origins[target.hosted.base_url])
         assert target.cluster is not None
         owner = target.cluster.model_deployment
         if self.state.pending.count(owner):
             return None
-        return self._pick_endpoint(owner)
+        return self._pick_endpoint(target)
 
     async def wait_for_replica(self, permit: Permit, deadline_s: float) -> Destination | Failed:
         """Wait in the queue until the model has an endpoint, at most until `deadline_s` and the policy's `hold`
@@ -222,7 +215,7 @@ class Dispatcher:
             left = until - state.loop.time()
             bounds: Hold = self._policy.hold
             result = await state.pending.wait(owner, self._policy.uid, bounds, size=len(self._body.raw), timeout_s=left)
-            if result is WaitResult.READY and (destination := self._pick_endpoint(owner)) is None:
+            if result is WaitResult.READY and (destination := self._pick_endpoint(permit.target)) is None:
                 state.pending.notify_gone(owner)
         waited = state.loop.time() - started
         self.record.upstream_s += waited
@@ -251,7 +244,7 @@ class Dispatcher:
         `response` is the client's, so that a slow client can slow the target down. Raises UntranslatableRequest if the
         target's API cannot express the request, and returns None after `done` if nothing could be sent.
         """
-        dialect = self.dialect(permit)
+        dialect = self.dialect(permit.target.name)
         if not dialect.has_key:
             done(Failed(Failure.UNAUTHORIZED, "the Secret with its key is missing", 502, nothing_sent=True))
             return None
@@ -273,7 +266,7 @@ class Dispatcher:
     def another_endpoint(self, permit: Permit) -> Destination | None:
         """Another endpoint of the same target, if there is one at which this request has not failed yet."""
         target = permit.target
-        return None if target.cluster is None else self._pick_endpoint(target.cluster.model_deployment)
+        return None if target.cluster is None else self._pick_endpoint(target)
 
     def target_breaker(self, permit: Permit) -> Breaker | None:
         """The breaker of the target, None while it has not failed."""
@@ -316,11 +309,14 @@ class Dispatcher:
         else:
             endpoint.breaker.release()
 
-    def _pick_endpoint(self, owner: str) -> Destination | None:
-        endpoint = self.state.endpoints.pool(owner).pick(
-            self.state.loop.time(), affinity=self._affinity, without=self.failed_endpoints
-        )
-        return None if endpoint is None else Destination(endpoint.origin, endpoint)
+    def _pick_endpoint(self, target: Target) -> Destination | None:
+        assert target.cluster is not None
+        pool = self.state.endpoints.pool(target.cluster.model_deployment)
+        if len(pool.endpoints) > 1 and self._affinity[0] != target.name:
+            blocks = prefix_blocks(self._body.fields, target.served_model, self._session)
+            self._affinity = (target.name, blocks)
+        endpoint = pool.pick(self.state.loop.time(), affinity=self._affinity[1], without=self.failed_endpoints)
+        return None if endpoint is None else endpoint.destination
 
     def _rest(self, target: str, retry_after: str | None, now_s: float) -> None:
         if retry_after is not None and retry_after.isascii() and retry_after.isdigit():

@@ -6,7 +6,7 @@ by affinity. `RetryBudget` and `EscalationRate` keep a failing fleet from gettin
 any monotonic clock, given by the caller.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -22,6 +22,13 @@ _BOUND_PERCENT = 125
 loads (Mirrokni, Thorup, Zadimoghaddam 2018)."""
 _MIX = 0x9E3779B1
 """2^32 divided by the golden ratio, for multiplicative hashing."""
+_PREFIX_CHARS = 8192
+"""Length of the prompt's beginning that is compared with what the replicas got before."""
+_BLOCK_BYTES = 256
+_PREFIX_ITEMS, _PREFIX_STEPS = 16, 200
+"""So many tools, messages and parts of one list are looked at, and so many in all."""
+_REMEMBERED_BLOCKS = 4096
+"""Of each endpoint: a megabyte of text, about what the cache of a small engine holds."""
 _RETRY_SHARE = 0.2
 """Retries for each request."""
 _RETRY_RESERVE = 10.0
@@ -115,18 +122,48 @@ class Address:
     port: int
 
 
+class Destination:
+    """Where an attempt is sent. `endpoint` is None for a hosted API, which has no pods of ours."""
+
+    __slots__ = ("endpoint", "origin")
+
+    def __init__(self, origin: Origin, endpoint: "Endpoint | None" = None) -> None:
+        self.origin, self.endpoint = origin, endpoint
+
+
 class Endpoint:
     """One ready pod, its breaker and its load."""
 
-    __slots__ = ("address", "breaker", "digest", "origin", "outstanding")
+    __slots__ = ("_blocks", "address", "breaker", "destination", "digest", "origin", "outstanding")
 
     def __init__(self, address: Address, origin: Origin) -> None:
         self.address = address
         self.origin = origin
+        self.destination = Destination(origin, self)
         self.breaker = Breaker(_BREAKER_SETTINGS)
         self.digest = crc32(f"{address.host}:{address.port}".encode())
         self.outstanding = 0
         """Requests that were sent and have not ended."""
+        self._blocks: dict[int, None] = {}
+        """Blocks of prompts that it got, the oldest first."""
+
+    def known_blocks(self, blocks: Sequence[int]) -> int:
+        """How many of the blocks, from the first on, it got before."""
+        known = 0
+        for block in blocks:
+            if block not in self._blocks:
+                break
+            known += 1
+        return known
+
+    def remember(self, blocks: Sequence[int]) -> None:
+        """It gets a prompt of these blocks."""
+        kept = self._blocks
+        for block in blocks:
+            kept.pop(block, None)
+            kept[block] = None
+        while len(kept) > _REMEMBERED_BLOCKS:
+            del kept[next(iter(kept))]
 
 
 class EndpointPool:
@@ -143,25 +180,67 @@ class EndpointPool:
         self.endpoints = tuple(known.get(a) or Endpoint(a, origin) for a, origin in sorted(addresses.items(), key=_key))
         return any(address not in known for address in addresses)
 
-    def pick(self, now_s: float, *, affinity: int | None = None, without: Iterable[Endpoint] = ()) -> Endpoint | None:
+    def pick(self, now_s: float, *, affinity: Sequence[int] = (), without: Iterable[Endpoint] = ()) -> Endpoint | None:
         """Choose the endpoint for a request, other than those in `without`. None if there is none.
 
-        With `affinity` (a hash of the session or of the prompt's beginning) it is the one that the hash prefers, unless
-        that is busier than the others; without, it is the least busy one. Endpoints whose breaker is open are chosen
-        only if all are open, because the cluster says that they are ready.
+        With `affinity` (see `prefix_blocks`) it is the one that has got the longest part of the prompt before, and of
+        several such ones the one that the hash of the beginning prefers, so that replicas of the gateway that have seen
+        nothing yet agree. Endpoints that are busier than the others are left out. Without affinity it is the least busy
+        one. Endpoints whose breaker is open are chosen only if all are open, because the cluster says that they are
+        ready.
         """
         left = [endpoint for endpoint in self.endpoints if endpoint not in without] if without else self.endpoints
         if len(left) < 2:
             return left[0] if left else None
         able = [endpoint for endpoint in left if endpoint.breaker.allows(now_s)] or list(left)
-        if affinity is not None:
+        if affinity:
             bound = (_BOUND_PERCENT * (sum(e.outstanding for e in able) + 1) + 100 * len(able) - 1) // (100 * len(able))
             free = [endpoint for endpoint in able if endpoint.outstanding < bound]
             if free:
-                return max(free, key=lambda endpoint: (endpoint.digest ^ affinity) * _MIX & 0xFFFFFFFF)
+                first = affinity[0]
+                chosen = max(free, key=lambda e: (e.known_blocks(affinity), (e.digest ^ first) * _MIX & 0xFFFFFFFF))
+                chosen.remember(affinity)
+                return chosen
         self._turn += 1
         start = self._turn % len(able)
         return min(able[start:] + able[:start] if start else able, key=lambda endpoint: endpoint.outstanding)
+
+
+def prefix_blocks(fields: Mapping[str, Any], model: str, session: str | None) -> tuple[int, ...]:
+    """Digests of growing parts of the prompt, which a replica that got them before may have in its cache.
+
+    Engines put the tools before the messages, and keep the cache of each adapter (`model`) apart. Texts count whatever
+    their form is: strings, content parts, blocks of a system message, prompts of a completion. A session is one block.
+    """
+    digest = crc32(model.encode(errors="replace"))
+    if session is not None:
+        return (crc32(session.encode(errors="replace"), digest),)
+    tools, messages = fields.get("tools"), fields.get("messages")
+    stack: list[Any] = (
+        list(reversed(messages[:_PREFIX_ITEMS])) if isinstance(messages, list) else [fields.get("prompt")]
+    )
+    for tool in reversed(tools[:_PREFIX_ITEMS]) if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict):
+            stack += [function.get("description"), function.get("name")]
+    texts, left = list[str](), _PREFIX_CHARS
+    for _ in range(_PREFIX_STEPS):
+        if not stack or left <= 0:
+            break
+        item = stack.pop()
+        if isinstance(item, str):
+            texts.append(item[:left])
+            left -= len(item)
+        elif isinstance(item, dict):
+            stack.append(item["text"] if "text" in item else item.get("content"))
+        elif isinstance(item, list):
+            numbers = bool(item) and isinstance(item[0], int)
+            stack += [repr(item[:_PREFIX_CHARS])] if numbers else reversed(item[:_PREFIX_ITEMS])
+    text, blocks = "\n".join(texts).encode(errors="replace"), []
+    for start in range(0, len(text), _BLOCK_BYTES):
+        digest = crc32(text[start : start + _BLOCK_BYTES], digest)
+        blocks.append(digest)
+    return tuple(blocks)
 
 
 class EndpointRegistry:

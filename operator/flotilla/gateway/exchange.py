@@ -35,7 +35,8 @@ from flotilla.gateway.attempt import (
 )
 from flotilla.gateway.config import RoutePlan, route_header
 from flotilla.gateway.dialect import DROPPED_HEADER, Extras
-from flotilla.gateway.dispatch import Call, Destination, Dispatcher, resolve, unix_s
+from flotilla.gateway.dispatch import Call, Dispatcher, resolve, unix_s
+from flotilla.gateway.endpoints import Destination
 from flotilla.gateway.http import message
 from flotilla.gateway.metrics import ESCALATION, FIRST
 from flotilla.gateway.openai import responses
@@ -127,8 +128,8 @@ class Exchange:
         elif self._call is not None:
             self._record.outcome = "cancelled"
             self._call.abandon()
-            self._note(self._decision.first, _LEFT)
-            self._ended(self._record)
+            self._note(self._plan.first, _LEFT)
+            self._end()
 
     # the course
 
@@ -147,8 +148,7 @@ class Exchange:
         except Exception:  # the outermost handler: the client must get an answer
             log.exception(DEFECT)
             self._defect()
-        self._call = None
-        self._ended(self._record)
+        self._end()
 
     def _go_on(self, course: Coroutine[Any, Any, None]) -> None:
         """From here on the request has a task of its own."""
@@ -164,7 +164,13 @@ class Exchange:
             log.exception(DEFECT)
             self._defect()
         finally:
-            self._ended(self._record)
+            self._end()
+
+    def _end(self) -> None:
+        """Break the cycles of references: the garbage collector that would find them runs seldom."""
+        self._call = None
+        self._record.request.on_left = None
+        self._ended(self._record)
 
     def _defect(self) -> None:
         if not self._response.started:
@@ -256,8 +262,9 @@ class Exchange:
     def _read(self, complete: Complete) -> Outcome:
         """Check a complete answer, before its outcome is counted."""
         answer = self._answer
-        dialect = self._dispatcher.dialect(self._decision.permit(answer.target))
-        outcome = read_answer(complete, answer, dialect, self._record.operation, unix_s())
+        outcome = read_answer(
+            complete, answer, self._dispatcher.dialect(answer.target), self._record.operation, unix_s()
+        )
         if self._plan.follows_refusals and (refused := self._followed_refusal(answer)) is not None:
             return refused
         if self._logprobs and type(outcome) is Complete:
@@ -369,7 +376,7 @@ class Exchange:
             total_s=self._deadline_s,
             first_token_s=timeouts.first_token_seconds,
             idle_s=timeouts.idle_seconds,
-            translate=self._dispatcher.dialect(permit).stream_translator(unix_s(), include_usage=True),
+            translate=self._dispatcher.dialect(permit.target.name).stream_translator(unix_s(), include_usage=True),
         )
 
     def _record_failure(self, failure: Failure) -> None:

@@ -40,6 +40,7 @@ class AccessLog:
 
     def __init__(self, descriptor: int | None, *, on_lost: Callable[[int], None]) -> None:
         self._descriptor = descriptor
+        self.enabled = descriptor is not None
         self._on_lost = on_lost
         self._lines: deque[bytes] = deque()
         self._stop = threading.Event()
@@ -48,9 +49,7 @@ class AccessLog:
             self._thread.start()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Add a line."""
-        if self._descriptor is None:
-            return
+        """Add a line, if the log is enabled."""
         if len(self._lines) >= _MAX_LINES:
             self._on_lost(1)
             return
@@ -163,30 +162,37 @@ class Record:
             return
         self._usages.append((target, usage, answer))
         self.total_tokens += usage.prompt_tokens + usage.completion_tokens
-        self.usd += spent(target, usage) or ZERO
+        if target.hosted is not None:
+            self.usd += spent(target, usage) or ZERO
 
     def finish(self, now_s: float, metrics: GatewayMetrics, access_log: AccessLog) -> None:
         """The request has ended: count it and log it. `now_s` is the loop's time."""
-        upstream_s = self.upstream_s
-        given = next((attempt for attempt in reversed(self.attempts) if attempt.failure is None), None)
+        policy, decision, refusal = self.policy, self.decision, self.refusal
+        given = None
+        for attempt in reversed(self.attempts):
+            if attempt.failure is None:
+                given = attempt
+                break
         target = given.target if given is not None else ""
-        policy = self.policy
         duration_s = now_s - self.request.arrived_s
         name = policy.name if policy is not None else OTHER
-        decision = self.decision
-        rule = decision.rule if decision is not None else self.refusal.rule if self.refusal is not None else ""
-        data_class = decision.data_class if decision is not None else self.refusal.data_class if self.refusal else ""
-        metrics.requests.add((name, rule, target, data_class, self.outcome))
+        rule = data_class = ""
         if decision is not None:
-            metrics.duration.observe((name, target), duration_s)
-            metrics.overhead.observe((name,), max(duration_s - upstream_s, 0.0))
+            rule, data_class = decision.rule, decision.data_class
+            place = (name, target)
+            metrics.duration.observe(place, duration_s)
+            metrics.overhead.observe((name,), max(duration_s - self.upstream_s, 0.0))
             if self._first_byte_s is not None:
-                metrics.ttft.observe((name, target), self._first_byte_s - self.request.arrived_s)
-        if self.refusal is not None:
-            self._refused(metrics, name, self.refusal)
-        if policy is not None:
+                metrics.ttft.observe(place, self._first_byte_s - self.request.arrived_s)
+        elif refusal is not None:
+            rule, data_class = refusal.rule, refusal.data_class
+        metrics.requests.add((name, rule, target, data_class, self.outcome))
+        if refusal is not None:
+            self._refused(metrics, name, refusal)
+        if policy is not None and self._usages:
             self._tokens(metrics, policy, given)
-        access_log.write(self._entry(name, rule, target, data_class, duration_s, upstream_s))
+        if access_log.enabled:
+            access_log.write(self._entry(name, rule, target, data_class, duration_s))
         if self.span is not None:
             self.span.end(
                 status=self.request.response.status,
@@ -203,20 +209,23 @@ class Record:
         """Count the tokens and the cost of every answer, and what the comparators would have cost."""
         name, team, served = policy.name, self._team(policy), None
         replaced = given is not None and given.escalated
+        tokens, team_tokens = metrics.tokens.add, metrics.team_tokens.add
         for target, usage, kind in self._usages:
-            answer = REPLACED if replaced and kind == FIRST else kind
-            for token_type, tokens in (
-                ("input", usage.prompt_tokens - usage.cached_tokens),
-                ("cached_input", usage.cached_tokens),
-                ("output", usage.completion_tokens),
-            ):
-                metrics.tokens.add((name, target.name, answer, token_type), tokens)
-                metrics.team_tokens.add((name, target.name, team, token_type), tokens)
-            usd = spent(target, usage)
-            if target.hosted is not None and usd is not None:
-                metrics.cost.add((name, target.name, answer), usd)
-                metrics.team_cost.add((name, target.name, team), usd)
-            if given is not None and target.name == given.target and kind == (ESCALATION if replaced else FIRST):
+            answer, place = REPLACED if replaced and kind == FIRST else kind, target.name
+            fresh = usage.prompt_tokens - usage.cached_tokens
+            tokens((name, place, answer, "input"), fresh)
+            team_tokens((name, place, team, "input"), fresh)
+            tokens((name, place, answer, "output"), usage.completion_tokens)
+            team_tokens((name, place, team, "output"), usage.completion_tokens)
+            if usage.cached_tokens:
+                tokens((name, place, answer, "cached_input"), usage.cached_tokens)
+                team_tokens((name, place, team, "cached_input"), usage.cached_tokens)
+            if target.hosted is not None:
+                usd = spent(target, usage)
+                if usd is not None:
+                    metrics.cost.add((name, place, answer), usd)
+                    metrics.team_cost.add((name, place, team), usd)
+            if given is not None and place == given.target and kind == (ESCALATION if replaced else FIRST):
                 served = usage
         if served is not None:
             # A single model for everything would have answered once, so only the answer that was sent counts.
@@ -238,22 +247,14 @@ class Record:
         elif refusal.code in ("rate_limit_exceeded", "budget_exceeded"):
             metrics.limited.add((name, refusal.code))
 
-    def _entry(
-        self,
-        name: str,
-        rule: str,
-        target: str,
-        data_class: str,
-        duration_s: float,
-        upstream_s: float,
-    ) -> dict[str, Any]:
-        features = self.features
+    def _entry(self, name: str, rule: str, target: str, data_class: str, duration_s: float) -> dict[str, Any]:
+        features, request = self.features, self.request
         entry: dict[str, Any] = {
             "time": round(time.time(), 3),
             "id": self.id,
-            "peer": self.request.peer,
-            "path": self.request.path[:100],
-            "status": self.request.response.status,
+            "peer": request.peer,
+            "path": request.path[:100],
+            "status": request.response.status,
             "outcome": self.outcome,
             "policy": name,
             "rule": rule,
@@ -261,14 +262,18 @@ class Record:
             "class": data_class,
             "attempts": len(self.attempts),
             "ms": round(duration_s * 1000, 2),
-            "upstream_ms": round(upstream_s * 1000, 2),
+            "upstream_ms": round(self.upstream_s * 1000, 2),
         }
         if self._first_byte_s is not None:
-            entry["first_byte_ms"] = round((self._first_byte_s - self.request.arrived_s) * 1000, 2)
+            entry["first_byte_ms"] = round((self._first_byte_s - request.arrived_s) * 1000, 2)
         if features is not None:
             entry["stream"] = features.stream
-            named = (("client", features.client), ("team", features.team), ("task", features.task))
-            entry |= {key: value for key, value in named if value is not None}
+            if features.client is not None:
+                entry["client"] = features.client
+            if features.team is not None:
+                entry["team"] = features.team
+            if features.task is not None:
+                entry["task"] = features.task
         if self._usages:
             entry["tokens"] = self.total_tokens
             if self.usd:

@@ -437,7 +437,7 @@ def _known(names: Collection[str]) -> str:
 
 def choices_of(body: Mapping[str, Any]) -> tuple[Choice, ...]:
     """The answers of a whole body of chat/completions or completions. What is odd in it is left out."""
-    return tuple(_whole(choice) for choice in _maps(body.get("choices")))
+    return tuple([_whole(choice) for choice in _maps(body.get("choices"))])
 
 
 def _whole(choice: Mapping[str, Any]) -> Choice:
@@ -447,11 +447,11 @@ def _whole(choice: Mapping[str, Any]) -> Choice:
     text, refusal, reason = said.get("content"), said.get("refusal"), choice.get("finish_reason")
     calls, probabilities = said.get("tool_calls"), choice.get("logprobs")
     return Choice(
-        text=text if isinstance(text, str) else "",
-        tool_calls=tuple(_call(call.get("function")) for call in _maps(calls)) if calls else (),
-        finish_reason=reason if isinstance(reason, str) else None,
-        refusal=isinstance(refusal, str) and bool(refusal),
-        logprobs=tuple(_maps(probabilities.get("content"))) if isinstance(probabilities, dict) else (),
+        text if isinstance(text, str) else "",
+        tuple(_call(call.get("function")) for call in _maps(calls)) if calls else (),
+        reason if isinstance(reason, str) else None,
+        isinstance(refusal, str) and bool(refusal),
+        tuple(_maps(probabilities.get("content"))) if isinstance(probabilities, dict) else (),
     )
 
 

@@ -229,7 +229,7 @@ class Permit:
             raise SovereigntyBreach(f"Target {self.target.name!r} is outside of {sorted(self.allowed)}.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """One attempt of a request, for any reason but the classifier's own call."""
 

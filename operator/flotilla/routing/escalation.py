@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
@@ -118,7 +118,7 @@ class ToolCall:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """One of the answers of a response."""
 
@@ -131,7 +131,7 @@ class Choice:
     """Of each token, as OpenAI writes them in `logprobs.content`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expectations:
     """What the request asked for, and which signals its rule looks at."""
 
@@ -150,6 +150,8 @@ def expectations(
     body: Mapping[str, Any], signals: Collection[Signal], confidence: Confidence | None = None
 ) -> Expectations:
     """Read a request's body. What is odd in it is the target's to refuse, and expects nothing here."""
+    if "response_format" not in body and "tools" not in body:
+        return Expectations(frozenset(signals), confidence)
     wanted = body.get("response_format")
     wanted = wanted if isinstance(wanted, dict) else {}
     described = wanted.get("json_schema") if wanted.get("type") == "json_schema" else None
@@ -171,13 +173,23 @@ def expectations(
     )
 
 
+Check = Callable[[Choice, Expectations], bool]
+
+
 def signals(choices: Collection[Choice], expected: Expectations) -> tuple[Signal, ...]:
     """The signals that any of the answers gives, of those that were asked for, in the order of Signal."""
-    return tuple(
-        signal
-        for signal, check in _CHECKS
-        if signal in expected.signals and any(check(choice, expected) for choice in choices)
-    )
+    found = []
+    for signal, check in _checks_of(expected.signals):
+        for choice in choices:
+            if check(choice, expected):
+                found.append(signal)
+                break
+    return tuple(found)
+
+
+@lru_cache(maxsize=_KEPT)
+def _checks_of(asked: frozenset[Signal]) -> tuple[tuple[Signal, Check], ...]:
+    return tuple((signal, check) for signal, check in _CHECKS if signal in asked)
 
 
 def _schema_invalid(choice: Choice, expected: Expectations) -> bool:
@@ -199,7 +211,9 @@ def _empty(choice: Choice, expected: Expectations) -> bool:
 
 
 def _repetitive(choice: Choice, expected: Expectations) -> bool:
-    return loops(choice.text) or any(loops(call.arguments) for call in choice.tool_calls)
+    if loops(choice.text):
+        return True
+    return bool(choice.tool_calls) and any(loops(call.arguments) for call in choice.tool_calls)
 
 
 def _invalid_call(choice: Choice, expected: Expectations) -> bool:
@@ -251,7 +265,7 @@ def loops(text: str) -> bool:
     return False
 
 
-_CHECKS: Final = tuple(
+_CHECKS: Final[tuple[tuple[Signal, Check], ...]] = tuple(
     {
         Signal.SCHEMA_INVALID: _schema_invalid,
         Signal.FINISH_REASON_LENGTH: _cut_off,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from flotilla.routing.document import Policy
 
@@ -88,13 +88,13 @@ def features_of(
         model=_text(body.get("model")) or "",
         task=headers.get(TASK_HEADER),
         data_class=headers.get(policy.class_header),
-        headers={name: headers[name] for name in policy.headers if name in headers},
+        headers={name: headers[name] for name in policy.headers if name in headers} if policy.headers else _NO_HEADERS,
         prompt_tokens=-(-prompt.text_bytes // BYTES_PER_TOKEN) + prompt.document_bytes // DOCUMENT_BYTES_PER_TOKEN,
         # Targets differ in which of the two they obey if both are given.
         max_tokens=max((_bound(body.get(name)) for name in BOUNDS), default=0) or None,
-        answers=max(_count(body.get("n")), _count(body.get("best_of"))),
+        answers=max(_count(body.get("n")), _count(body.get("best_of"))) if "n" in body or "best_of" in body else 1,
         tools=len(tools) if isinstance(tools, list) else 0,
-        json_schema=isinstance(wanted, Mapping) and wanted.get("type") == "json_schema",
+        json_schema=isinstance(wanted, dict) and wanted.get("type") == "json_schema",
         images=prompt.images,
         sound_tokens=prompt.sound_bytes // SOUND_BYTES_PER_TOKEN,
         service_tier=_text(body.get("service_tier")) or "",
@@ -103,6 +103,9 @@ def features_of(
         client=client,
         team=_label(headers.get(TEAM_HEADER)),
     )
+
+
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class _Prompt(NamedTuple):
@@ -120,14 +123,14 @@ def _prompt(body: Mapping[str, Any], operation: Operation) -> _Prompt:
     messages = body.get("messages")
     size = images = sound = documents = 0
     for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, Mapping):
+        if not isinstance(message, dict):
             continue
         content = message.get("content")
-        if isinstance(content, str):
-            size += _bytes(content)
+        if type(content) is str:
+            size += len(content) if content.isascii() else _bytes(content)
         elif isinstance(content, list):
             for part in content:
-                if not isinstance(part, Mapping):
+                if not isinstance(part, dict):
                     continue
                 size += _bytes(part.get("text"))
                 kind = part.get("type")
@@ -138,8 +141,9 @@ def _prompt(body: Mapping[str, Any], operation: Operation) -> _Prompt:
                     sound += _encoded_bytes(part)
                 elif kind in _DOCUMENTS:
                     documents += _encoded_bytes(part)
-        size += _calls(message.get("tool_calls"))
-    return _Prompt(size + _json_size(body.get("tools")), images, sound, documents)
+        if "tool_calls" in message:
+            size += _calls(message["tool_calls"])
+    return _Prompt(size + (_json_size(body["tools"]) if "tools" in body else 0), images, sound, documents)
 
 
 def _encoded_bytes(part: Mapping[str, Any]) -> int:
@@ -163,8 +167,8 @@ def _input(value: Any) -> int:
 def _calls(calls: Any) -> int:
     if not isinstance(calls, list):
         return 0
-    functions: Iterable[Any] = (call.get("function") for call in calls if isinstance(call, Mapping))
-    return sum(_bytes(function.get("arguments")) for function in functions if isinstance(function, Mapping))
+    functions: Iterable[Any] = (call.get("function") for call in calls if isinstance(call, dict))
+    return sum(_bytes(function.get("arguments")) for function in functions if isinstance(function, dict))
 
 
 def _json_size(value: Any) -> int:

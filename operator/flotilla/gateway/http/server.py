@@ -67,6 +67,18 @@ class ServerLimits:
     """What a client has not read; beyond it the target is slowed down."""
 
 
+def _lower(name: bytes) -> str:
+    """The name of a header in lower case."""
+    key = name.decode("latin-1").lower()
+    if len(_LOWER_NAMES) < _KNOWN_LIMIT and len(name) < 64:
+        _LOWER_NAMES[name] = key
+    return key
+
+
+def _headers_too_large() -> HttpError:
+    return HttpError(431, "headers_too_large", "The request has too many or too large headers.")
+
+
 class RequestReader:
     """Reads the requests of one connection. Its fields are those of the request that is being read.
 
@@ -76,13 +88,13 @@ class RequestReader:
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
+        self._body_limit = limits.body_bytes
         self._since_body = 0
         """Bytes since the request began or since the last piece of its body."""
         self._stage = _IDLE
         self._target = b""
         self.headers: dict[str, str] = {}
-        self._header_count = 0
-        self._header_bytes = 0
+        self._repeats = 0
         self._parts: list[bytes] | None = None
         self._body_bytes = 0
 
@@ -152,8 +164,7 @@ class RequestReader:
         self._stage = _HEAD
         self._target = b""
         self.headers = {}
-        self._header_count = 0
-        self._header_bytes = 0
+        self._repeats = 0
         self._parts = None
         self._body_bytes = 0
 
@@ -165,26 +176,21 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or a trailer, which is ignored."""
-        self._header_count += 1
-        self._header_bytes += len(name) + len(value)
-        key = _LOWER_NAMES.get(name)
-        if key is None:
-            key = name.decode("latin-1").lower()
-            if len(_LOWER_NAMES) < _KNOWN_LIMIT and len(name) < 64:
-                _LOWER_NAMES[name] = key
-        headers = self.headers
-        if key in headers:
-            if self._stage == _HEAD:
-                headers[key] = f"{headers[key]}, {value.decode('latin-1')}"
-        elif self._stage == _HEAD:
-            headers[key] = value.decode("latin-1")
-        if self._header_count > self._limits.headers or self._header_bytes > self._limits.head_bytes:
-            raise HttpError(431, "headers_too_large", "The request has too many or too large headers.")
+        key = _LOWER_NAMES.get(name) or _lower(name)
+        if key in self.headers or self._stage != _HEAD:
+            self._repeated(key, value)
+        else:
+            self.headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Check what llhttp leaves to its users."""
         self._stage = _BODY
-        headers = self.headers
+        headers, limits = self.headers, self._limits
+        if len(headers) > limits.headers or self._since_body > limits.head_bytes:
+            # The size is only looked at if more has come than a head may have.
+            size = sum(map(len, headers)) + sum(map(len, headers.values()))
+            if len(headers) > limits.headers or size > limits.head_bytes:
+                raise _headers_too_large()
         version = self._parser.get_http_version()
         if version != "1.1" and version != "1.0":
             raise HttpError(505, "http_version", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -199,7 +205,7 @@ class RequestReader:
         if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
             raise HttpError(415, "content_encoding", "Compressed requests are not read. Send the body as it is.")
         length = headers.get("content-length")
-        if length is not None and int(length) > self._limits.body_bytes:
+        if length is not None and int(length) > limits.body_bytes:
             raise self._too_large()
         if "expect" in headers and headers["expect"].lower() != "100-continue":
             raise HttpError(417, "expectation_failed", "Only Expect: 100-continue is understood.")
@@ -209,7 +215,7 @@ class RequestReader:
         """A piece of the body."""
         self._since_body = 0
         self._body_bytes += len(data)
-        if self._body_bytes > self._limits.body_bytes:
+        if self._body_bytes > self._body_limit:
             raise self._too_large()
         if self._parts is None:
             self._parts = [data]
@@ -221,6 +227,14 @@ class RequestReader:
         self._since_body = 0
         if not self._parser.should_upgrade():
             self.on_request()
+
+    def _repeated(self, key: str, value: bytes) -> None:
+        """A header that was there before, or a trailer."""
+        self._repeats += 1
+        if self._repeats > self._limits.headers:
+            raise _headers_too_large()
+        if self._stage == _HEAD:
+            self.headers[key] = f"{self.headers[key]}, {value.decode('latin-1')}"
 
     def _too_large(self) -> HttpError:
         return HttpError(413, "body_too_large", f"The body is larger than {self._limits.body_bytes} bytes.")

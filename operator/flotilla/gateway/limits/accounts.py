@@ -54,9 +54,8 @@ class LimitLease(Protocol):
 class Accounts(Protocol):
     """Rate limits and budgets."""
 
-    @property
-    def immediate(self) -> bool:
-        """Whether the calls of this and of its leases wait for nothing."""
+    immediate: bool
+    """Whether the calls of this and of its leases wait for nothing."""
 
     async def admit(self, policy: Policy, features: Features) -> LimitLease | Refusal:
         """Count the request in its rates, before anything is sent for it."""
@@ -115,7 +114,9 @@ class StoreLease:
 
     async def reserve(self, decision: Decision) -> Decision | Refusal:
         """Reserve the highest cost. If a budget has no room, restrict the decision to models of the cluster."""
-        usd = _highest_cost(decision, self._features) if decision.policy.limits.budgets else ZERO
+        if not decision.policy.limits.budgets:
+            return decision
+        usd = _highest_cost(decision, self._features)
         if usd <= 0:
             return decision
         found = await self._held(usd, decision.route.timeouts.total_seconds)
@@ -141,6 +142,7 @@ class StoreAccounts:
     def __init__(self, store: LimitStore) -> None:
         self._store = store
         self._plans: dict[int, _Plan] = {}
+        self.immediate = store.immediate
 
     @property
     def reserved_usd(self) -> Decimal:
@@ -151,11 +153,6 @@ class StoreAccounts:
     def available(self) -> bool:
         """Whether the store answered the last call."""
         return self._store.available
-
-    @property
-    def immediate(self) -> bool:
-        """Whether the calls of this and of its leases wait for nothing."""
-        return self._store.immediate
 
     async def admit(self, policy: Policy, features: Features) -> StoreLease | Refusal:
         """Count the request with the highest number of tokens that it can use."""

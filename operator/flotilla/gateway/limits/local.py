@@ -30,16 +30,18 @@ _MAX_SUBJECTS: Final = 10_000
 class _Minute:
     """Requests and tokens of the last minute by second, oldest first, and their sums."""
 
-    __slots__ = ("_totals", "requests", "tokens")
+    __slots__ = ("_forgotten_s", "_totals", "requests", "tokens")
 
     def __init__(self) -> None:
         self.requests: dict[int, int] = {}
         self.tokens: dict[int, int] = {}
         self._totals = [0, 0]
+        self._forgotten_s = 0
 
     def room(self, requests: int | None, tokens: int | None, more_tokens: int, now_s: int) -> int:
         """Seconds until a request of so many tokens fits; 0 if it does now."""
-        self.forget(now_s)
+        if now_s != self._forgotten_s:
+            self.forget(now_s)
         wait_s = 0
         if requests is not None and self._totals[0] >= requests:
             wait_s = _wait_s(self.requests, 1, requests, now_s)
@@ -48,12 +50,14 @@ class _Minute:
         return wait_s
 
     def count(self, second: int, requests: int, tokens: int) -> None:
-        self.requests[second] = self.requests.get(second, 0) + requests
+        if requests:
+            self.requests[second] = self.requests.get(second, 0) + requests
+            self._totals[0] += requests
         self.tokens[second] = self.tokens.get(second, 0) + tokens
-        self._totals[0] += requests
         self._totals[1] += tokens
 
     def forget(self, now_s: int) -> None:
+        self._forgotten_s = now_s
         oldest_s = now_s - RATE_WINDOW_S
         for number, counts in enumerate((self.requests, self.tokens)):
             while counts and (oldest := next(iter(counts))) < oldest_s:
@@ -114,18 +118,18 @@ class LocalLimitStore:
     def available(self) -> bool:
         return True
 
-    @property
-    def immediate(self) -> bool:
-        return True
+    immediate = True
 
     async def admit(self, rates: Sequence[SubjectRate], tokens: int) -> RateTicket | RateExceeded:
         now = self._clock()
         now_s = math.floor(now)
-        minutes = [self._minute(rate, now) for rate in rates]
-        for rate, minute in zip(rates, minutes, strict=True):
+        minutes = []
+        for rate in rates:
+            minute = self._minute(rate, now)
             wait_s = minute.room(rate.requests_per_minute, rate.tokens_per_minute, tokens, now_s)
             if wait_s > 0:
                 return RateExceeded(rate.name, wait_s)
+            minutes.append(minute)
         for minute in minutes:
             minute.count(now_s, 1, tokens)
         return RateTicket(tuple(rates), tokens, now_s)

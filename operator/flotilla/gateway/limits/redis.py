@@ -340,9 +340,7 @@ class RedisLimitStore:
     def available(self) -> bool:
         return self._retry_at_s is None
 
-    @property
-    def immediate(self) -> bool:
-        return False
+    immediate = False
 
     async def admit(self, rates: Sequence[SubjectRate], tokens: int) -> RateTicket | RateExceeded:
         if not rates:

@@ -61,11 +61,11 @@ class SubjectBudget:
         return math.ceil((self.window(now) + 1) * self.window_s - now)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RateTicket:
     """A request that was admitted, and as how many tokens it was counted."""
 
-    rates: tuple[SubjectRate, ...]
+    rates: Sequence[SubjectRate]
     tokens: int
     at_s: int
 
@@ -134,9 +134,8 @@ class LimitStore(Protocol):
     def available(self) -> bool:
         """Whether the store answered the last call."""
 
-    @property
-    def immediate(self) -> bool:
-        """Whether no call waits for anything, so that none needs a task."""
+    immediate: bool
+    """Whether no call waits for anything, so that none needs a task."""
 
     async def close(self) -> None:
         """Write outstanding settlements and close connections."""

@@ -216,7 +216,11 @@ def _may_repeat_key(raw: bytes, keys: int) -> bool:
         if b'\\\\"' in raw:
             return True
         found -= raw.count(b'\\":')
-    return found != keys or _SPACED_KEY.search(raw) is not None
+    if found != keys:
+        return True
+    # Most bodies have no blank after a quote at all, which is found out faster than by the expression.
+    blank = b'" ' in raw or b'"\n' in raw or b'"\t' in raw or b'"\r' in raw
+    return blank and _SPACED_KEY.search(raw) is not None
 
 
 def _refuse_repeated_key(raw: bytes) -> None:

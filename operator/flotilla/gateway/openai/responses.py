@@ -152,7 +152,8 @@ class StreamRelay:
 
     def _start_stream(self) -> None:
         self.started = True
-        self._on_start()
+        start, self._on_start = self._on_start, _nothing
+        start()
 
     def _forward(self, data: bytes) -> None:
         self._tail.append(data)
@@ -222,6 +223,10 @@ class StreamRelay:
         if self._strip_logprobs:
             changed = without_logprobs(chunk) or changed
         return _with_data(event, orjson.dumps(chunk)) if changed else event
+
+
+def _nothing() -> None:
+    """Stands for the function that starts the stream after it was called, which refers to all of the request."""
 
 
 def without_logprobs(chunk: dict[str, Any]) -> bool:
