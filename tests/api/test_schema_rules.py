@@ -98,6 +98,7 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
         "spec.model.source must be hf://OWNER/NAME",
     ),
     ("ModelDeployment", [(("spec", "model", "source"), "pvc://claim/../../etc")], "spec.model.source must be hf://"),
+    ("ModelDeployment", [(("spec", "model", "source"), "pvc://claim/..")], "spec.model.source must be hf://"),
     ("ModelDeployment", [(("spec", "model", "source"), "s3://Bucket")], "spec.model.source must be hf://"),
     (
         "ModelDeployment",

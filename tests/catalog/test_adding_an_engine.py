@@ -54,7 +54,7 @@ def test_versions_flags_and_methods_of_the_guides_engine_are_judged(folder: Path
     assert "--shards" in resolved(folder, accelerator={"count": 2})[1].argv
     for changes, message in (
         ({"engine": {"version": "1.9.0"}}, "older than 2.0.0"),
-        ({"engine": {"args": ["--plugin=x"]}}, "--plugin, which is refused"),
+        ({"engine": {"args": ["--plugin=x"]}}, "'--plugin=x' is refused"),
         ({"model": {"source": "s3://bucket/x"}}, "cannot read s3://"),
         ({"quantization": {"method": "nvfp4"}}, "is not known to this engine"),
     ):
@@ -92,8 +92,10 @@ def test_the_operator_does_not_start_with_a_broken_profile(folder: Path, tmp_pat
     (folder / "tensorflux.yaml").write_text(PROFILE.replace("port: 9000", "port: 80"))
     config = tmp_path / "operator.conf"
     config.write_text(SETTING.replace("/etc/flotilla/engines", str(folder)))
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text("{}")
     done = subprocess.run(
-        [sys.executable, "-m", "flotilla", "operator", "--config", str(config)],
+        [sys.executable, "-m", "flotilla", "operator", "--config", str(config), "--kubeconfig", str(kubeconfig)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -104,6 +104,15 @@ def test_what_is_only_slower_is_admitted_and_said() -> None:
             "UnsupportedVersion",
             "Use 0.33.0",
         ),
+        (
+            {"engine": {"name": "vllm", "version": "latest"}},
+            "spec.engine.version",
+            "UnsupportedVersion",
+            "Use 0.33.0",
+        ),
+        ({"resources": {"memory": "99999999999999999999"}}, "spec.resources.memory", "InvalidSpec", "64Mi to 64Ti"),
+        ({"resources": {"cpu": "0"}}, "spec.resources.cpu", "InvalidSpec", "10m to 1k"),
+        ({"resources": {"sharedMemory": "99999Pi"}}, "spec.resources.sharedMemory", "InvalidSpec", "1Mi to 16Ti"),
         ({"quantization": {"method": "bitsandbytes"}}, "spec.quantization.method", "UnsupportedQuantization", "plugin"),
         (
             {"quantization": {"kvCache": "fp8"}, "accelerator": {"class": "nvidia-a10g"}},
@@ -141,6 +150,19 @@ def test_what_cannot_work_is_refused_with_field_and_remedy(
         resolved(**parts)
     assert (refused.value.field, refused.value.reason) == (field, reason)
     assert remedy in str(refused.value)
+
+
+def test_one_timeout_moves_the_engines_limit_the_probe_and_the_rollout() -> None:
+    plan = resolved(rollout={"timeoutSeconds": 7200})
+    assert plan.startup_seconds == 7200
+    assert ("VLLM_ENGINE_READY_TIMEOUT_S", "7200") in plan.env
+
+
+def test_a_tag_that_moves_is_allowed_where_the_engine_has_one_and_said() -> None:
+    plan = resolved("hf://a/x-GGUF", engine={"name": "llamacpp", "version": "latest"})
+    assert plan.image.endswith(":server-cuda")
+    assert "Pin a version such as b" in plan.warnings[0]
+    assert resolved("hf://a/x-GGUF", engine={"name": "llamacpp"}).warnings == ()
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again() -> None:

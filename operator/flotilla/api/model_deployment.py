@@ -34,7 +34,7 @@ class Embeddings(StrEnum):
 _SOURCE_RULE = (
     r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$"
     r"|^(s3|gs)://[a-z0-9][-._a-z0-9]*/[^ ]+$|^oci://[a-z0-9][-._:/@a-zA-Z0-9]*$"
-    r"|^pvc://[a-z0-9][-.a-z0-9]*(/[^: ]*)?$') && !self.contains('/../')"
+    r"|^pvc://[a-z0-9][-.a-z0-9]*(/[^: ]*)?$') && !self.matches('/[.][.](/|$)')"
 )
 _SOURCE_MESSAGE = (
     "spec.model.source must be hf://OWNER/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, oci://IMAGE or pvc://CLAIM/PATH, "
@@ -311,9 +311,10 @@ class RolloutSpec(Model):
 
     Auto surges where a node has the accelerators free when the change is made."""
     timeout_seconds: Annotated[int, Field(ge=60, le=86_400)] | None = None
-    """timeoutSeconds is how long a rollout may make no progress before it is reported; old replicas keep serving.
+    """timeoutSeconds is how long a new pod may take to load the model, and a rollout to make progress.
 
-    Default: what the model may take to start, and ten minutes."""
+    Old replicas keep serving meanwhile. The startup probe and the engine's own limit follow it. Default: by the size of
+    the weights, and ten minutes more for the rollout."""
 
 
 class Toleration(Model):

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import orjson
 import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -73,10 +74,12 @@ def metric_name(text: str) -> MetricName:
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _TEMPLATES.tests["at_least"] = at_least
-COMMON_REFUSED_ENV = frozenset(
-    {"LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PATH", "HF_ENDPOINT"}
+_REFUSED_ENV = re.compile(
+    r"LD_\w+|DYLD_\w+|GLIBC_TUNABLES|GCONV_PATH|BASH_ENV|ENV|PATH"
+    r"|PYTHON(PATH|STARTUP|HOME|BREAKPOINT|USERBASE|EXECUTABLE|PLATLIBDIR|PYCACHEPREFIX|INSPECT|CASEOK)"
+    r"|HF_ENDPOINT|NVIDIA_VISIBLE_DEVICES"
 )
-"""They replace code or its origin, whatever the engine is."""
+"""Whatever the engine is: they replace code or its origin, or show the engine GPUs that its pod did not ask for."""
 
 
 def _checked_version(value: str) -> str:
@@ -190,6 +193,8 @@ class Profile(_Data):
     default_version: Version
     minimum_version: Version
     legacy: str = ""
+    latest_tag: bool = False
+    """Whether the images have a tag that follows the newest version, which `version: latest` names."""
     images: dict[Vendor, str]
     command: tuple[str, ...] = ()
     """Where the image's entrypoint does not start the server."""
@@ -207,8 +212,19 @@ class Profile(_Data):
     """Path of the readiness probe, where it is not that of `health`."""
     drain: Drain
     metrics: MetricsProfile
+    parser: Literal["argparse", "exact"] = "argparse"
+    """How the engine reads its command line: argparse also takes any unambiguous beginning of a flag, and --no-FLAG."""
     owned_flags: tuple[tuple[str, ...], ...]
+    """Each flag that the operator sets, with its other spellings."""
+    fields: dict[str, str] = {}
+    """The field of the spec that sets an owned flag, by its first spelling."""
     refused_flags: tuple[tuple[str, ...], ...]
+    refused_keys: frozenset[str] = frozenset()
+    """Keys that do the same within a flag's JSON value, or after its dot (`--flag.key=value`)."""
+    exact_flags: frozenset[str] = frozenset()
+    """Flags of the engine with which an owned or refused flag begins: the exact name wins over the beginning."""
+    removed_flags: dict[str, str] = {}
+    """Flags that the engine no longer has, with what to use instead: it would not start with them."""
     refused_env: frozenset[str] = frozenset()
     quantization: dict[str, Support]
     kv_cache: dict[str, Support]
@@ -276,26 +292,52 @@ class Profile(_Data):
         yield from (*self.env.values(), *self.images.values(), *([self.adapters.each] if self.adapters else ()))
 
     def check_args(self, args: Sequence[str]) -> None:
-        """Refuse arguments that override what the operator sets, or that are dangerous.
+        """Refuse arguments that override what the operator sets, that are dangerous, or that the engine does not read.
 
-        argparse takes `--flag=value`, `_` for `-` and any unambiguous prefix of a long flag, and so do we.
+        Raises InvalidSpec with the item and the remedy.
         """
         for index, argument in enumerate(args):
-            if not argument.startswith("-"):
+            if why := self._refusal(argument):
+                raise InvalidSpec(why, field=f"spec.engine.args[{index}]", reason="ArgumentRefused")
+
+    def _refusal(self, argument: str) -> str:
+        given, equals, value = argument.partition("=")
+        if not _FLAG.match(argument):
+            # The value of the flag before it.
+            return self._refused_key(argument, _json_keys(argument))
+        if len(given.split()) > 1:
+            flag = given.split()[0]
+            return (
+                f"{argument!r} holds a flag and its value in one item, which the engine takes for one unknown flag. "
+                f"Write two items, or one as {flag}=VALUE."
+            )
+        flag, *path = given.split(".")
+        plain = _normal(flag)
+        if plain in self.removed_flags:
+            return f"{self.name} no longer has {plain}: remove it. {self.removed_flags[plain]}"
+        for groups, owned in ((self.owned_flags, True), (self.refused_flags, False)):
+            group = next((group for group in groups if any(self._means(flag, known) for known in group)), None)
+            if group is None:
                 continue
-            for flags, why in (
-                (self.owned_flags, "is set by the operator"),
-                (self.refused_flags, "is refused"),
-            ):
-                hit = next((flag for group in flags for flag in group if _names(argument, flag)), None)
-                if hit is not None:
-                    listed = ", ".join(sorted(group[0] for group in flags))
-                    raise InvalidSpec(
-                        f"{argument!r} means {hit}, which {why}: remove it. The fields of the spec set what the "
-                        f"operator owns; the flags in question are {listed}.",
-                        field=f"spec.engine.args[{index}]",
-                        reason="ArgumentRefused",
-                    )
+            named = f"{argument!r} means {group[0]}, which" if plain not in group else f"{argument!r}"
+            if not owned:
+                return f"{named} is refused: remove it. {_WHY_REFUSED}"
+            field = self.fields.get(group[0])
+            return f"{named} is set by the operator: remove it" + (f", and set {field} instead." if field else ".")
+        return self._refused_key(argument, {*(_normal(key) for key in path), *(_json_keys(value) if equals else ())})
+
+    def _refused_key(self, argument: str, keys: Iterable[str]) -> str:
+        key = next((key for key in keys if key.replace("-", "_") in self.refused_keys), None)
+        return f"{key!r} in {argument!r} is refused: remove it. {_WHY_REFUSED}" if key else ""
+
+    def _means(self, given: str, flag: str) -> bool:
+        """Whether the engine's parser takes `given` for `flag`."""
+        given = _normal(given)
+        if given == flag or self.parser == "exact" or given in self.exact_flags:
+            return given == flag
+        if not given.startswith("--"):
+            return given.startswith(flag) if len(flag) == 2 else flag.startswith(given)
+        return len(given) > 3 and (flag.startswith(given) or given == f"--no-{flag[2:]}")
 
     def check_env(self, names: Sequence[str]) -> None:
         """Refuse variables that the operator sets, or that are dangerous."""
@@ -304,8 +346,8 @@ class Profile(_Data):
                 why = "is set by the operator" + (
                     "; use spec.model.credentialsSecret" if name == self.token_env else ""
                 )
-            elif name in self.refused_env or name in COMMON_REFUSED_ENV:
-                why = "can replace the engine's code or its checks"
+            elif name in self.refused_env or _REFUSED_ENV.fullmatch(name):
+                why = "can replace the engine's code, its checks or its GPUs"
             else:
                 continue
             raise InvalidSpec(
@@ -329,13 +371,33 @@ def _rendered(template: Template, variables: dict[str, Any]) -> str:
     return "".join(template.root_render_func(template.new_context(variables, shared=True)))
 
 
-def _names(argument: str, flag: str) -> bool:
-    given = argument.partition("=")[0]
-    if not flag.startswith("--"):
-        return given == flag
-    given = given.replace("_", "-")
-    negated = f"--no-{flag[2:]}"
-    return len(given) > 3 and given.startswith("--") and (flag.startswith(given) or given == negated)
+_FLAG = re.compile(r"--?[A-Za-z]")
+"""Not a value such as -1."""
+_WHY_REFUSED = "It runs foreign code, reads the node's files, or hides the engine from the operator."
+
+
+def _normal(flag: str) -> str:
+    return flag.replace("_", "-") if flag.startswith("--") else flag
+
+
+def _json_keys(text: str) -> set[str]:
+    """All keys of a JSON object, those of its parts included; none of any other text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return set()
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return set()
+    keys: set[str] = set()
+    parts = [found]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            keys |= part.keys()
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return keys
 
 
 class _File(Protocol):

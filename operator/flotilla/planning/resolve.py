@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec
+from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec, ResourcesSpec
+from flotilla.api.types import amount
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
-from flotilla.catalog.engines import Profile, at_least, load_profiles
+from flotilla.catalog.engines import LATEST, Profile, at_least, load_profiles
 from flotilla.catalog.models import Architecture, KnownModel, ModelCatalogue, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
@@ -107,6 +108,7 @@ class Resolved:
     gpus: int
     fit: Fit | None
     startup_seconds: int
+    """What the engine may take to load the model: spec.rollout.timeoutSeconds, or by the size of the weights."""
     served_name: str
     warnings: tuple[str, ...]
     near: str = ""
@@ -139,11 +141,13 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
     )
     _check_dtype(profile, version, accelerator, known)
     _check_model(profile, version, known)
+    _check_resources(spec.resources)
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
     memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
     served_name = spec.model.served_name or name
     engine_settings = settings(profile.memory, accelerator, spec.engine.args)
+    startup = spec.rollout.timeout_seconds or startup_seconds(memory.fit)
     values = {
         "model": source.path,
         "local": source.local,
@@ -162,7 +166,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         "utilization": str(engine_settings.utilization),
         "kv_cache_gib": max(1, memory.fit.kv_bytes // GIB) if memory.fit else _UNKNOWN_CACHE_GIB,
         "drain_seconds": profile.drain.seconds,
-        "startup_seconds": startup_seconds(memory.fit),
+        "startup_seconds": startup,
     }
     adapters, rank = _adapters(profile, spec.model.adapters)
     return Resolved(
@@ -177,9 +181,9 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         accelerator=accelerator,
         gpus=memory.gpus,
         fit=memory.fit,
-        startup_seconds=startup_seconds(memory.fit),
+        startup_seconds=startup,
         served_name=served_name,
-        warnings=(profile.legacy,) if profile.legacy else (),
+        warnings=_warnings(profile, spec, version),
         near=catalog.models.match(source.hub_id).hint if source.hub_id and memory.fit is None else "",
         architecture=memory.architecture,
         settings=engine_settings,
@@ -199,6 +203,13 @@ def _profile(spec: ModelDeploymentSpec, catalog: Catalog) -> Profile:
 
 
 def _check_version(profile: Profile, version: str) -> None:
+    if version == LATEST and not profile.latest_tag:
+        raise InvalidSpec(
+            f"{profile.name} has no version called latest. Use {profile.default_version}, or leave spec.engine.version "
+            "out.",
+            field="spec.engine.version",
+            reason="UnsupportedVersion",
+        )
     if not at_least(version, profile.minimum_version):
         raise InvalidSpec(
             f"{profile.name} {version} is older than {profile.minimum_version}, the oldest whose flags this release "
@@ -217,6 +228,40 @@ def _check_gpu(profile: Profile, version: str, accelerator: Accelerator) -> None
             field="spec.accelerator.class",
             reason="UnsupportedAccelerator",
         )
+
+
+_LIMITS: Mapping[str, tuple[str, str]] = {
+    "cpu": ("10m", "1k"),
+    "memory": ("64Mi", "64Ti"),
+    "sharedMemory": ("1Mi", "16Ti"),
+}
+"""What a container of an engine can have: the apiserver would accept any quantity, and no node would ever have it."""
+
+
+def _check_resources(resources: ResourcesSpec) -> None:
+    for field, given in (
+        ("cpu", resources.cpu),
+        ("memory", resources.memory),
+        ("sharedMemory", resources.shared_memory),
+    ):
+        least, most = _LIMITS[field]
+        value = amount(given) if given is not None else None
+        if value is not None and not (amount(least) or 0) <= value <= (amount(most) or 0):
+            raise InvalidSpec(
+                f"{given} is outside of {least} to {most}. Correct it, or leave it out for the default.",
+                field=f"spec.resources.{field}",
+                reason="InvalidSpec",
+            )
+
+
+def _warnings(profile: Profile, spec: ModelDeploymentSpec, version: str) -> tuple[str, ...]:
+    found = [profile.legacy] if profile.legacy else []
+    if version == LATEST and spec.engine.image is None:
+        found.append(
+            "spec.engine.version latest is a tag that moves, so that pods of one deployment may differ. Pin a version "
+            f"such as {profile.default_version}."
+        )
+    return tuple(found)
 
 
 def _check_dtype(profile: Profile, version: str, accelerator: Accelerator, known: KnownModel | None) -> None:

@@ -199,6 +199,8 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
     return {
         "name": "engine",
         "image": resolved.image,
+        # The apiserver's own default, which it would keep from the first image when another one follows.
+        "imagePullPolicy": "Always" if _moves(resolved.image) else "IfNotPresent",
         # The last lines of a crash in the pod's status, for the condition: the operator may not read logs.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **({"command": list(profile.command)} if profile.command else {}),
@@ -244,6 +246,13 @@ def _env_from(md: ModelDeployment, resolved: Resolved) -> Object:
     if credentials is None or resolved.source.scheme != "s3":
         return {}
     return {"envFrom": [{"secretRef": {"name": credentials.name}}]}
+
+
+def _moves(image: str) -> bool:
+    """Whether the image's tag is latest, named or not."""
+    name, _, digest_ = image.partition("@")
+    tag = name.rpartition("/")[2].partition(":")[2]
+    return not digest_ and tag in ("", "latest")
 
 
 def _pull_secrets(md: ModelDeployment, resolved: Resolved) -> Object:

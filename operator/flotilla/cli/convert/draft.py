@@ -35,16 +35,6 @@ _METHODS = frozenset(str(method) for method in QuantizationMethod)
 _CACHES = frozenset(str(kind) for kind in KvCacheType)
 _SPELLINGS = {"--model-name": "--served-model-name", "--model-id": "--model", "-tp": "--tensor-parallel-size"}
 _RENAMED = {"--max-num-batched-token": "--max-num-batched-tokens"}
-_GONE = frozenset(
-    {
-        "--disable-log-requests",
-        "--max-seq-len-to-capture",
-        "--num-scheduler-steps",
-        "--swap-space",
-        "--use-v2-block-manager",
-    }
-)
-"""Of vLLM: removed before 0.33, which would not start with them."""
 _SET_HERE = {
     "--model-dir": "spec.model.source names the weights",
     "--backend": "the engine is chosen by spec.engine.name",
@@ -269,8 +259,8 @@ def put_arguments(draft: Draft, arguments: Sequence[str], profile: Profile, fiel
             continue
         if reason := _SET_HERE.get(flag):
             draft.lose(f"{field_}: {flag}", f"{reason}.")
-        elif profile.name == "vllm" and flag in _GONE:
-            draft.lose(f"{field_}: {flag}", "vLLM no longer has this flag.")
+        elif flag in profile.removed_flags:
+            draft.lose(f"{field_}: {flag}", f"{profile.name} no longer has it. {profile.removed_flags[flag]}")
         elif not flag:
             draft.lose(f"{field_}: {value}", "is not a flag. spec.model.source names the model.")
         else:
