@@ -1,5 +1,6 @@
 """Users' arguments and variables by the rules of each engine's profile, beside the list of the engine's own parser."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ HIDDEN = {"--custom-sigquit-handler"}
 """Flags that a parser takes and does not list."""
 
 
-def spellings(flags: list[Flag]) -> set[str]:
+def spellings(flags: Sequence[Flag]) -> set[str]:
     return {name for flag in flags for name in (*flag.names, *flag.negatives)}
 
 
