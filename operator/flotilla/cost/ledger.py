@@ -325,10 +325,13 @@ class Ledger:
         self._gap_s = gap_s
         self._record_interval_s = record_interval_s
         self.accounts: dict[Hashable, Account] = {}
+        self.with_pods: set[Hashable] = set()
+        """Keys of the accounts that have pods, which are few in an idle fleet."""
 
     def restore(self, key: Hashable, account: Account) -> None:
         """Go on from an account that was written down, unless there is one."""
-        self.accounts.setdefault(key, account)
+        if self.accounts.setdefault(key, account).pods:
+            self.with_pods.add(key)
 
     def observe(
         self,
@@ -370,6 +373,7 @@ class Ledger:
         self._close(account, present, now - since)
         last = bool(account.pods) and not present
         account.pods = present
+        (self.with_pods.add if present else self.with_pods.discard)(key)
         account.rates = rates or ({("unknown", price_source): _ZERO} if price_source and not present else {})
         account.priced = account.priced or bool(account.rates)
         _settle_hits(account, before.usage.prompt)
@@ -380,6 +384,7 @@ class Ledger:
     def forget(self, key: Hashable) -> None:
         """Drop the account of a deployment that was deleted, and its series with it."""
         self.accounts.pop(key, None)
+        self.with_pods.discard(key)
 
     def _close(self, account: Account, present: Mapping[str, PodRecord], elapsed_s: float) -> None:
         for uid, pod in account.pods.items():

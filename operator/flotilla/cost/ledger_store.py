@@ -67,6 +67,8 @@ class LedgerStore:
         self._interval_s = interval_s
         self._clock = clock
         self._written: dict[str, _Written] = {}
+        self._recorded_pods: set[str] = set()
+        """Uids of the resources whose record has pods."""
         self._records: dict[str, str] = {}
         """Names of the records that were seen or made by us, by the resource's uid."""
         self._taken: set[str] = set()
@@ -106,10 +108,12 @@ class LedgerStore:
         try:
             account = load_account((record.get("data") or {}).get(KEY, ""))
         except ValueError as error:
-            log.warning("an account is not readable and begins anew", extra={"cause": str(error), "record": name})
+            log.warning(
+                "a cost record is not readable, so the account starts at 0", extra={"cause": str(error), "record": name}
+            )
             return
         self._ledger.restore(uid, account)
-        self._written[uid] = _Written(self._clock(), frozenset(account.pods))
+        self._note(uid, _Written(self._clock(), frozenset(account.pods)))
 
     def trigger(self) -> None:
         """Look now: a resource went."""
@@ -143,10 +147,11 @@ class LedgerStore:
         except Conflict:
             log.info("a ConfigMap was recreated by another owner and is not deleted", extra={"record": name})
         except FlotillaError as error:
-            self._failed(uid, "an account is deleted later", name, error)
+            self._failed(uid, "a cost record is deleted later", name, error)
             return
         for table in (self._records, self._written):
             table.pop(uid, None)
+        self._recorded_pods.discard(uid)
         self._failing.discard(uid)
 
     async def write_due(self) -> None:
@@ -164,16 +169,25 @@ class LedgerStore:
             log.warning("not all accounts were written", extra={"accounts": len(due)})
 
     def _due(self, interval_s: float) -> Iterator[tuple[dict[str, Any], Account]]:
+        """Accounts with pods, and those whose record still has pods."""
+        candidates = self._ledger.with_pods | self._recorded_pods
+        if not candidates:
+            return
         now = self._clock()
         for obj in self._store.all(MODEL_DEPLOYMENT):
             uid = obj["metadata"]["uid"]
-            account = self._ledger.accounts.get(uid)
+            account = self._ledger.accounts.get(uid) if uid in candidates else None
             if account is None or account.at is None or uid in self._taken:
                 continue
             last = self._written.get(uid, _Written(float("-inf"), frozenset()))
             pods = frozenset(account.pods)
             if pods != last.pods or (pods and now - last.at >= interval_s):
                 yield obj, account
+
+    def _note(self, uid: str, written: "_Written") -> None:
+        """A record with these pods exists."""
+        self._written[uid] = written
+        (self._recorded_pods.add if written.pods else self._recorded_pods.discard)(uid)
 
     async def _write(self, obj: dict[str, Any], account: Account) -> None:
         meta = obj["metadata"]
@@ -189,10 +203,10 @@ class LedgerStore:
             body = record(obj, dump_account(account), namespace=self._namespace)
             await self._client.apply(CONFIG_MAP, body, manager=LEDGER_MANAGER)
         except FlotillaError as error:
-            self._failed(uid, "an account is written later", name, error)
+            self._failed(uid, "a cost record is written later", name, error)
             return
         self._failing.discard(uid)
-        self._written[uid] = written
+        self._note(uid, written)
 
     def _failed(self, uid: str, message: str, name: str, error: FlotillaError) -> None:
         """Said once, not at each look."""
@@ -205,7 +219,9 @@ class LedgerStore:
         found = await self._client.get(CONFIG_MAP, name, namespace=self._namespace)
         if found is None or LABEL_LEDGER in (found["metadata"].get("labels") or {}):
             return False
-        log.warning("the account has no place: rename the ConfigMap", extra={"record": f"{self._namespace}/{name}"})
+        log.warning(
+            "cannot store a cost record: the ConfigMap's name is in use", extra={"record": f"{self._namespace}/{name}"}
+        )
         return True
 
 
