@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from flotilla.controller.apply import Executor, Object
+from flotilla.errors import NameTaken
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Key, Kind
 from flotilla.kube.store import Store, owner
 
@@ -23,10 +26,12 @@ class Answering:
         self.applied: list[str] = []
         self.meanwhile: list[tuple[Kind, Object]] = []
         """Objects that the watch brings before the answer."""
+        self.strangers: dict[str, Object] = {}
+        """Objects of other owners, by kind."""
         self.store = Store(owner)
 
-    async def get(self, kind: Kind, name: str, *, namespace: str) -> None:
-        return None
+    async def get(self, kind: Kind, name: str, *, namespace: str) -> Object | None:
+        return self.strangers.get(kind.kind)
 
     async def apply(self, kind: Kind, obj: Mapping[str, Any], **_: object) -> Object:
         self.applied.append(kind.kind)
@@ -95,3 +100,16 @@ async def test_an_edit_that_overtakes_the_answer_to_our_write_is_seen() -> None:
     executor = await settled(client, plan)
     assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 1
     assert plan.rendered == 2
+
+
+async def test_another_owners_service_is_found_before_any_child_is_written() -> None:
+    client, plan = Answering(), Planned()
+    client.strangers = {
+        SERVICE.kind: {"metadata": {"name": "a", "namespace": "ns", "uid": "x", "resourceVersion": "1"}}
+    }
+    executor = Executor(client, client.store)  # type: ignore[arg-type]
+    with pytest.raises(NameTaken, match="A Service named 'a' exists"):
+        await executor.converge(KEY, ("u",), plan, revision=1, replicas=1)
+    assert client.applied == []
+    client.strangers.clear()
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 2

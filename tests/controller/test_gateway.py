@@ -33,7 +33,7 @@ from flotilla.kube.kinds import (
     gateway_key,
 )
 from flotilla.kube.store import Store, owner
-from flotilla.render.gateway import GatewaySettings, selector
+from flotilla.render.gateway import MAX_OWNERS, GatewaySettings, selector
 from flotilla.routing.document import DOCUMENT_FILE, key_file, load_document
 from flotilla.routing.guard_window import GuardKey
 
@@ -360,16 +360,61 @@ async def test_a_strangers_object_of_the_gateways_name_is_left_alone() -> None:
     assert world.api.objects[CONFIG_MAP.kind, GATEWAY] is stranger
 
 
-async def test_a_document_that_no_config_map_holds_is_told_and_the_one_before_is_served(
+async def test_a_policy_for_which_the_document_has_no_space_is_left_out_and_the_others_are_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = await served()
     before = world.document
-    monkeypatch.setattr("flotilla.controller.gateway.MAX_BYTES", len(before) + 100)
-    world.policy("b", {**SOUND, "hostModels": ["other"]})
+    (a,) = load_document(before).policies
+    for module in ("routing.budgets", "controller.policy_status"):
+        monkeypatch.setattr(f"flotilla.{module}.MAX_BYTES", 2 * a.size + 100)
+    models = [f"model-{number}" for number in range(200)]
+    world.policy("b", {**SOUND, "hostModels": models[:100]})
     await world.reconciler.reconcile(KEY)
+    assert world.condition("b", "Accepted") == ("True", "Accepted")
     assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")
+    assert world.condition("b", "Stalled") == ("True", "DocumentTooLarge")
     assert world.document == before
+    # A smaller one that is newer has space, and edits of those that are served arrive.
+    world.policy("c", {**SOUND, "hostModels": ["other"]})
+    world.policy("a", {**SOUND, "hostModels": ["mine"]}, generation=2)
+    await world.settle()
+    assert [(policy.name, policy.generation) for policy in load_document(world.document).policies] == [
+        ("a", 2),
+        ("c", 1),
+    ]
+    assert world.condition("c", "Programmed") == ("True", "Programmed")
+    # One that is served and becomes too large keeps its last form.
+    world.policy("c", {**SOUND, "hostModels": models[100:]}, generation=2)
+    await world.settle()
+    assert world.condition("c", "Programmed") == ("False", "DocumentTooLarge")
+    assert load_document(world.document).by_name["c"].generation == 1
+    world.delete("a")
+    await world.settle()
+    assert world.condition("c", "Programmed") == ("True", "Programmed")
+    assert world.condition("b", "Programmed") == ("False", "DocumentTooLarge")
+
+
+async def test_the_oldest_policies_own_a_gateway_and_the_next_takes_the_place_of_a_deleted_one() -> None:
+    world = await served()
+    for number in range(2 * MAX_OWNERS):
+        world.policy(f"p{number:02}", {**SOUND, "hostModels": [f"model-{number}"]})
+    await world.settle()
+
+    def owners() -> list[str]:
+        references = world.api.objects[DEPLOYMENT.kind, GATEWAY]["metadata"]["ownerReferences"]
+        return sorted(reference["name"] for reference in references)
+
+    assert owners() == ["a", *(f"p{number:02}" for number in range(MAX_OWNERS - 1))]
+    assert len(load_document(world.document).policies) == 2 * MAX_OWNERS + 1
+    world.delete("p03")
+    await world.settle()
+    assert len(owners()) == MAX_OWNERS
+    assert f"p{MAX_OWNERS - 1:02}" in owners()
+    world.api.writes.clear()
+    world.restart()
+    await world.settle()
+    assert world.api.writes == []
 
 
 def test_what_belongs_to_a_gateway_wakes_its_namespace() -> None:

@@ -105,9 +105,11 @@ class Executor:
     ) -> tuple[int, dict[tuple[Kind, str], Part | None]]:
         writes = 0
         seen: dict[tuple[Kind, str], Part | None] = {}
-        for child in children:
-            kind, name = _BY_NAME[child["kind"]], child["metadata"]["name"]
-            live = await self._live(key, kind, child, uids)
+        # Every name is looked at before the first write: a plan that cannot be carried out must not start pods.
+        found = [(child, _BY_NAME[child["kind"]]) for child in children]
+        lives = [await self._live(key, kind, child, uids) for child, kind in found]
+        for (child, kind), live in zip(found, lives, strict=True):
+            name = child["metadata"]["name"]
             if live is None or needs_apply(child, live):
                 seen[kind, name] = await self._apply(key, kind, child, live, replicas=replicas)
                 writes += 1

@@ -21,8 +21,8 @@ from flotilla.kube.client import KubeClient
 from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import CONFIG_MAP, MODEL_DEPLOYMENT, POD, ROUTING_POLICY, Key
 from flotilla.kube.store import Store
-from flotilla.render.gateway import GatewaySettings, Owner, children, endpoint
-from flotilla.routing.budgets import MAX_BYTES, Admitted, Candidate, admit
+from flotilla.render.gateway import MAX_OWNERS, GatewaySettings, Owner, children, endpoint
+from flotilla.routing.budgets import Admitted, Candidate, admit
 from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, facts_of, load_document
 from flotilla.scaling.scrape_client import ScrapeError, Scraper, ScrapeTarget
 
@@ -109,6 +109,8 @@ _ASK_AGAIN_S = 2.0
 _ASK_FOR_KEYS_S = 5.0
 """Of a gateway that lacks the key of some Secret, which only it can see."""
 _CONFLICT_RETRY_S = 30.0
+_MAX_BYTES = 1_000_000
+"""Of the document. `admit` leaves out policies before, so that only states of routes can make it larger."""
 _SETBACKS = (RouteReason.GUARD_BREACHED, RouteReason.VERDICT_LOST)
 
 Object = Mapping[str, Any]
@@ -159,7 +161,7 @@ class GatewayReconciler:
         promoted = self._promotions.apply(key, judged.document, previous)
         admitted = replace(judged, document=promoted.document)
         error: FlotillaError | None = None
-        if len(admitted.document.text) > MAX_BYTES:
+        if len(admitted.document.text) > _MAX_BYTES:
             error = _too_large(admitted.document)
         elif admitted.document.policies:
             try:
@@ -213,11 +215,12 @@ class GatewayReconciler:
     async def _converge(self, key: Key, policies: Sequence[Object], document: GatewayDocument) -> None:
         # A policy that was never sound owns nothing: when the last served policy is deleted, so is the gateway.
         served = document.by_name
-        metas = (policy["metadata"] for policy in policies)
-        owners = tuple(Owner(meta["name"], meta["uid"]) for meta in metas if meta["name"] in served)
+        metas = [policy["metadata"] for policy in policies if policy["metadata"]["name"] in served]
+        oldest = sorted(metas, key=lambda meta: (meta.get("creationTimestamp") or "", meta["uid"]))[:MAX_OWNERS]
+        owners = tuple(Owner(meta["name"], meta["uid"]) for meta in oldest)
         await self._executor.converge(
             key,
-            {owner.uid for owner in owners},
+            {meta["uid"] for meta in metas},
             lambda: children(document, owners, self._settings),
             revision=(document.hash, frozenset(owners)),
         )
@@ -309,7 +312,7 @@ def _candidate(live: Object) -> Candidate:
 
 def _too_large(document: GatewayDocument) -> InvalidSpec:
     return InvalidSpec(
-        f"The policies of this namespace make a document of {len(document.text)} bytes, more than the {MAX_BYTES} that "
-        "a ConfigMap holds. The gateway keeps its last configuration. Move some policies to another namespace.",
+        f"The policies of this namespace make a document of {len(document.text)} bytes, more than the {_MAX_BYTES} "
+        "that a ConfigMap holds. The gateway keeps its last configuration. Move some policies to another namespace.",
         reason="DocumentTooLarge",
     )

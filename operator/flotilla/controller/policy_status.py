@@ -8,7 +8,7 @@ from flotilla.api.preference import RouteReason, RouteStatus
 from flotilla.api.types import Verdict, set_conditions
 from flotilla.errors import FlotillaError, InvalidSpec, NameTaken
 from flotilla.kube.observed import STUCK_REASONS, Pod
-from flotilla.routing.budgets import Admission
+from flotilla.routing.budgets import MAX_BYTES, Admission
 from flotilla.routing.check import RESOLUTION, SOVEREIGNTY, PolicyFinding, Problem
 
 _ACCEPTANCE = frozenset(Problem) - RESOLUTION - SOVEREIGNTY
@@ -81,7 +81,7 @@ def judge(admission: Admission, *, generation: int, gateway: GatewayView) -> lis
     served = programmed(admission, generation=generation, gateway=gateway)
     chain = [accepted, resolved, sovereignty, served]
     blocked = next((verdict for verdict in chain if verdict.status == "False"), None)
-    stuck = isinstance(gateway.error, InvalidSpec | NameTaken)
+    stuck = isinstance(gateway.error, InvalidSpec | NameTaken) or admission.too_large
     return [*_summary(blocked, waits=blocked is resolved or (blocked is served and not stuck)), *chain]
 
 
@@ -91,6 +91,14 @@ def programmed(admission: Admission, *, generation: int, gateway: GatewayView) -
     def no(reason: str, message: str) -> Verdict:
         return Verdict("Programmed", "False", reason, message)
 
+    if admission.too_large:
+        kept = admission.served_generation
+        served = "The gateway does not serve it." if kept is None else f"The gateway keeps serving generation {kept}."
+        return no(
+            "DocumentTooLarge",
+            "The gateway's configuration has no space for this policy: those of a namespace may take "
+            f"{MAX_BYTES} bytes. {served} Move some policies to another namespace.",
+        )
     if admission.served_generation is None:
         return no("NotAccepted", "The gateway does not serve the policy: see Accepted and SovereigntyEnforceable.")
     if admission.served_generation != generation:

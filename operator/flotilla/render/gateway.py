@@ -27,6 +27,9 @@ RULES: tuple[Object, ...] = (
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
 )
 """Rights of a gateway in its own namespace. The operator holds them too, because a right is granted by holders only."""
+MAX_OWNERS = 10
+"""Policies in the owner references of a gateway's objects: the oldest ones. When one of them is deleted, another takes
+its place, so that the garbage collector removes the objects only with the last policy."""
 _UID = 65532
 _PRE_STOP_S = 5
 """Seconds until the node of every client has removed the pod from its endpoints."""
@@ -60,7 +63,8 @@ def endpoint(namespace: str) -> str:
 def children(document: GatewayDocument, owners: Sequence[Owner], settings: GatewaySettings) -> list[Object]:
     """All objects, in the order to apply them: what the pods need comes first.
 
-    The last owner's end takes them along; none of the owners is the controller, for an object has only one.
+    The garbage collector deletes them with the last of `owners`, of which there should be `MAX_OWNERS` at most; none of
+    them is the controller, because an object has only one.
     """
     pod = _pod(document, settings)
     pods = {"matchLabels": selector()}

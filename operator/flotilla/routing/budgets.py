@@ -202,7 +202,7 @@ def _count(value: Any) -> int | None:
 
 
 MAX_BYTES = 900_000
-"""Of a document: a ConfigMap holds a MiB."""
+"""Of the policies of a document: a ConfigMap holds a MiB, and states of routes come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +227,8 @@ class Admission:
     """The generation that the document holds; None where it holds none."""
     spec: RoutingPolicySpec | None = None
     """None where it cannot be read."""
+    too_large: bool = False
+    """It is sound, but the document has no space for it."""
 
     def with_missing(self, keys: Collection[str]) -> "Admission":
         """The same, and the keys of Secrets that the gateway lacks."""
@@ -255,12 +257,14 @@ def admit(
 
     A policy that became unsound stays as `previous` has it. A model name stays with the policy that serves it: among
     policies that are new to it the older one gets it. References that do not resolve hold nothing up: the target has no
-    endpoints until they do.
+    endpoints until they do. A policy for which the document has no space stays as `previous` has it; those that are
+    served keep theirs, and among the others the older one gets it.
     """
     served = {} if previous is None else previous.by_name
     mine = {c.name: served[c.name] for c in candidates if c.name in served and served[c.name].uid == c.uid}
     holders = dict(_holders(candidates, mine))
     compiled: list[Policy] = []
+    size = sum(kept.size for kept in mine.values())
     admissions: dict[str, Admission] = {}
     for candidate in sorted(candidates, key=lambda c: (c.name not in mine, c.created, c.name)):
         policy, kept = candidate.policy, mine.get(candidate.name)
@@ -274,12 +278,17 @@ def admit(
             )
         sound = policy is not None and all(finding.problem in RESOLUTION for finding in findings)
         form = compile_policy(policy, deployments) if sound and policy is not None else _without(kept, holders)
+        held = 0 if kept is None else kept.size
+        too_large = form is not None and form.size > held and size - held + form.size > MAX_BYTES
+        if too_large:
+            form = _without(kept, holders)
+        size += (0 if form is None else form.size) - held
         if form is not None:
             compiled.append(form)
             holders |= dict.fromkeys(form.host_models, candidate.name)
         generation = None if form is None else form.generation
         spec = None if policy is None else policy.spec
-        admissions[candidate.name] = Admission(tuple(findings), candidate.unreadable, generation, spec)
+        admissions[candidate.name] = Admission(tuple(findings), candidate.unreadable, generation, spec, too_large)
     document = GatewayDocument(
         namespace=namespace,
         allow_private_hosted_addresses=allow_private_hosted_addresses,

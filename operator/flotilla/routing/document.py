@@ -163,6 +163,11 @@ class Policy(_Part):
         return hashlib.sha256(_canonical(meaning)).hexdigest()[:8]
 
     @cached_property
+    def size(self) -> int:
+        """Bytes that it takes in the document."""
+        return len(_canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))) + 1
+
+    @cached_property
     def target(self) -> Mapping[str, Target]:
         """Targets by name."""
         return {target.name: target for target in self.targets}
