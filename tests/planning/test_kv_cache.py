@@ -10,7 +10,7 @@ import yaml
 
 from flotilla.catalog.model_config import LayerKind
 from flotilla.catalog.models import Architecture, RecurrentState, from_config, load_models
-from flotilla.planning.memory_fit import KvLayout, layout
+from flotilla.planning.kv_cache import KvLayout, layout
 
 GIB = 2**30
 VECTORS = yaml.safe_load((Path(__file__).parent / "data" / "kv_vectors.yaml").read_text())

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from flotilla.catalog.models import Architecture, load_models
 from flotilla.planning import memory_fit
-from flotilla.planning.memory_fit import GIB, Fit, Settings, Weights, layout
+from flotilla.planning.kv_cache import layout
+from flotilla.planning.memory_fit import GIB, Fit, Settings, Weights
 
 _MODELS = load_models()
 _KNOWN = [found.architecture for name in _MODELS.rows if (found := _MODELS.find(name)) is not None]

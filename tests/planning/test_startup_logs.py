@@ -9,6 +9,7 @@ import yaml
 
 from flotilla.catalog import accelerators
 from flotilla.planning import memory_fit, quantization
+from flotilla.planning.kv_cache import layout
 from flotilla.planning.memory_fit import GIB, Settings, Weights
 from flotilla.planning.resolve import load_catalog
 
@@ -79,7 +80,7 @@ def test_what_is_known_to_be_further_off_has_not_become_better(row: dict[str, An
 
 @pytest.mark.parametrize("row", [row for row in LOGS if "requests" in row], ids=name)
 def test_the_requests_that_the_cache_holds_are_those_of_the_log(row: dict[str, Any]) -> None:
-    plan = memory_fit.layout(architecture(row), gpus=row.get("gpus", 1), element_bytes=weights(row).kv_element_bytes)
+    plan = layout(architecture(row), gpus=row.get("gpus", 1), element_bytes=weights(row).kv_element_bytes)
     holds = plan.concurrency(int(row["kvGib"] * GIB), row["contextLength"], batched_tokens=row["batchedTokens"])
     assert abs(float(holds) / row["requests"] - 1) < 0.01  # The cache is printed with two digits.
 

@@ -151,6 +151,15 @@ class CardDefaults(_Data):
     """Beginnings of accelerator classes to which the next smaller row applies."""
 
 
+class SpeculationFlags(_Data):
+    """How users' args ask for speculative decoding: with one flag that takes JSON, or with one for each value."""
+
+    config: str = ""
+    method: str = ""
+    model: str = ""
+    tokens: str = ""
+
+
 class MemoryProfile(_Data):
     """How the engine divides the memory of a GPU, for the fit."""
 
@@ -167,6 +176,7 @@ class MemoryProfile(_Data):
     sequences_flag: str = ""
     eager_flag: str = ""
     text_only_flags: tuple[str, ...] = ()
+    speculation: SpeculationFlags | None = None
     media_limit_flag: str = ""
     """Flags by which users' args change the figures. With one of `text_only_flags` no image is tried at the start; the
     last one says how many images and videos a prompt may have."""

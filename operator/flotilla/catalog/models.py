@@ -120,6 +120,8 @@ class Architecture:
     """Likewise the width of a head; 0: head_dim."""
     shared_kv_layers: int = 0
     """Layers without a cache of their own, which read that of an earlier layer (Gemma 3n)."""
+    draft_layers: int = 0
+    """Layers for multi-token prediction, which engines load for speculative decoding."""
     recurrent: RecurrentState | None = None
     tower: VisionTower | None = None
     experts: int = 0
@@ -199,6 +201,7 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
         full_kv_heads=number(text, "num_global_key_value_heads") if text.get("attention_k_eq_v") else 0,
         full_head_dim=number(text, "global_head_dim"),
         shared_kv_layers=shared,
+        draft_layers=number(text, "num_nextn_predict_layers") or number(text, "mtp_num_hidden_layers"),
         recurrent=_recurrent_state(text, layers),
         tower=_tower(text),
         experts=routed,

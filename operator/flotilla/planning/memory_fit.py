@@ -1,12 +1,12 @@
 """Whether a model fits in GPU memory, on how many GPUs and with which context length.
 
-The KV cache is vLLM's own planner as a closed form and is exact in tokens; weights are within 2 % of what servers
-print; working memory is an estimate, which makes the band between `Fits` and `DoesNotFit`.
+The KV cache is vLLM's own planner as a closed form (kv_cache) and is exact in tokens; weights are within 2 % of what
+servers print; working memory is an estimate, which makes the band between `Fits` and `DoesNotFit`.
 Source: docs/reference/memory-fit.md.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -19,118 +19,8 @@ from flotilla.catalog.engines import MemoryProfile, Profile
 from flotilla.catalog.model_config import LayerKind
 from flotilla.catalog.models import Architecture, KnownModel, RecurrentState
 from flotilla.errors import InvalidSpec
-
-BLOCK_TOKENS = 16
-_LATENT_BLOCK_TOKENS = 64
-"""What the kernels of latent attention divide longer blocks into (vllm/model_executor/models/config.py)."""
-
-_STATES_PER_REQUEST = 2
-"""With prefix caching, which is vLLM's default: the state at the end, and the one at the last whole block."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvLayout:
-    """The cache of one GPU. Layers share blocks in groups of equal size; each kind of layer has groups of its own."""
-
-    block_bytes: int
-    """One block of every layer of a group."""
-    full_groups: int
-    sliding_groups: int
-    window: int
-    block_tokens: int = BLOCK_TOKENS
-    """vLLM makes blocks so long that the state of a recurrent layer has room in one."""
-    near_block_tokens: int = BLOCK_TOKENS
-    """Of layers with a window. Layers with narrower rows get longer blocks, so that all blocks have one size."""
-    partial_blocks: int = 1
-    """Blocks at the ends of a window that are used in part; 0 where windows are chunks that begin with a block."""
-    state_groups: int = 0
-    """Groups of recurrent layers, which take the same number of blocks for every request."""
-
-    def blocks(self, budget_bytes: int) -> int:
-        """How many blocks fit."""
-        return max(budget_bytes, 0) // self.block_bytes
-
-    def blocks_per_request(self, tokens: int, *, batched_tokens: int) -> int:
-        """What a request of `tokens` holds at its end.
-
-        A layer with a window also needs room for what one step adds to it: `batched_tokens`.
-        """
-        whole = _ceil(tokens, self.block_tokens)
-        seen = _ceil(min(self.window - 1 + batched_tokens, tokens), self.near_block_tokens) + self.partial_blocks
-        states = _STATES_PER_REQUEST * self.state_groups
-        return self.full_groups * whole + self.sliding_groups * seen + states
-
-    def concurrency(self, budget_bytes: int, tokens: int, *, batched_tokens: int) -> Fraction:
-        """How many requests of `tokens` fit at one time; below 1 the engine refuses to start."""
-        return Fraction(self.blocks(budget_bytes), self.blocks_per_request(tokens, batched_tokens=batched_tokens))
-
-    def longest(self, budget_bytes: int, *, batched_tokens: int, at_most: int) -> int:
-        """The longest request that fits, a multiple of the block size unless it is `at_most`; 0 for none.
-
-        One block is the engine's own.
-        """
-        blocks = self.blocks(budget_bytes) - 1
-        low, high = 0, _ceil(at_most, self.block_tokens)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.blocks_per_request(middle * self.block_tokens, batched_tokens=batched_tokens) <= blocks:
-                low = middle
-            else:
-                high = middle - 1
-        return min(low * self.block_tokens, at_most)
-
-
-def layout(architecture: Architecture, *, gpus: int, element_bytes: int) -> KvLayout:
-    """Of `architecture` split over `gpus`: KV heads are divided, and replicated where there are too few."""
-    near_bytes = _row_elements(architecture, architecture.kv_heads, architecture.head_dim, gpus) * element_bytes
-    full_heads, full_dim = architecture.full_kv_heads, architecture.full_head_dim
-    full_bytes = (
-        _row_elements(architecture, full_heads or architecture.kv_heads, full_dim or architecture.head_dim, gpus)
-        * element_bytes
-    )
-    full, near, state = architecture.full_layers, architecture.sliding_layers, architecture.recurrent
-    if state is not None:
-        unit = _LATENT_BLOCK_TOKENS if architecture.latent_width else BLOCK_TOKENS
-        block_tokens = unit * max(1, _ceil(state.bytes_per_layer(gpus), unit * full_bytes))
-        size = _group_size(full, state.layers)
-        return KvLayout(
-            block_bytes=block_tokens * full_bytes * size,
-            full_groups=_ceil(full, size),
-            sliding_groups=0,
-            window=0,
-            block_tokens=block_tokens,
-            state_groups=_ceil(state.layers, size),
-        )
-    size = _group_size(full, near)
-    wide = max(full_bytes, near_bytes) if full and near else full_bytes if full else near_bytes
-    return KvLayout(
-        block_bytes=BLOCK_TOKENS * wide * size,
-        full_groups=_ceil(full, size),
-        sliding_groups=_ceil(near, size),
-        window=architecture.sliding_window + (1 if architecture.chunked else 0),
-        block_tokens=BLOCK_TOKENS * (wide // full_bytes),
-        near_block_tokens=BLOCK_TOKENS * (wide // near_bytes),
-        partial_blocks=0 if architecture.chunked else 1,
-    )
-
-
-def _row_elements(architecture: Architecture, kv_heads: int, head_dim: int, gpus: int) -> int:
-    """Elements of one token in the cache of one layer on each GPU."""
-    if architecture.latent_width:
-        # One latent row for keys and values together; every GPU holds all of it.
-        return architecture.latent_width
-    return 2 * _ceil(kv_heads, gpus) * head_dim
-
-
-def _group_size(full: int, sliding: int) -> int:
-    """Layers per group: as many as the rarer kind has, unless that would only pad (vllm/v1/core/kv_cache_utils.py)."""
-    few, many = sorted((full, sliding))
-    return many if few == 0 or 2 * many < 3 * few else few
-
-
-def _ceil(value: int, unit: int) -> int:
-    return -(-value // unit)
-
+from flotilla.planning.additions import NO_DRAFT, NO_SLOTS, DraftModel, LoraSlots, draft, flag_text, lora_bytes
+from flotilla.planning.kv_cache import layout
 
 GIB = 2**30
 MAX_GPUS = 8
@@ -163,6 +53,9 @@ class Settings:
     """Whether the engine tries its memory with the largest images that the model takes."""
     videos: bool = True
     """Likewise with the longest video."""
+    lora: LoraSlots = NO_SLOTS
+    draft: DraftModel = NO_DRAFT
+    """What is loaded beside the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +97,8 @@ class Fit:
     """Like `longest_context`, with a tenth of the cache to spare for the estimate's error."""
     why_unknown: str = ""
     """With the verdict UNKNOWN: why the cache is not known, as a clause."""
+    beside_bytes: int = 0
+    """Of `weights_bytes`, what LoRA slots and a draft model take."""
 
     @property
     def headroom_bytes(self) -> int:
@@ -244,7 +139,7 @@ def _filled_up(architecture: Architecture, weights: Weights, gpus: int) -> int:
     hidden, width = architecture.hidden_size, architecture.expert_width // gpus
     if not architecture.expert_parameters or not width or "experts" in weights.keeps:
         return 0
-    grown = Fraction(_ceil(hidden, hidden_unit) * hidden_unit * _ceil(width, width_unit) * width_unit, hidden * width)
+    grown = Fraction(-(-hidden // hidden_unit) * hidden_unit * -(-width // width_unit) * width_unit, hidden * width)
     return int(architecture.expert_parameters * (grown - 1))
 
 
@@ -400,25 +295,30 @@ def _judge_up_to(
     gpus: int,
     context_length: int | None,
 ) -> Fit:
-    held = weights_bytes(architecture, weights, gpus=gpus)
+    beside = settings.draft.weights_bytes(gpus) + lora_bytes(architecture, settings.lora, gpus=gpus)
+    held = weights_bytes(architecture, weights, gpus=gpus) + beside
     working = working_bytes(architecture, settings, gpus=gpus, context=context_length or limit)
     memory = int(memory_gib * GIB)
     usable = int(memory * settings.utilization)
     cache = usable - held - working
     # A server that starts at all has room for one block more than the least that it may need leaves.
     at_best = cache + int(working * _UNCERTAIN)
+    figures = Fit(
+        DOES_NOT_FIT, gpus, context_length or limit, held, working, max(cache, 0), memory, limit, Fraction(0),
+        beside_bytes=beside,
+    )  # fmt: skip
     if architecture.encoder:
-        return _judge_encoder(
-            Fit(DOES_NOT_FIT, gpus, context_length or limit, held, working, max(cache, 0), memory, limit, Fraction(0)),
-            cache=cache,
-            at_best=at_best,
-            sequences=settings.sequences,
-        )
-    if not architecture.kv_known:
+        return _judge_encoder(figures, cache=cache, at_best=at_best, sequences=settings.sequences)
+    if why := architecture.kv_unknown or settings.draft.unknown:
         verdict = UNKNOWN if at_best > 0 else DOES_NOT_FIT
-        figures = Fit(verdict, gpus, context_length or 0, held, working, max(cache, 0), memory, 0, Fraction(0))
-        return replace(figures, why_unknown=architecture.kv_unknown)
-    parts = layout(architecture, gpus=gpus if settings.tensor_parallel else 1, element_bytes=weights.kv_element_bytes)
+        known = context_length or 0
+        return replace(figures, verdict=verdict, context_length=known, longest_context=0, why_unknown=why)
+    parts = layout(
+        architecture,
+        gpus=gpus if settings.tensor_parallel else 1,
+        element_bytes=weights.kv_element_bytes,
+        draft=settings.draft,
+    )
     split = 1 if settings.tensor_parallel else gpus
 
     def longest(budget: int) -> int:
@@ -433,7 +333,15 @@ def _judge_up_to(
     length = context_length or max(_rounded(safe, limit), needed)
     concurrency = parts.concurrency(max(cache, 0) * split, length, batched_tokens=settings.batched_tokens)
     most = parts.blocks(max(cache, 0) * split) if parts.state_groups else 0
-    return Fit(verdict, gpus, length, held, working, max(cache, 0), memory, room, concurrency, most, safe)
+    return replace(
+        figures,
+        verdict=verdict,
+        context_length=length,
+        longest_context=room,
+        concurrency=concurrency,
+        most_sequences=most,
+        safe_context=safe,
+    )
 
 
 def _judge_encoder(figures: Fit, *, cache: int, at_best: int, sequences: int) -> Fit:
@@ -470,7 +378,9 @@ class Fitted:
     gpus: int
     context_length: int
     fit: Fit | None
-    architecture: Architecture | None = None
+    architecture: Architecture | None
+    settings: Settings
+    """What the engine assumes about the memory of a GPU, after the users' own flags."""
 
 
 def fitted(
@@ -480,8 +390,14 @@ def fitted(
     weights: Weights,
     profile: Profile,
     accelerator: Accelerator,
+    lora: LoraSlots = NO_SLOTS,
+    find: Callable[[str], KnownModel | None] = lambda _: None,
 ) -> Fitted:
-    """Decide; raises InvalidSpec for a wrong count or context, and DoesNotFit with the figures and what would help."""
+    """Decide; raises InvalidSpec for a wrong count or context, and DoesNotFit with the figures and what would help.
+
+    `lora` are the adapters for which the engine is started; `find` looks up a draft model by its hub id.
+    """
+    engine = settings(profile.memory, accelerator, spec.engine.args)
     count = spec.accelerator.count
     if accelerator.shared and (count or 1) > 1:
         raise InvalidSpec(
@@ -494,12 +410,13 @@ def fitted(
     asked = spec.model.context_length
     architecture = _architecture(spec, known)
     if architecture is None:
-        return Fitted(count or 1, asked or 0, None)
+        return Fitted(count or 1, asked or 0, None, None, engine)
     architecture = _context_checked(architecture, asked, spec.engine.args)
     if architecture.recurrent is not None and profile.name != _HYBRID_PLANNER:
         why = f"{profile.name} keeps the states of recurrent layers in a pool of its own, by rules that are not known"
         architecture = replace(architecture, kv_unknown=why)
-    engine = settings(profile.memory, accelerator, spec.engine.args)
+    drafted = draft(architecture, spec.engine.args, profile.memory.speculation, find)
+    engine = replace(engine, lora=lora, draft=drafted)
     _check_count(architecture, engine, weights, count)
     memory_gib = accelerator.memory_gib or _pod_memory_gib(spec)
     fit = fit_memory(architecture, weights, engine, memory_gib=memory_gib, gpus=count, context_length=asked)
@@ -513,7 +430,8 @@ def fitted(
             "memory.",
             fit,
         )
-    return Fitted(fit.gpus, asked or (fit.context_length if fit.longest_context else 0), fit, architecture)
+    context = asked or (fit.context_length if fit.longest_context else 0)
+    return Fitted(fit.gpus, context, fit, architecture, engine)
 
 
 def settings(memory: MemoryProfile, accelerator: Accelerator, args: Sequence[str]) -> Settings:
@@ -550,18 +468,8 @@ def _is_given(args: Sequence[str], flags: Sequence[str]) -> bool:
 
 def _none_of(args: Sequence[str], flag: str, media: str) -> bool:
     """Whether users' args allow no image or video in a prompt: `--flag '{"video": 0}'`, or `video=0`."""
-    value = _text(args, flag)
+    value = flag_text(args, flag)
     return bool(value) and re.search(rf"""\b{media}["']?\s*[:=]\s*0\b""", value) is not None
-
-
-def _text(args: Sequence[str], flag: str) -> str:
-    """What users' args give a flag as `--flag value` or `--flag=value`; the last one counts."""
-    found = ""
-    for index, argument in enumerate(args):
-        name, equals, value = argument.partition("=")
-        if flag and name.replace("_", "-") == flag:
-            found = value if equals else args[index + 1] if index + 1 < len(args) else ""
-    return found
 
 
 def _flag(args: Sequence[str], flag: str) -> Decimal | None:
@@ -646,10 +554,11 @@ def _refusal(
 ) -> str:
     """The figures, and every remedy that would really help."""
     needed = fit.context_length
+    beside = f" ({fit.beside_bytes / GIB:.1f} of them for LoRA slots and a draft model)" if fit.beside_bytes else ""
     figures = (
         f"{fit.gpus} x {accelerator.class_name} ({fit.memory_bytes / GIB:.1f} GiB each) cannot hold the model with "
-        f"{needed} tokens of context: weights take {fit.weights_bytes / GIB:.1f} GiB of each GPU and the engine about "
-        f"{fit.working_bytes / GIB:.1f} GiB, which leaves {fit.kv_bytes / GIB:.1f} GiB for the KV cache."
+        f"{needed} tokens of context: weights take {fit.weights_bytes / GIB:.1f} GiB of each GPU{beside} and the "
+        f"engine about {fit.working_bytes / GIB:.1f} GiB, which leaves {fit.kv_bytes / GIB:.1f} GiB for the KV cache."
     )
     remedies = []
     if fit.safe_context >= 256:

@@ -12,7 +12,8 @@ from flotilla.catalog.engines import LATEST, Profile, at_least, load_profiles
 from flotilla.catalog.models import Architecture, KnownModel, ModelCatalogue, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
-from flotilla.planning.memory_fit import GIB, Fit, Settings, fitted, settings, startup_seconds
+from flotilla.planning.additions import LoraSlots
+from flotilla.planning.memory_fit import GIB, Fit, Settings, fitted, startup_seconds
 from flotilla.planning.quantization import Quantization
 
 MODEL_PATH = "/models"
@@ -144,9 +145,17 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
     _check_resources(spec.resources)
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
-    memory = fitted(spec, known=known, weights=chosen.weights, profile=profile, accelerator=accelerator)
+    adapters, rank = _adapters(profile, spec.model.adapters)
+    memory = fitted(
+        spec,
+        known=known,
+        weights=chosen.weights,
+        profile=profile,
+        accelerator=accelerator,
+        lora=LoraSlots(len(adapters), rank),
+        find=catalog.models.find,
+    )
     served_name = spec.model.served_name or name
-    engine_settings = settings(profile.memory, accelerator, spec.engine.args)
     startup = spec.rollout.timeout_seconds or startup_seconds(memory.fit)
     values = {
         "model": source.path,
@@ -163,12 +172,11 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         "kv_cache": chosen.kv_engine_value,
         "context_length": memory.context_length or "",
         "slots": profile.memory.slots,
-        "utilization": str(engine_settings.utilization),
+        "utilization": str(memory.settings.utilization),
         "kv_cache_gib": max(1, memory.fit.kv_bytes // GIB) if memory.fit else _UNKNOWN_CACHE_GIB,
         "drain_seconds": profile.drain.seconds,
         "startup_seconds": startup,
     }
-    adapters, rank = _adapters(profile, spec.model.adapters)
     return Resolved(
         profile=profile,
         engine_version=version,
@@ -186,7 +194,7 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         warnings=_warnings(profile, spec, version),
         near=catalog.models.match(source.hub_id).hint if source.hub_id and memory.fit is None else "",
         architecture=memory.architecture,
-        settings=engine_settings,
+        settings=memory.settings,
     )
 
 
