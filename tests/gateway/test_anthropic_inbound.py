@@ -185,11 +185,9 @@ def user(block: Any) -> list[Any]:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"thinking": {"type": "adaptive"}}, "thinking"),
-    ({"thinking": 1}, "thinking"),
     ({"container": "c"}, "container"),
     ({"inference_geo": "us"}, "inference_geo"),
-    ({"mcp_servers": []}, "mcp_servers"),
+    ({"mcp_servers": [{"type": "url", "url": "https://a.example"}]}, "mcp_servers"),
     ({"max_tokens": ...}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
@@ -212,7 +210,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [*HELLO, {"role": "assistant", "content": "It is ("}]}, "messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": "x", "name": "ann"}]}, "messages[0].name"),
-    ({"messages": user({"type": "document", "source": {}})}, "messages[0].content[0]"),
+    ({"messages": user({"type": "document", "source": {}})}, "messages[0].content[0].source.type"),
     ({"messages": user({"type": "thinking", "thinking": "x"})}, "messages[0].content[0]"),
     ({"messages": user({"type": "text", "text": 1})}, "messages[0].content[0].text"),
     ({"messages": user({"type": "image", "source": {"type": "file"}})}, "messages[0].content[0].source.type"),
@@ -220,7 +218,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": user({"type": "tool_result"})}, "messages[0].content[0].tool_use_id"),
     (
         {"messages": user({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document"}]})},
-        "messages[0].content[0].content[0]",
+        "messages[0].content[0].content[0].source",
     ),
     (
         {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f"}]}, *HELLO]},

@@ -361,11 +361,28 @@ def test_garbage_in_a_stream_is_told_and_ends_it(garbage: bytes) -> None:
     assert translator.failed
 
 
-def test_pings_thinking_and_events_of_later_versions_say_nothing() -> None:
-    thinking = named("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"})
-    opened = named("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""})
-    chunks, _ = received(named("ping"), named("new_thing", x=1), opened, thinking, b": comment\n\n")
+def test_pings_and_events_of_later_versions_say_nothing() -> None:
+    chunks, _ = received(named("ping"), named("new_thing", x=1), b": comment\n\n")
     assert chunks == []
+
+
+def test_thinking_is_reasoning_of_a_chat_and_keeps_its_signature() -> None:
+    block = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    whole = json.loads(
+        completion_from_message(json.dumps(message([block, {"type": "text", "text": "Hi"}])).encode(), created=1)
+    )
+    said = whole["choices"][0]["message"]
+    assert (said["reasoning_content"], said["thinking_blocks"], said["content"]) == ("hm", [block], "Hi")
+    opened = named("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""})
+    thought = named("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"})
+    signed = named("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "s"})
+    start = anthropic_events("Hi")[0]
+    chunks, _ = received(start, opened, thought, signed)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[1:] == [
+        {"reasoning_content": "hm"},
+        {"thinking_blocks": [{"type": "thinking", "signature": "s"}]},
+    ]
 
 
 def test_an_event_without_end_is_given_up() -> None:

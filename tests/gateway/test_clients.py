@@ -22,6 +22,7 @@ from tests.support.hosted_answers import (
     chat,
     fault_body,
     message,
+    named,
     openai_chunk,
     openai_chunks,
     tool_call,
@@ -437,10 +438,6 @@ def test_anthropics_client_reads_the_gateways_errors(stage: Stage) -> None:
             client.messages.create(model="nobody", **HELLO)
         with pytest.raises(anthropic.AuthenticationError) as stranger:
             client.with_options(api_key="wrong").messages.create(model="support", **HELLO)
-        with pytest.raises(anthropic.BadRequestError) as thinking:
-            client.messages.create(model="support", thinking={"type": "adaptive"}, **HELLO)
-        with pytest.raises(anthropic.NotFoundError) as uncounted:
-            client.messages.count_tokens(model="support", messages=HELLO["messages"])
         stage.engine.script(fault(500))
         with pytest.raises(anthropic.InternalServerError) as failed:
             client.messages.create(model="support", **HELLO)
@@ -450,9 +447,6 @@ def test_anthropics_client_reads_the_gateways_errors(stage: Stage) -> None:
 
     assert (missing.value.type, missing.value.error_code) == ("not_found_error", "model_not_found")
     assert (stranger.value.type, stranger.value.error_code) == ("authentication_error", "invalid_api_key")
-    assert (thinking.value.type, thinking.value.error_code) == ("invalid_request_error", "unsupported_field")
-    assert str(thinking.value.api_message).startswith("thinking: ")
-    assert "counts tokens" in str(uncounted.value.api_message)
     assert (failed.value.status_code, failed.value.type, failed.value.error_code) == (
         502,
         "api_error",
@@ -460,6 +454,92 @@ def test_anthropics_client_reads_the_gateways_errors(stage: Stage) -> None:
     )
     assert (refused.value.type, refused.value.api_message) == ("invalid_request_error", "Too long.")
     assert missing.value.request_id == missing.value.response.headers["x-request-id"]
+
+
+CODE: Any = {
+    "max_tokens": 100,
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
+    "system": [{"type": "text", "text": "You are a coding agent.", "cache_control": {"type": "ephemeral"}}],
+    "metadata": {"user_id": "u"},
+    "tools": [
+        {"name": "weather", "description": "x", "input_schema": {"type": "object"}, "eager_input_streaming": True}
+    ],
+    "extra_body": {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+}
+"""The shape of Claude Code's requests."""
+PDF: Any = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_as_claude_code_sends_it_works_at_an_engine(stage: Stage, stream: bool) -> None:
+    thought, answer = {"reasoning_content": "hm"}, openai_chunks("Hello there", usage=True)
+    whole = chat("Hello there")
+    whole["choices"][0]["message"]["reasoning_content"] = "hm"
+    stage.engine.script(Stream([openai_chunk(thought), *answer]) if stream else Whole(whole))
+    asked: Any = [{"role": "user", "content": [PDF, {"type": "text", "text": "Hi"}]}]
+    with stage.anthropic() as client:
+        if stream:
+            with client.messages.stream(model="support", messages=asked, **CODE) as events:
+                found: Any = events.get_final_message()
+        else:
+            found = client.messages.create(model="support", messages=asked, **CODE)
+        thinking, said = found.content
+        assert (thinking.thinking, said.text) == ("hm", "Hello there")
+        # The next turn has the thinking of this one in its history.
+        history = [*asked, {"role": "assistant", "content": found.content}, {"role": "user", "content": "And?"}]
+        client.messages.create(model="support", messages=history, **CODE)
+        client.messages.create(model="claude", messages=history, **CODE)
+
+    first, second = (request.json for request in stage.engine.received)
+    assert not {"thinking", "context_management"} & set(first)
+    assert first["messages"][1]["content"][0]["file"]["file_data"] == "data:application/pdf;base64,JVBERi0="
+    assert second["messages"][2] == {"role": "assistant", "content": "Hello there"}
+    # Claude gets the hints, and no thinking that is not its own: it would refuse the signature.
+    (claude,) = (request.json for request in stage.claude.received)
+    assert claude["thinking"] == CODE["thinking"]
+    assert "context_management" in claude
+    assert [block["type"] for block in claude["messages"][1]["content"]] == ["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_claudes_own_thinking_comes_back_with_its_signature(stage: Stage, stream: bool) -> None:
+    blocks = [{"type": "thinking", "thinking": "hm", "signature": "sig"}, {"type": "text", "text": "Hello there"}]
+    opened = {"type": "thinking", "thinking": "", "signature": ""}
+    start, _, *rest = anthropic_events("Hello there")
+    events = [
+        start,
+        named("content_block_start", index=0, content_block=opened),
+        named("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"}),
+        named("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "sig"}),
+        named("content_block_stop", index=0),
+        *rest,
+    ]
+    stage.claude.script(Stream(events) if stream else Whole(message(blocks)))
+    asked: Any = [{"role": "user", "content": "Hi"}]
+    with stage.anthropic() as client:
+        if stream:
+            with client.messages.stream(model="claude", messages=asked, **CODE) as found_events:
+                found: Any = found_events.get_final_message()
+        else:
+            found = client.messages.create(model="claude", messages=asked, **CODE)
+        history = [*asked, {"role": "assistant", "content": found.content}, {"role": "user", "content": "And?"}]
+        client.messages.create(model="claude", messages=history, **CODE)
+    assert [block.type for block in found.content] == ["thinking", "text"]
+    sent = stage.claude.received[1].json["messages"][1]["content"]
+    assert (sent[0]["signature"], sent[0]["thinking"]) == ("sig", "hm")
+
+
+def test_tokens_are_estimated_and_the_root_answers(stage: Stage) -> None:
+    with stage.anthropic() as client:
+        counted = client.messages.count_tokens(
+            model="support", messages=[{"role": "user", "content": "x" * 400}], system="y" * 40
+        )
+        with pytest.raises(anthropic.AuthenticationError):
+            client.with_options(api_key="wrong").messages.count_tokens(model="support", messages=HELLO["messages"])
+    assert counted.input_tokens == 110
+    assert stage.engine.received == []
+    head = subprocess.run(["curl", "-sI", stage.url + "/"], capture_output=True, text=True, check=True).stdout
+    assert head.startswith("HTTP/1.1 200")
 
 
 def test_anthropics_client_lists_the_models(stage: Stage) -> None:

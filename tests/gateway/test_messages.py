@@ -180,7 +180,7 @@ async def test_a_stream_that_cannot_be_told_is_broken_off(tmp_path: Path, piece:
 async def test_the_way_to_it_fails_in_anthropics_words_too(tmp_path: Path) -> None:
     async with serving(tmp_path, limits_of_server=ServerLimits(body_bytes=500)) as (gw, _, _, _):
         unknown = await ask(gw, f"{PATH}/batches")
-        uncounted = await ask(gw, f"{PATH}/count_tokens")
+        uncounted = await ask(gw, f"{PATH}/count_tokens", model="other")
         large = await ask(gw, metadata={"user_id": "x" * 500})
         async with gw.session.get(gw.url + PATH) as answer:
             got = (answer.status, await answer.json(), answer.headers["allow"])
@@ -190,7 +190,7 @@ async def test_the_way_to_it_fails_in_anthropics_words_too(tmp_path: Path) -> No
             garbled = (answer.status, await answer.json())
 
     assert (unknown[0], error_of(unknown[1])) == (404, ("not_found_error", "unknown_url"))
-    assert "counts tokens" in uncounted[1]["error"]["message"]
+    assert (uncounted[0], error_of(uncounted[1])) == (404, ("not_found_error", "model_not_found"))
     assert (large[0], error_of(large[1])) == (413, ("request_too_large", "body_too_large"))
     assert (got[0], error_of(got[1]), got[2]) == (405, ("invalid_request_error", "method_not_allowed"), "POST, OPTIONS")
     assert (garbled[0], error_of(garbled[1])) == (400, ("invalid_request_error", "invalid_json"))

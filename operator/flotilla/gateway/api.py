@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import orjson
 
 from flotilla.gateway.admission import admit_request, now, read_request, waits
-from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH
+from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH, read_count_request, wants_thinking
 from flotilla.gateway.anthropic.inbound_requests import read_request as read_messages_request
 from flotilla.gateway.anthropic.inbound_responses import MessagesResponse, error_body_for
 from flotilla.gateway.config import RoutePlan, ServedPolicy, Setup, operation_paths
@@ -25,8 +25,11 @@ from flotilla.gateway.http.message import HttpError, Request, header
 from flotilla.gateway.limits.accounts import LimitLease
 from flotilla.gateway.openai import responses
 from flotilla.gateway.openai.requests import Body, parse_body
+from flotilla.gateway.openai.response_events import ResponsesResponse
+from flotilla.gateway.openai.response_requests import RESPONSES_PATH, read_response_request
 from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
+from flotilla.routing.budgets import prompt_estimate
 from flotilla.routing.decide import Refusal, model_not_found
 from flotilla.routing.request import Operation
 
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 _MODELS = "/v1/models"
 _HEALTH = ("/", "/health")
 """Paths that load balancers and SDKs ask to see whether a server is there."""
+_RESPONSES = frozenset({RESPONSES_PATH, RESPONSES_PATH.removeprefix("/v1")})
 _COUNT_TOKENS = f"{MESSAGES_PATH}/count_tokens"
 _ID_LIMIT = 128
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
@@ -72,14 +76,22 @@ class Api:
             self._serve(request, setup, operation)
             return
         if operation is None:
+            read: Callable[[bytes], Body] | None = None
             if request.path.startswith(MESSAGES_PATH):
-                request = self._as_chat_request(request)
-                if request.path == MESSAGES_PATH and setup is not None and request.method == "POST":
-                    self._serve(request, setup, Operation.CHAT, read_messages_request)
+                read = self._as_chat_request(request)
+                if request.path == _COUNT_TOKENS and setup is not None and request.method == "POST":
+                    self._count_tokens(request, setup)
+                    request.ended(request)
                     return
-            if request.path != MESSAGES_PATH:
+                read = read if request.path == MESSAGES_PATH else None
+            elif request.path in _RESPONSES:
+                read = self._as_response_request(request)
+            if read is None:
                 self._handle_other(request, setup)
                 request.ended(request)
+                return
+            if setup is not None and request.method == "POST":
+                self._serve(request, setup, Operation.CHAT, read)
                 return
         if request.method != "POST":
             self._not_allowed(request, "POST, OPTIONS")
@@ -87,12 +99,45 @@ class Api:
             self._not_ready(request)
         request.ended(request)
 
-    def _as_chat_request(self, request: Request) -> Request:
-        """The request with a response that writes Anthropic's format, and with its key in the Authorization header."""
+    def _as_chat_request(self, request: Request) -> Callable[[bytes], Body]:
+        """Give the request a response that writes Anthropic's format, and its key in the Authorization header.
+
+        Returns what reads the body.
+        """
         request_id = self._request_id(request)
         request.headers |= {"x-request-id": request_id, "authorization": _authorization(request.headers)}
-        request.response = MessagesResponse(request.response, request_id)
-        return request
+        request.response = response = MessagesResponse(request.response, request_id)
+
+        def read(raw: bytes) -> Body:
+            body = read_messages_request(raw)
+            response.thinking = wants_thinking(body.message)
+            return body
+
+        return read
+
+    def _count_tokens(self, request: Request, setup: Setup) -> None:
+        """Estimate the tokens of a request of Anthropic's API. Only the target counts them exactly."""
+        record = Record(request, request.headers["x-request-id"], Operation.CHAT)
+        served = read_request(setup, record, read_count_request)
+        if isinstance(served, Refusal):
+            request.response.send(served.status, responses.refusal_body(served), responses.refusal_headers(served))
+            return
+        assert record.features is not None
+        tokens = prompt_estimate(record.features)
+        assert isinstance(request.response, MessagesResponse)
+        request.response.send_as_it_is(orjson.dumps({"input_tokens": tokens}))
+
+    def _as_response_request(self, request: Request) -> Callable[[bytes], Body]:
+        """Give the request a response that writes the Responses API's format; returns what reads the body."""
+        request_id = self._request_id(request)
+        request.headers["x-request-id"] = request_id
+        request.response = response = ResponsesResponse(request.response, request_id)
+
+        def read(raw: bytes) -> Body:
+            body, response.asked = read_response_request(raw)
+            return body
+
+        return read
 
     def _serve(
         self, request: Request, setup: Setup, operation: Operation, read: Callable[[bytes], Body] = parse_body
@@ -211,8 +256,7 @@ class Api:
             else:
                 self._list_models(request, setup, unquote(path[len(_MODELS) + 1 :]))
             return
-        why = " Only the target counts tokens; its answer has them." if path == _COUNT_TOKENS else ""
-        body = responses.error_body(f"There is no {path[:100]!r} here.{why}", code="unknown_url")
+        body = responses.error_body(f"There is no {path[:100]!r} here.", code="unknown_url")
         request.response.send(404, body)
 
     def _list_models(self, request: Request, setup: Setup, name: str) -> None:

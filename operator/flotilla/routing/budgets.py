@@ -134,7 +134,7 @@ def answer_bound(features: Features, target: Target) -> int:
     able = target.capabilities
     bound = able.max_output_tokens or DEFAULT_MAX_TOKENS
     if able.context_length is not None:
-        bound = min(bound, max(able.context_length - _prompt_tokens(features), 1))
+        bound = min(bound, max(able.context_length - prompt_estimate(features), 1))
     return bound
 
 
@@ -150,14 +150,15 @@ def must_bound(policy: Policy, target: Target, features: Features) -> bool:
 
 def most(features: Features, target: Target) -> Usage:
     """The most tokens that a target can count for a request, by the estimate of its prompt."""
-    prompt = _prompt_tokens(features)
+    prompt = prompt_estimate(features)
     if features.operation not in (Operation.CHAT, Operation.COMPLETIONS):
         return Usage(prompt, 0)
     answers = answer_bound(features, target) * features.answers
     return Usage(prompt, answers, audio_tokens=features.sound_tokens, service_tier=features.service_tier)
 
 
-def _prompt_tokens(features: Features) -> int:
+def prompt_estimate(features: Features) -> int:
+    """Tokens of the whole prompt, with images, sound and documents."""
     return features.prompt_tokens + features.images * _IMAGE_TOKENS + features.sound_tokens
 
 

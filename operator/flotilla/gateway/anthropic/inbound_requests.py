@@ -4,11 +4,12 @@ The chat is what is decided about and sent. A field or block that a chat does no
 client would miss it in the answer; if it is only a hint, it is left out and its name is reported in `dropped`.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
+from flotilla.gateway.openai.field_checks import items, mapping, only, text, unsupported
 from flotilla.gateway.openai.requests import CLIENT_DATA_FIELDS, InvalidBody, TranslatedBody, parse_body
 
 _ROLES: Final = ("system", "user", "assistant")
@@ -25,11 +26,15 @@ _FIELDS: Final = frozenset(
     {
         *("model", "messages", "system", "max_tokens", "stream", "stop_sequences", "metadata", "output_config"),
         *("temperature", "top_p", "top_k", "tools", "tool_choice", "thinking", "cache_control", "service_tier"),
+        *("context_management", "speed", "betas", "mcp_servers", "diagnostics"),
     }
 )
 _UNCHANGED: Final = ("temperature", "top_p", "top_k")
 """`top_k` is not a field of OpenAI's API, but vLLM, SGLang and llama.cpp accept it."""
-_HINTS: Final = ("cache_control", "service_tier", "thinking")
+_HINTS: Final = ("cache_control", "service_tier", "thinking", "context_management", "speed", "betas", "diagnostics")
+"""Fields that only steer Claude: left out for other models, and passed on to Claude."""
+_DOCUMENT: Final = frozenset({"type", "source", "title", "context", "cache_control", "citations"})
+_THINKING: Final = frozenset({"thinking", "redacted_thinking"})
 _TOOL_HINTS: Final = ("cache_control", "eager_input_streaming", "input_examples")
 _TOOL_FIELDS: Final = frozenset(
     {"type", "name", "description", "input_schema", "strict", "defer_loading", "allowed_callers", *_TOOL_HINTS}
@@ -50,11 +55,23 @@ def read_request(raw: bytes) -> TranslatedBody:
         raise InvalidBody("invalid_json", "The messages or the tools are nested too deeply.", "messages") from error
 
 
+def read_count_request(raw: bytes) -> TranslatedBody:
+    """Parse the body of a request to count its tokens, which has no `max_tokens`. Raises InvalidBody."""
+    asked = parse_body(raw, _OWN_DATA)
+    fields = _chat({"max_tokens": 1, **asked.fields}, set())
+    return TranslatedBody(raw, fields, asked.fields, ())
+
+
+def wants_thinking(message: Mapping[str, Any]) -> bool:
+    """Whether the client of a request reads thinking blocks."""
+    thinking = message.get("thinking")
+    return isinstance(thinking, Mapping) and thinking.get("type") in ("enabled", "adaptive")
+
+
 def _chat(body: Mapping[str, Any], dropped: set[str]) -> dict[str, Any]:
     only("", body, _FIELDS)
-    thinking = body.get("thinking")
-    if thinking is not None and (not isinstance(thinking, Mapping) or thinking.get("type") != "disabled"):
-        raise unsupported("thinking", "Thinking has no place in chat completions. Leave it out, or disable it.")
+    if body.get("mcp_servers"):
+        raise unsupported("mcp_servers", "The gateway calls no servers of tools. Leave it out.")
     limit = body.get("max_tokens")
     if type(limit) is not int or limit < 1:
         raise InvalidBody("invalid_type", "max_tokens: It must be a whole number above 0.", "max_tokens")
@@ -198,6 +215,8 @@ def _user(blocks: list[Block], dropped: set[str]) -> Iterator[dict[str, Any]]:
                 yield result
             case "image":
                 said.append(_image(path, block, dropped))
+            case "document":
+                said += _document(path, block, dropped)
             case _:
                 said.append(_text(path, block, dropped))
     if parts or said:
@@ -212,6 +231,8 @@ def _result(path: str, block: Mapping[str, Any], dropped: set[str]) -> tuple[dic
     for place, inner in _blocks(f"{path}.content", block.get("content")):
         if inner.get("type") == "image":
             images.append(_image(place, inner, dropped))
+        elif inner.get("type") == "document":
+            images += _document(place, inner, dropped)
         else:
             words.append(_text(place, inner, dropped))
     answered = text(f"{path}.tool_use_id", block.get("tool_use_id"))
@@ -222,7 +243,10 @@ def _assistant(blocks: list[Block], dropped: set[str]) -> dict[str, Any]:
     said: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     for path, block in blocks:
-        if block.get("type") == "tool_use":
+        if block.get("type") in _THINKING:
+            # What a model thought in an earlier turn is not shown to another one.
+            dropped.add("messages.content.thinking")
+        elif block.get("type") == "tool_use":
             calls.append(_call(path, block, dropped))
         else:
             said.append(_text(path, block, dropped))
@@ -264,6 +288,28 @@ def _image(path: str, block: Mapping[str, Any], dropped: set[str]) -> dict[str, 
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def _document(path: str, block: Mapping[str, Any], dropped: set[str]) -> Iterator[dict[str, Any]]:
+    """A PDF as a file; text and blocks of text as text. Whether the model reads files, its target says."""
+    only(path, block, _DOCUMENT)
+    _hints(block, ("cache_control", "citations"), dropped)
+    head = " ".join(text(f"{path}.{field}", block[field]) for field in ("title", "context") if block.get(field))
+    source = mapping(f"{path}.source", block.get("source"))
+    match source.get("type"):
+        case "base64":
+            kind, data = (text(f"{path}.source.{field}", source.get(field)) for field in ("media_type", "data"))
+            name = block.get("title") or "document.pdf"
+            yield {"type": "file", "file": {"filename": name, "file_data": f"data:{kind};base64,{data}"}}
+        case "text":
+            words = text(f"{path}.source.data", source.get("data"))
+            yield {"type": "text", "text": f"{head}\n{words}" if head else words}
+        case "content":
+            for place, inner in _blocks(f"{path}.source.content", source.get("content")):
+                is_image = inner.get("type") == "image"
+                yield _image(place, inner, dropped) if is_image else _text(place, inner, dropped)
+        case kind:
+            raise unsupported(f"{path}.source.type", f"{kind!r} is not kept here. Use base64, text or content.")
+
+
 def _content(parts: list[dict[str, Any]]) -> Any:
     """A single text becomes a string, because not every chat template reads parts."""
     if len(parts) == 1 and parts[0]["type"] == "text":
@@ -273,39 +319,3 @@ def _content(parts: list[dict[str, Any]]) -> Any:
 
 def _hints(block: Mapping[str, Any], names: tuple[str, ...], dropped: set[str]) -> None:
     dropped.update(f"messages.content.{name}" for name in names if block.get(name))
-
-
-def unsupported(path: str, message: str) -> InvalidBody:
-    """The error for a field, at `path` of the body, that not every target can serve."""
-    return InvalidBody("unsupported_field", f"{path}: {message}", path)
-
-
-def items(path: str, value: Any) -> list[Any]:
-    """A list; empty if it is left out."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise InvalidBody("invalid_type", f"{path}: It must be a list.", path)
-    return value
-
-
-def mapping(path: str, value: Any) -> Mapping[str, Any]:
-    """An object."""
-    if not isinstance(value, Mapping):
-        raise InvalidBody("invalid_type", f"{path}: It must be an object.", path)
-    return value
-
-
-def text(path: str, value: Any) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise InvalidBody("invalid_type", f"{path}: It must be text.", path)
-    return value
-
-
-def only(path: str, fields: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse unknown fields, so that nothing that the client asked for is silently lost."""
-    for name, value in fields.items():
-        if name not in known and value is not None:
-            where = f"{path}.{name[:100]}" if path else name[:100]
-            raise unsupported(where, "The field cannot be kept for every model here. Leave it out.")

@@ -10,9 +10,12 @@ from typing import Any, Final
 import orjson
 
 from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH
+from flotilla.gateway.anthropic.outbound_requests import FOREIGN_SIGNATURE
 from flotilla.gateway.http import message
-from flotilla.gateway.http.message import Response, ResponseSource
+from flotilla.gateway.http.message import Response
 from flotilla.gateway.openai import responses
+from flotilla.gateway.openai.responses import reasoning_of
+from flotilla.gateway.openai.translated_response import TranslatedResponse
 from flotilla.routing.budgets import usage_of
 
 _STOP: Final[Mapping[str, str]] = {
@@ -45,28 +48,36 @@ _UNREADABLE_STREAM: Final = orjson.loads(
     responses.error_body("The target sent a stream that cannot be read.", kind="server_error")
 )
 _TEXT_BLOCK: Final = -1
+_THINKING_BLOCK: Final = -2
 _UNREADABLE_CODE = "answer_unreadable"
 
 
-class MessagesResponse(Response):
+class MessagesResponse(TranslatedResponse):
     """Takes OpenAI's format and writes Anthropic's to the response `inner`."""
 
-    __slots__ = ("_id", "_inner", "_stream")
+    __slots__ = ("_id", "_stream", "thinking")
 
     def __init__(self, inner: Response, request_id: str) -> None:
-        self._inner, self._id = inner, request_id
+        super().__init__(inner)
+        self._id = request_id
         self._stream = MessageStream(request_id)
+        self.thinking = False
+        """Whether the client asked for thinking blocks; set when its request was read."""
 
     def send(self, status: int, body: bytes, headers: bytes = b"", *, content_type: bytes = message.JSON) -> None:
         """Send a complete response; 502 if the target's answer cannot be translated."""
         if body and status < 300:
             try:
-                body = message_from_completion(body)
+                body = message_from_completion(body, thinking=self.thinking)
             except ValueError as error:
                 status, body = 502, responses.error_body(str(error), kind="server_error", code=_UNREADABLE_CODE)
         if status >= 300:
             body = _error_body(status, body, self._id)
         self._inner.send(status, body, headers + self._id_header(), content_type=content_type)
+
+    def send_as_it_is(self, body: bytes) -> None:
+        """Send a complete response that is in Anthropic's format already."""
+        self._inner.send(200, body, self._id_header())
 
     def start(self, status: int, headers: bytes = b"", *, content_type: bytes = message.EVENT_STREAM) -> None:
         """Begin a stream."""
@@ -74,6 +85,7 @@ class MessagesResponse(Response):
 
     def write(self, data: bytes) -> None:
         """Send complete events. Events that cannot be translated are reported as a failure of the target."""
+        self._stream.thinking = self.thinking
         out = self._stream.feed(data)
         if out:
             self._inner.write(out)
@@ -86,27 +98,6 @@ class MessagesResponse(Response):
 
     def _id_header(self) -> bytes:
         return b"request-id: %b\r\n" % self._id.encode()
-
-    # State is that of the inner response.
-
-    @property
-    def source(self) -> ResponseSource | None:
-        """The connection that the data comes from."""
-        return self._inner.source
-
-    @source.setter
-    def source(self, source: ResponseSource | None) -> None:
-        self._inner.source = source
-
-    @property
-    def started(self) -> bool:  # type: ignore[override]
-        """Whether status and headers were sent."""
-        return self._inner.started
-
-    @property
-    def status(self) -> int:  # type: ignore[override]
-        """The status that was sent."""
-        return self._inner.status
 
 
 def error_body_for(path: str, status: int, body: bytes) -> bytes:
@@ -137,6 +128,9 @@ class MessageStream:
         """The last choice with a finish reason."""
         self._refusal = ""
         self._usage: dict[str, Any] | None = None
+        self._signature = FOREIGN_SIGNATURE
+        self.thinking = False
+        """Whether reasoning becomes thinking blocks; else it is left out."""
         self.failed = ""
         """Why an error was sent in the stream; nothing may follow it."""
 
@@ -165,6 +159,8 @@ class MessageStream:
         self._usage = message_usage(chunk.get("usage")) or self._usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
+            if self.thinking:
+                out += self._thought(delta)
             if delta.get("content"):
                 out += self._text(_text_value(delta["content"]))
             for place, call in enumerate(delta.get("tool_calls") or ()):
@@ -186,6 +182,26 @@ class MessageStream:
     def _text(self, text: str) -> list[bytes]:
         out = [] if self._open == _TEXT_BLOCK else self._start(_TEXT_BLOCK, {"type": "text", "text": ""})
         return [*out, self._delta({"type": "text_delta", "text": text})]
+
+    def _thought(self, delta: Mapping[str, Any]) -> list[bytes]:
+        """A piece of reasoning, or the signature of Claude's own, which ends a block."""
+        out: list[bytes] = []
+        words = reasoning_of(delta)
+        if words:
+            if self._open != _THINKING_BLOCK:
+                out += self._start(_THINKING_BLOCK, {"type": "thinking", "thinking": "", "signature": ""})
+                self._signature = FOREIGN_SIGNATURE
+            out.append(self._delta({"type": "thinking_delta", "thinking": words}))
+        for block in delta.get("thinking_blocks") or ():
+            if block.get("type") == "redacted_thinking":
+                out += self._start(_THINKING_BLOCK, {"type": "redacted_thinking", "data": _text_value(block["data"])})
+                out.append(self._stop(signed=False))
+            elif block.get("signature"):
+                if self._open != _THINKING_BLOCK:
+                    # Claude may sign thinking that it does not show.
+                    out += self._start(_THINKING_BLOCK, {"type": "thinking", "thinking": "", "signature": ""})
+                self._signature = _text_value(block["signature"])
+        return out
 
     def _call(self, index: int, call: dict[str, Any]) -> list[bytes]:
         """A piece of a tool call. Some APIs give all calls the same index, so a new ID begins a new call."""
@@ -217,11 +233,18 @@ class MessageStream:
         self._pieces += 1
         return _event("content_block_delta", index=self._blocks - 1, delta=delta)
 
-    def _stop(self) -> bytes:
+    def _stop(self, *, signed: bool = True) -> bytes:
         if self._open is None:
             return b""
+        signature = b""
+        if self._open == _THINKING_BLOCK and signed:
+            signature = _event(
+                "content_block_delta",
+                index=self._blocks - 1,
+                delta={"type": "signature_delta", "signature": self._signature},
+            )
         self._open = None
-        return _event("content_block_stop", index=self._blocks - 1)
+        return signature + _event("content_block_stop", index=self._blocks - 1)
 
     def _end(self) -> bytes:
         out = self._begin({"id": f"msg_{self._request_id}"}) + self._stop()
@@ -244,8 +267,11 @@ def _text_value(value: Any) -> str:
     return value
 
 
-def message_from_completion(content: bytes) -> bytes:
-    """Translate the body of a successful answer. Raises ValueError if it cannot be translated."""
+def message_from_completion(content: bytes, *, thinking: bool = False) -> bytes:
+    """Translate the body of a successful answer, with its reasoning if `thinking`.
+
+    Raises ValueError if it cannot be translated.
+    """
     body = orjson.loads(content)
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -253,13 +279,23 @@ def message_from_completion(content: bytes) -> bytes:
     if not isinstance(said, dict):
         raise ValueError("The target's answer is not a chat completion.")
     text = said.get("content")
-    blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if isinstance(text, str) and text else []
+    blocks = _thinking_blocks(said) if thinking else []
+    blocks += [{"type": "text", "text": text}] if isinstance(text, str) and text else []
     calls = said.get("tool_calls")
     calls = calls if isinstance(calls, list) else []
     blocks += [_tool_use(call, f"{body.get('id')}_{number}") for number, call in enumerate(calls)]
     end = stop_fields(choice, refusal=said.get("refusal"), calls=bool(calls))
     counted = message_usage(body.get("usage")) or {"input_tokens": 0, "output_tokens": 0}
     return orjson.dumps({**message_head(body), "content": blocks, **end, "usage": counted})
+
+
+def _thinking_blocks(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Claude's own blocks as they are, or another model's reasoning as one block."""
+    own = said.get("thinking_blocks")
+    if isinstance(own, list) and own:
+        return [block for block in own if isinstance(block, dict)]
+    words = reasoning_of(said)
+    return [{"type": "thinking", "thinking": words, "signature": FOREIGN_SIGNATURE}] if words else []
 
 
 def message_head(head: Mapping[str, Any]) -> dict[str, Any]:

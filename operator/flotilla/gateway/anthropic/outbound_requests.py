@@ -30,6 +30,8 @@ _TRANSLATED: Final = frozenset(
         *("user", "safety_identifier", "n", "logprobs", "modalities"),
     }
 )
+FOREIGN_SIGNATURE: Final = "flotilla"
+"""Signature of thinking blocks that were translated from another model's reasoning."""
 _SAMPLING: Final = ("temperature", "top_p", "top_k")
 _TAKEN_OF_FUNCTIONS: Final = frozenset({"name", "description", "parameters", "strict"})
 _REFUSED: Final[Mapping[str, str]] = {
@@ -98,10 +100,33 @@ def message_from_chat(body: Mapping[str, Any], model: str) -> MessagesRequest:
 
 
 def message_unchanged(message: Mapping[str, Any], model: str) -> MessagesRequest:
-    """A client's request in this API's format for `model`, without the fields that this version refuses."""
+    """A client's request in this API's format for `model`, without the fields that this version refuses.
+
+    Thinking that another model than Claude was translated to, in an earlier turn, has no signature and is left out.
+    """
     kept = {field: value for field, value in message.items() if field not in _SAMPLING}
+    if _has_foreign_thinking(message.get("messages")):
+        kept["messages"] = [_own_thinking(turn) for turn in message["messages"]]
     dropped = sorted(field for field in _SAMPLING if message.get(field) is not None)
     return MessagesRequest(orjson.dumps({**kept, "model": model}), tuple(dropped))
+
+
+def _has_foreign_thinking(messages: Any) -> bool:
+    turns = messages if isinstance(messages, list) else ()
+    contents = (turn.get("content") for turn in turns if isinstance(turn, dict))
+    return any(_foreign(block) for content in contents if isinstance(content, list) for block in content)
+
+
+def _foreign(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") == FOREIGN_SIGNATURE
+
+
+def _own_thinking(turn: Any) -> Any:
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(content, list):
+        return turn
+    kept = [block for block in content if not _foreign(block)]
+    return {**turn, "content": kept or [{"type": "text", "text": "(no text)"}]}
 
 
 def _unsupported(body: Mapping[str, Any]) -> set[str]:

@@ -22,6 +22,7 @@ _ERROR_TYPES: Final[Mapping[str, str]] = {
     "timeout_error": "server_error",
 }
 """OpenAI's error types. All others are invalid_request_error; the code is always Anthropic's type."""
+THINKING: Final = ("thinking", "redacted_thinking")
 _OVERLOADED: Final = 529
 _MAX_EVENT_BYTES: Final = 4 * 2**20
 _UNREADABLE_STREAM: Final = {"type": "api_error", "message": "The hosted model sent a stream that cannot be read."}
@@ -56,6 +57,10 @@ def _completion(message: Any, created: int) -> bytes:
     }
     if calls:
         said["tool_calls"] = calls
+    if thought := [block for block in blocks if block.get("type") in THINKING]:
+        # OpenAI's API has no such fields; engines have the first one, and other gateways the second.
+        said["reasoning_content"] = "".join(block.get("thinking") or "" for block in thought)
+        said["thinking_blocks"] = thought
     choice = {"index": 0, "message": said, "logprobs": None, **finish_fields(message)}
     return orjson.dumps(
         {
@@ -218,6 +223,8 @@ class StreamTranslator:
     def _open(self, index: Any, block: dict[str, Any]) -> bytes:
         if block["type"] == "text" and block.get("text"):
             return self._chunk({"content": block["text"]})
+        if block["type"] == "redacted_thinking":
+            return self._chunk({"thinking_blocks": [block]})
         if block["type"] != "tool_use":
             return b""
         number = self._calls[index] = len(self._calls)
@@ -231,7 +238,11 @@ class StreamTranslator:
         if delta["type"] == "input_json_delta" and delta["partial_json"]:
             self._unsaid.pop(index, None)
             return self._arguments(index, delta["partial_json"])
-        return b""  # OpenAI's chunks have no fields for thinking, signatures and citations
+        if delta["type"] == "thinking_delta":
+            return self._chunk({"reasoning_content": delta["thinking"]})
+        if delta["type"] == "signature_delta":
+            return self._chunk({"thinking_blocks": [{"type": "thinking", "signature": delta["signature"]}]})
+        return b""  # OpenAI's chunks have no field for citations
 
     def _end(self, delta: dict[str, Any]) -> bytes:
         if delta.get("stop_reason") is None:

@@ -5,7 +5,7 @@ removes what only the gateway asked for, and holds the beginning back as long as
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,6 +227,12 @@ class StreamRelay:
 
 def _nothing() -> None:
     """Stands for the function that starts the stream after it was called, which refers to all of the request."""
+
+
+def reasoning_of(said: Mapping[str, Any]) -> str:
+    """What the model thought, in the field of vLLM, SGLang, llama.cpp or others; empty if it says nothing of it."""
+    found = said.get("reasoning_content") or said.get("reasoning")
+    return found if isinstance(found, str) else ""
 
 
 def without_logprobs(chunk: dict[str, Any]) -> bool:
