@@ -16,7 +16,8 @@ A chat request passes through these modules, in this order:
 
 `app` makes these parts (`state` holds those that all requests share), follows the EndpointSlices, and serves probes
 and metrics by `admin`, which also reports requests that wait (`pending`). `config` reloads the routing document and the
-API keys when they change.
+API keys when they change. `credentials` shows hosted providers who asks, with access tokens of `token_loop`; `refusals`
+recognises why a target refused a request.
 
 Pure, and held to it by a contract of import-linter: `dialect`, `endpoints`, `metrics`,
 `anthropic`, `openai` and `limits.store`. All other modules do I/O or read a clock.

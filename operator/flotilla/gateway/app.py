@@ -36,6 +36,7 @@ from flotilla.gateway.metrics import GatewayMetrics, declare_series
 from flotilla.gateway.pending import HeldCounter, PendingQueue
 from flotilla.gateway.record import AccessLog
 from flotilla.gateway.state import GatewayState
+from flotilla.gateway.token_loop import follow_tokens
 from flotilla.gateway.tracing import tracing_from_environment
 from flotilla.kube.client import KubeClient
 from flotilla.kube.informer import Informer, Object
@@ -139,6 +140,7 @@ class Gateway:
         self._admin = AdminServer(settings.admin_host, settings.admin_port, probes)
         self._tasks = [
             asyncio.create_task(self.config.follow(), name="config"),
+            asyncio.create_task(follow_tokens(self.config.tokens), name="tokens"),
             asyncio.create_task(self._heartbeat(), name="heartbeat"),
         ]
         await self.server.listen(settings.host, settings.port)

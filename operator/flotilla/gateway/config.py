@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flotilla.api.routing_policy import Failure, Signal
 from flotilla.errors import InvalidSpec
+from flotilla.gateway.credentials import TokenStore
 from flotilla.gateway.dialect import Dialect
 from flotilla.gateway.http import message
 from flotilla.gateway.http.client import Origin
@@ -116,7 +117,7 @@ def route_header(decision: Decision, attempts: Sequence[Attempt], signal: str = 
     return message.header("x-flotilla-route", decision_header(decision, attempts, signal))
 
 
-def build_setup(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
+def build_setup(document: GatewayDocument, keys: Mapping[str, str], tokens: TokenStore | None = None) -> Setup:
     """Prepare what requests need. `keys` are by `key_file`."""
     served = {
         policy.name: ServedPolicy(
@@ -133,7 +134,10 @@ def build_setup(document: GatewayDocument, keys: Mapping[str, str]) -> Setup:
     return Setup(
         document,
         {model: served[policy.name] for model, policy in document.by_model.items()},
-        {(policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None) for policy, t in targets},
+        {
+            (policy, t.name): Dialect(t, keys.get(t.hosted.key_file) if t.hosted else None, tokens)
+            for policy, t in targets
+        },
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
         tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
     )
@@ -155,6 +159,7 @@ class Config:
         self._last_good = state / DOCUMENT_FILE if state is not None else None
         self._applied: object = None
         self.current: Setup | None = None
+        self.tokens = TokenStore()
         self.problem = ""
         """Why the newest document is not served; empty if it is."""
         self.on_change: Callable[[Setup], None] = lambda setup: None
@@ -193,7 +198,7 @@ class Config:
             await asyncio.sleep(_POLL_S)
 
     def _apply(self, document: GatewayDocument, keys: Mapping[str, str]) -> None:
-        self.current = build_setup(document, keys)
+        self.current = build_setup(document, keys, self.tokens)
         self.on_change(self.current)
         log.info(
             "serving a new document",
@@ -228,8 +233,8 @@ class Config:
                     text = file.read(_KEY_LIMIT_BYTES).decode("latin-1").strip()
             except OSError:
                 continue
-            # A line break in a key would end the header line.
-            if text and text.isprintable():
+            # A line break in a key would end the header line; credentials in JSON are no header.
+            if text and (text.isprintable() or text.startswith("{")):
                 found[name] = text
         return found
 

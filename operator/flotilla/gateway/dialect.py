@@ -21,6 +21,7 @@ from flotilla.gateway.anthropic.outbound_responses import (
     completion_from_message,
     error_from_anthropic,
 )
+from flotilla.gateway.credentials import Credential, Missing, TokenStore, credential_of
 from flotilla.gateway.http.client import Origin
 from flotilla.gateway.openai import requests
 from flotilla.gateway.openai.requests import Body, TranslatedBody
@@ -55,11 +56,14 @@ class Payload:
 class Dialect:
     """Writes the requests to one target and reads its answers."""
 
-    def __init__(self, target: Target, key: str | None) -> None:
+    def __init__(self, target: Target, key: str | None, tokens: TokenStore | None = None) -> None:
         self._target = target
         self._key = key
+        self._credential: Credential | None = None
         self._heads: dict[tuple[Origin, Operation], bytes] = {}
         hosted = target.hosted
+        if hosted is not None and hosted.provider != "Anthropic":
+            self._credential = credential_of(hosted.provider, hosted.base_url, key, tokens or TokenStore())
         tiers = frozenset(tier.name for tier in target.price.service_tiers) if target.price is not None else frozenset()
         self._rules = (
             None
@@ -70,9 +74,11 @@ class Dialect:
         self.speaks_anthropic = target.hosted is not None and target.hosted.provider == "Anthropic"
 
     @property
-    def has_key(self) -> bool:
-        """False for a hosted target whose Secret is missing."""
-        return self._target.hosted is None or self._key is not None
+    def key_problem(self) -> str:
+        """Why a hosted target cannot be called: its Secret is missing, or its access token; empty if it can."""
+        if self._credential is not None:
+            return self._credential.problem
+        return Missing().problem if self._target.hosted is not None and self._key is None else ""
 
     def payload(self, body: Body, extras: Extras, operation: Operation = Operation.CHAT) -> Payload:
         """The body for the target. Raises UntranslatableRequest."""
@@ -104,7 +110,13 @@ class Dialect:
                 # Origins come and go with pods, and old ones are not needed any more.
                 self._heads.clear()
             head = self._heads[key] = self._head(origin, operation)
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, b"" if origin.hosted else extra, len(content), content)
+        if self._credential is not None:
+            path = head[5 : head.index(b" HTTP/1.1")].decode("latin-1")
+            # Checked by `key_problem`; a token that expires in between is refused by the provider.
+            extra = self._credential.lines(origin.authority, path, content) or b""
+        elif origin.hosted:
+            extra = b""
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, extra, len(content), content)
 
     def stream_translator(self, created: int, *, include_usage: bool) -> Callable[[bytes], bytes] | None:
         """A function that translates the target's stream to OpenAI's; None if it is OpenAI's already."""
@@ -134,10 +146,6 @@ class Dialect:
                 path = f"{base.rstrip('/')}{deployment}?api-version={hosted.api_version}"
             if self.speaks_anthropic:
                 lines |= request_headers(self._key or "")
-            elif hosted.provider == "AzureOpenAI":
-                lines["api-key"] = self._key
-            else:
-                lines["authorization"] = f"Bearer {self._key}"
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return (
             f"POST {path} HTTP/1.1\r\nhost: {origin.authority}\r\nuser-agent: flotilla-gateway\r\n"

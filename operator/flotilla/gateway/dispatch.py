@@ -245,8 +245,8 @@ class Dispatcher:
         target's API cannot express the request, and returns None after `done` if nothing could be sent.
         """
         dialect = self.dialect(permit.target.name)
-        if not dialect.has_key:
-            done(Failed(Failure.UNAUTHORIZED, "the Secret with its key is missing", 502, nothing_sent=True))
+        if problem := dialect.key_problem:
+            done(Failed(Failure.UNAUTHORIZED, problem, 502, nothing_sent=True))
             return None
         payload = dialect.payload(self._body, extras, self._operation)
         if payload.dropped or self.dropped:
