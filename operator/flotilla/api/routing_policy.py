@@ -444,6 +444,29 @@ class Client(Model):
     """dataClass of everything that the client sends. The header can only narrow further where it may go."""
 
 
+ClaimName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", min_length=1, max_length=200)]
+
+
+class TokenLogin(Model):
+    """Clients that show a JSON Web Token of a company's login instead of a key."""
+
+    issuer: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    """issuer that tokens must have."""
+    audience: Annotated[str, StringConstraints(min_length=1, max_length=500)]
+    """audience that tokens must have."""
+    jwks_from: SecretKeyRef
+    """jwksFrom names the key of a Secret with the login's public keys as a JSON Web Key Set. It is read again when it
+    changes."""
+    client_claim: ClaimName = "sub"
+    """clientClaim holds the name of the client."""
+    team_claim: ClaimName | None = None
+    """teamClaim holds the team, which then cannot be set by a header."""
+    models_claim: ClaimName | None = None
+    """modelsClaim holds the list of models that the client may ask for. Default: all of spec.hostModels."""
+    data_class: DnsLabel | None = None
+    """dataClass of everything that these clients send. The header can only narrow further where it may go."""
+
+
 class ClassifierTask(Model):
     """A task that the classifier may choose."""
 
@@ -531,6 +554,11 @@ class RoutingPolicySpec(Model):
     """dataPolicy specifies which data may go where; it fails closed."""
     clients: Annotated[list[Client], ListMap(("name",), 64)] = Field(default_factory=list)
     """clients that may send requests; without any, everybody who reaches the gateway may."""
+    clients_from: SecretKeyRef | None = None
+    """clientsFrom names the key of a Secret with a list of clients as YAML: keys, teams, models, budgets and rates of
+    each. It is read again when it changes."""
+    token_login: TokenLogin | None = None
+    """tokenLogin admits clients with a JSON Web Token, beside those with a key."""
     teams: Annotated[list[DnsLabel], ListSet(64)] = Field(default_factory=list)
     """teams that metrics distinguish by the header x-flotilla-team; others count as their client, or as other."""
     classifier: Classifier | None = None

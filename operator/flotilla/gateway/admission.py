@@ -45,12 +45,20 @@ def read_request(setup: Setup, record: Record, read: Callable[[bytes], Body]) ->
     if served is None:
         return model_not_found(fields["model"])
     record.policy = policy = served.policy
-    client = None
-    if policy.clients:
-        client = served.client_of(headers.get("authorization", ""))
-        if client is None:
+    grant = None
+    if policy.guarded:
+        grant = served.grant_of(headers.get("authorization", ""))
+        if grant is None:
             return invalid_api_key(policy.name)
-    record.features = features_of(fields, headers, policy, operation=record.operation, client=client)
+        if grant.models and fields["model"] not in grant.models:
+            return model_not_found(fields["model"])
+    client = None if grant is None else grant.name
+    record.features = features = features_of(fields, headers, policy, operation=record.operation, client=client)
+    if grant is not None:
+        features.client_class, features.client_limits = grant.data_class, grant.limits
+        if grant.team is not None or policy.client_files:
+            # The file or the token says who belongs to a team, so that the header cannot.
+            features.team = grant.team
     messages = fields.get("messages")
     if messages:
         # Engines accept messages for embeddings too.
@@ -63,9 +71,10 @@ def read_request(setup: Setup, record: Record, read: Callable[[bytes], Body]) ->
 def waits(state: GatewayState, record: Record) -> bool:
     """Whether `admit_request` may wait for something."""
     assert record.policy is not None
+    assert record.features is not None
     if record.policy.classifier is not None:
         return True
-    return state.accounts is not None and not state.accounts.immediate and limited(record.policy)
+    return state.accounts is not None and not state.accounts.immediate and limited(record.policy, record.features)
 
 
 def now(course: Coroutine[Any, Any, _T]) -> _T:
@@ -97,7 +106,7 @@ async def admit_request(
         features.session,
     )
     lease = None
-    if state.accounts is not None and limited(policy):
+    if state.accounts is not None and limited(policy, features):
         found = await state.accounts.admit(policy, features)
         if isinstance(found, Refusal):
             return found

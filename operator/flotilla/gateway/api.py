@@ -265,7 +265,8 @@ class Api:
         models = [
             {"id": model, "object": "model", "created": self._started_s, "owned_by": policy.name}
             for model, served in setup.served.items()
-            if not (policy := served.policy).clients or served.client_of(authorization) is not None
+            if not (policy := served.policy).guarded
+            or ((grant := served.grant_of(authorization)) is not None and (not grant.models or model in grant.models))
         ]
         if not name:
             request.response.send(200, orjson.dumps({"object": "list", "data": models}))

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from flotilla.gateway.credentials import TokenStore
 from flotilla.gateway.dialect import Dialect
 from flotilla.gateway.http import message
 from flotilla.gateway.http.client import Origin
+from flotilla.routing.clients import Grant, TokenVerifier, read_clients
 from flotilla.routing.decide import Attempt, Decider, Decision, Refusal, decision_header, wanted_signals
 from flotilla.routing.document import DOCUMENT_FILE, GatewayDocument, Policy, key_file, load_document
 from flotilla.routing.request import Features, Operation
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _HOSTED_KEEP_S = 30.0
 _KEY_LIMIT_BYTES = 16 * 1024
+_FILE_LIMIT_BYTES = 2**20
+"""As much as a Secret can hold."""
 _MAX_PLANS = 4096
 _REFUSALS = frozenset({Failure.CONTEXT_LENGTH, Failure.CONTENT_FILTER})
 
@@ -42,7 +46,8 @@ class RoutePlan:
         """Where the first attempt goes."""
         self.signals = wanted_signals(decision.route) if decision.escalation is not None else frozenset[Signal]()
         """The rule's signals that may escalate the answer; empty if no escalation is possible."""
-        self.asks_more = Signal.LOW_CONFIDENCE in self.signals or bool(decision.policy.limits.budgets)
+        paid = bool(decision.policy.limits.budgets) or decision.policy.clients_from is not None
+        self.asks_more = Signal.LOW_CONFIDENCE in self.signals or paid
         """Whether targets may be asked for more than what the client asked for."""
         fallback = decision.route.fallback
         self.follows_refusals = fallback is not None and not _REFUSALS.isdisjoint(fallback.on)
@@ -54,22 +59,38 @@ class RoutePlan:
 class ServedPolicy:
     """A policy with its clients' keys, and with a memory of its decisions."""
 
-    def __init__(self, policy: Policy, keys: Mapping[bytes, str]) -> None:
+    def __init__(
+        self, policy: Policy, keys: Mapping[bytes, Grant], verifier: TokenVerifier | None = None, problem: str = ""
+    ) -> None:
         self.policy = policy
-        self._keys = keys
-        """SHA-256 of an API key to the client's name. The keys themselves are not kept."""
+        self.keys = keys
+        """SHA-256 of an API key to what it permits. The keys themselves are not kept."""
+        self.verifier = verifier
+        self.problem = problem
+        """Why the file of clients or the keys of the login cannot be used; empty if they can."""
         self._decider = Decider(policy)
         self._plans: dict[int, RoutePlan] = {}
 
     def client_of(self, authorization: str) -> str | None:
-        """Name of the client with this key, None if there is none.
+        """Name of the client with this key or token, None if there is none."""
+        found = self.grant_of(authorization)
+        return None if found is None else found.name
+
+    def grant_of(self, authorization: str) -> Grant | None:
+        """What a key or a token permits, None if it is of no client or has expired.
 
         Digests are compared, so that timing reveals nothing.
         """
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return self._keys.get(hashlib.sha256(key.strip().encode("latin-1")).digest())
+        key = key.strip()
+        found = self.keys.get(hashlib.sha256(key.encode("latin-1")).digest())
+        if found is None and self.verifier is not None and key.count(".") == 2:
+            found = self.verifier.grant(key)
+        if found is not None and found.expires_s is not None and found.expires_s <= time.time():
+            return None
+        return found
 
     def plan(self, features: Features, seed: str, unavailable: frozenset[str]) -> RoutePlan | Refusal:
         """What `decide` says of a request."""
@@ -107,7 +128,7 @@ class Setup:
         """
         policies = {id(served): served for served in self.served.values()}.values()
         found = next((name for served in policies if (name := served.client_of(authorization))), None)
-        if found is None and any(not served.policy.clients for served in policies):
+        if found is None and any(not served.policy.guarded for served in policies):
             return ""
         return found
 
@@ -119,17 +140,7 @@ def route_header(decision: Decision, attempts: Sequence[Attempt], signal: str = 
 
 def build_setup(document: GatewayDocument, keys: Mapping[str, str], tokens: TokenStore | None = None) -> Setup:
     """Prepare what requests need. `keys` are by `key_file`."""
-    served = {
-        policy.name: ServedPolicy(
-            policy,
-            {
-                hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): client.name
-                for client in policy.clients
-                if keys.get(key_file(client.secret_ref))
-            },
-        )
-        for policy in document.policies
-    }
+    served = {policy.name: _served(policy, keys) for policy in document.policies}
     targets = [(policy.name, target) for policy in document.policies for target in policy.targets]
     return Setup(
         document,
@@ -141,6 +152,30 @@ def build_setup(document: GatewayDocument, keys: Mapping[str, str], tokens: Toke
         {t.hosted.base_url: origin_of(t.hosted.base_url) for _, t in targets if t.hosted},
         tuple(sorted({key_file(secret) for secret in document.secrets} - {name for name in keys if keys[name]})),
     )
+
+
+def _served(policy: Policy, keys: Mapping[str, str]) -> ServedPolicy:
+    """A policy with all who may call it. A file that cannot be used admits nobody: it may have withdrawn a key."""
+    grants = {
+        hashlib.sha256(keys[key_file(client.secret_ref)].encode("latin-1", "replace")).digest(): Grant(client.name)
+        for client in policy.clients
+        if keys.get(key_file(client.secret_ref))
+    }
+    verifier, problems = None, []
+    if policy.clients_from is not None and (text := keys.get(key_file(policy.clients_from))):
+        try:
+            grants = {**read_clients(text), **grants}
+        except InvalidSpec as error:
+            problems.append(str(error))
+    login = policy.token_login
+    if login is not None and (text := keys.get(key_file(login.jwks_from))):
+        try:
+            verifier = TokenVerifier(login, text)
+        except InvalidSpec as error:
+            problems.append(str(error))
+    for problem in problems:
+        log.error("clients cannot be admitted", extra={"policy": policy.name, "cause": problem})
+    return ServedPolicy(policy, grants, verifier, " ".join(problems))
 
 
 def origin_of(base_url: str) -> Origin:
@@ -226,12 +261,16 @@ class Config:
 
     def _read_keys(self, document: GatewayDocument) -> dict[str, str]:
         found = {}
+        files = {key_file(secret) for policy in document.policies for secret in policy.client_files}
         for secret in document.secrets:
             name = key_file(secret)
             try:
                 with (self._keys / name).open("rb") as file:
-                    text = file.read(_KEY_LIMIT_BYTES).decode("latin-1").strip()
+                    text = file.read(_FILE_LIMIT_BYTES if name in files else _KEY_LIMIT_BYTES).decode("latin-1").strip()
             except OSError:
+                continue
+            if name in files:
+                found[name] = text
                 continue
             # A line break in a key would end the header line; credentials in JSON are no header.
             if text and (text.isprintable() or text.startswith("{")):

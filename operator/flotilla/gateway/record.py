@@ -239,7 +239,11 @@ class Record:
         features = self.features
         if features is None:
             return OTHER
-        return features.team if features.team in policy.team_names else features.client or OTHER
+        of_file = policy.clients_from is not None and policy.token_login is None
+        if features.team is not None and (of_file or features.team in policy.team_names):
+            return features.team
+        # A token may name anybody: only clients that the policy or its file lists are values of a label.
+        return features.client or OTHER if policy.token_login is None else OTHER
 
     def _refused(self, metrics: GatewayMetrics, name: str, refusal: Refusal) -> None:
         if refusal.code == "sovereignty_no_target":

@@ -138,12 +138,17 @@ def answer_bound(features: Features, target: Target) -> int:
     return bound
 
 
+def pays(features: Features) -> bool:
+    """Whether the client has a budget of its own."""
+    return features.client_limits is not None and features.client_limits.budget_usd is not None
+
+
 def must_bound(policy: Policy, target: Target, features: Features) -> bool:
     """Whether a request needs a bound that the client did not give, because a budget pays for the answer."""
     return (
         features.max_tokens is None
         and target.price is not None
-        and bool(policy.limits.budgets)
+        and (bool(policy.limits.budgets) or pays(features))
         and features.operation in (Operation.CHAT, Operation.COMPLETIONS)
     )
 

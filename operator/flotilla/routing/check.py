@@ -160,6 +160,10 @@ def check(
 def absent_keys(spec: RoutingPolicySpec, missing: Collection[str]) -> Iterator[PolicyFinding]:
     """Keys of Secrets that the gateway did not find, by `key_file`: the operator itself may read no Secret."""
     secrets = [(f"spec.clients[{index}].secretRef", client.secret_ref) for index, client in enumerate(spec.clients)]
+    if spec.clients_from is not None:
+        secrets.append(("spec.clientsFrom", spec.clients_from))
+    if spec.token_login is not None:
+        secrets.append(("spec.tokenLogin.jwksFrom", spec.token_login.jwks_from))
     for index, target in enumerate(spec.targets):
         if target.external is not None:
             secrets.append((f"spec.targets[{index}].external.secretRef", target.external.secret_ref))
@@ -214,6 +218,9 @@ def _references(spec: RoutingPolicySpec, deployments: Mapping[str, DeploymentFac
 
 def _hosted(spec: RoutingPolicySpec, *, allow_private: bool) -> Iterator[PolicyFinding]:
     hosts: dict[tuple[str, str], str] = {(client.secret_ref.name, client.secret_ref.key): "" for client in spec.clients}
+    for file in (spec.clients_from, None if spec.token_login is None else spec.token_login.jwks_from):
+        if file is not None:
+            hosts[file.name, file.key] = ""
     for index, target in enumerate(spec.targets):
         if target.external is None:
             continue
@@ -385,7 +392,7 @@ def _limits(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
     scopes = [(f"rates[{index}]", limit.name, limit.per) for index, limit in enumerate(spec.limits.rates)]
     scopes += [(f"budgets[{index}]", limit.name, limit.per) for index, limit in enumerate(spec.limits.budgets)]
     for path, name, per in scopes:
-        if per is Scope.CLIENT and not spec.clients:
+        if per is Scope.CLIENT and not (spec.clients or spec.clients_from or spec.token_login):
             yield PolicyFinding(
                 Problem.LIMIT_WITHOUT_CLIENTS,
                 f"spec.limits.{path}.per",

@@ -292,7 +292,9 @@ def data_class(policy: Policy, features: Features) -> tuple[str, frozenset[str]]
     The client's own class bounds what the header can ask for: both must allow a target. A header that names no class
     counts as `unknownClass`, and so does a missing one, unless the client has a class.
     """
-    mine = next((client.data_class for client in policy.clients if client.name == features.client), None)
+    mine = features.client_class or next(
+        (client.data_class for client in policy.clients if client.name == features.client), None
+    )
     said = features.data_class
     if said is None and mine is not None:
         names = [mine]

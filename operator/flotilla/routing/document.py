@@ -26,6 +26,7 @@ from flotilla.api.routing_policy import (
     RouteSpec,
     RoutingPolicy,
     RuleSpec,
+    TokenLogin,
 )
 from flotilla.api.routing_policy import TargetSpec as TargetSpec
 from flotilla.api.types import Model, SecretKeyRef
@@ -145,6 +146,8 @@ class Policy(_Part):
     class_header: str
     unknown_class: str
     clients: tuple[Client, ...] = ()
+    clients_from: SecretKeyRef | None = None
+    token_login: TokenLogin | None = None
     teams: tuple[str, ...] = ()
     classifier: Classifier | None = None
     rules: tuple[RuleSpec, ...] = ()
@@ -181,6 +184,17 @@ class Policy(_Part):
     def hosted(self) -> frozenset[str]:
         """Names of the targets outside of the cluster."""
         return frozenset(target.name for target in self.targets if target.hosted is not None)
+
+    @cached_property
+    def client_files(self) -> tuple[SecretKeyRef, ...]:
+        """The Secrets that say who may call: files, and not single keys."""
+        files = (self.clients_from, None if self.token_login is None else self.token_login.jwks_from)
+        return tuple(file for file in files if file is not None)
+
+    @cached_property
+    def guarded(self) -> bool:
+        """Whether a request must show a key or a token."""
+        return bool(self.clients or self.client_files)
 
     @cached_property
     def team_names(self) -> frozenset[str]:
@@ -274,6 +288,7 @@ class GatewayDocument(_Part):
             for policy in self.policies
             for secret in (
                 *(client.secret_ref for client in policy.clients),
+                *policy.client_files,
                 *(target.hosted.secret_ref for target in policy.targets if target.hosted),
             )
         }
@@ -333,6 +348,8 @@ def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFa
         class_header=spec.data_policy.class_header,
         unknown_class=spec.data_policy.unknown_class,
         clients=tuple(spec.clients),
+        clients_from=spec.clients_from,
+        token_login=spec.token_login,
         teams=tuple(spec.teams),
         classifier=spec.classifier,
         rules=tuple(spec.rules),

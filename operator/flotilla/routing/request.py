@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from flotilla.routing.clients import ClientLimits
 from flotilla.routing.document import Policy
 
 BOUNDS = ("max_completion_tokens", "max_tokens")
@@ -61,6 +62,9 @@ class Features:
     session: str | None = None
     client: str | None = None
     """Name of the client whose key was shown; None for a request without a key."""
+    client_class: str | None = None
+    """Data class of a client that is not one of the policy's `clients`."""
+    client_limits: ClientLimits | None = None
     team: str | None = None
 
     def with_task(self, task: str | None) -> "Features":

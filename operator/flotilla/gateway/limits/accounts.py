@@ -29,7 +29,7 @@ from flotilla.gateway.limits.store import (
     budgets_of,
     rates_of,
 )
-from flotilla.routing.budgets import ZERO, reservation
+from flotilla.routing.budgets import ZERO, pays, reservation
 from flotilla.routing.decide import SERVER_ERROR, Decision, Refusal, budget_exceeded, rate_limited, restrict
 from flotilla.routing.document import Policy
 from flotilla.routing.request import Features
@@ -61,9 +61,9 @@ class Accounts(Protocol):
         """Count the request in its rates, before anything is sent for it."""
 
 
-def limited(policy: Policy) -> bool:
-    """Whether a policy has limits."""
-    return bool(policy.limits.rates or policy.limits.budgets)
+def limited(policy: Policy, features: Features) -> bool:
+    """Whether a policy, or the client of a request, has limits."""
+    return bool(policy.limits.rates or policy.limits.budgets or features.client_limits is not None)
 
 
 _MAX_PLANS: Final = 256
@@ -100,7 +100,7 @@ class StoreLease:
         self._paid_usd = ZERO
 
     async def reserve_call(self, usd: Decimal, timeout_s: float) -> bool:
-        if usd <= 0 or not self._plan.policy.limits.budgets:
+        if usd <= 0 or not (self._plan.policy.limits.budgets or pays(self._features)):
             return True
         found = await self._held(usd, timeout_s)
         if isinstance(found, Reservation):
@@ -114,7 +114,7 @@ class StoreLease:
 
     async def reserve(self, decision: Decision) -> Decision | Refusal:
         """Reserve the highest cost. If a budget has no room, restrict the decision to models of the cluster."""
-        if not decision.policy.limits.budgets:
+        if not (decision.policy.limits.budgets or pays(self._features)):
             return decision
         usd = _highest_cost(decision, self._features)
         if usd <= 0:
@@ -132,7 +132,8 @@ class StoreLease:
         await self._store.correct(self._ticket, tokens)
 
     async def _held(self, usd: Decimal, timeout_s: float) -> Reservation | BudgetExceeded | StoreUnavailable:
-        budgets = self._plan.budgets or budgets_of(self._plan.policy, self._features)
+        shared = self._plan.budgets if self._features.client_limits is None else ()
+        budgets = shared or budgets_of(self._plan.policy, self._features)
         return await self._store.reserve(budgets, usd, timeout_s + RESERVATION_GRACE_S)
 
 
@@ -158,7 +159,8 @@ class StoreAccounts:
         """Count the request with the highest number of tokens that it can use."""
         tokens = features.prompt_tokens + (features.max_tokens or 0) * features.answers
         plan = self._plan(policy)
-        ticket = await self._store.admit(plan.rates or rates_of(policy, features), tokens)
+        shared = plan.rates if features.client_limits is None else ()
+        ticket = await self._store.admit(shared or rates_of(policy, features), tokens)
         if isinstance(ticket, RateExceeded):
             return rate_limited(policy.name, ticket.name, ticket.retry_after_s)
         return StoreLease(self._store, plan, features, ticket)

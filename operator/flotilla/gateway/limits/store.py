@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from uuid import uuid4
 
 from flotilla.api.routing_policy import OnExceeded, Scope
+from flotilla.routing.clients import ClientLimits
 from flotilla.routing.document import Policy
 from flotilla.routing.request import Features
 
@@ -24,6 +25,8 @@ RESERVATION_GRACE_S: Final = 60
 """How long a reservation outlives the time limit of its request."""
 _PREFIX: Final = f"{uuid4().hex}-"
 _NUMBERS: Final = count()
+OF_CLIENT: Final = "of the client"
+"""Name of the limits that a client has in the file of clients; no limit of a policy can have it."""
 REDIS_URL: Final = "FLOTILLA_REDIS_URL"
 
 
@@ -147,8 +150,10 @@ def new_id() -> str:
 
 
 def rates_of(policy: Policy, features: Features) -> tuple[SubjectRate, ...]:
-    """The rate limits that count a request."""
-    return tuple(
+    """The rate limits that count a request, those of its client included."""
+    own = features.client_limits
+    of_client = () if own is None else _rates_of_client(policy, features, own)
+    return of_client + tuple(
         SubjectRate(
             policy.uid,
             limit.name,
@@ -161,8 +166,10 @@ def rates_of(policy: Policy, features: Features) -> tuple[SubjectRate, ...]:
 
 
 def budgets_of(policy: Policy, features: Features) -> tuple[SubjectBudget, ...]:
-    """The budgets that pay for a request."""
-    return tuple(
+    """The budgets that pay for a request, that of its client included."""
+    own = features.client_limits
+    of_client = () if own is None else _budget_of_client(policy, features, own)
+    return of_client + tuple(
         SubjectBudget(
             policy.uid,
             budget.name,
@@ -173,6 +180,20 @@ def budgets_of(policy: Policy, features: Features) -> tuple[SubjectBudget, ...]:
         )
         for budget in policy.limits.budgets
     )
+
+
+def _rates_of_client(policy: Policy, features: Features, own: ClientLimits) -> tuple[SubjectRate, ...]:
+    if own.requests_per_minute is None and own.tokens_per_minute is None:
+        return ()
+    name = features.client or ""
+    return (SubjectRate(policy.uid, OF_CLIENT, name, own.requests_per_minute, own.tokens_per_minute),)
+
+
+def _budget_of_client(policy: Policy, features: Features, own: ClientLimits) -> tuple[SubjectBudget, ...]:
+    if own.budget_usd is None:
+        return ()
+    name = features.client or ""
+    return (SubjectBudget(policy.uid, OF_CLIENT, name, own.budget_usd, own.budget_s, OnExceeded.REJECT),)
 
 
 def _subject(scope: Scope, features: Features) -> str:
