@@ -27,6 +27,7 @@ ALTERNATIVES = {
     "spec.scorer.harness",  # judge is there instead
     "spec.rules[0].route.preference",  # the default route has it
     "spec.rules[0].route.promotion",
+    "spec.rules[0].route.shadow",
     "spec.defaultRoute.split",  # the rule has it
 }
 VIOLATIONS = [

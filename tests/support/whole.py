@@ -201,6 +201,13 @@ ROUTING_POLICY: dict[str, Any] = {
                 "onInconclusive": "Withdraw",
             },
             "fallback": {"targets": ["frontier"], "on": ["NoEndpoints"]},
+            "shadow": {
+                "target": "frontier",
+                "percent": 5,
+                "maxConcurrent": 2,
+                "maxUSDPerDay": "2.50",
+                "compare": "Label",
+            },
             "escalation": {
                 "target": "frontier",
                 "signals": ["Refusal"],

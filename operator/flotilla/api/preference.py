@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from flotilla.api.types import Atomic, Cel, DnsLabel, ListMap, ListSet, Model
+from flotilla.api.types import Atomic, Cel, DnsLabel, ListMap, ListSet, Model, Usd
 
 Percent = Annotated[int, Field(ge=1, le=100)]
 GuardPermille = Annotated[int, Field(ge=0, le=1000)]
@@ -71,6 +71,32 @@ RISING_STEPS = Cel(
     "self.steps.all(s, self.steps.exists_one(t, t.percent == s.percent))",
     "no two steps of a promotion may have the same percent",
 )
+
+
+class AgreementMethod(StrEnum):
+    """When the answer of a shadow copy counts as the same as the client's."""
+
+    EXACT = "Exact"
+    """The same text, but for white space at its ends."""
+    LABEL = "Label"
+    """The same words, whatever their case and punctuation."""
+    JSON = "JSON"
+    """The same JSON value, whatever the order of its fields."""
+
+
+class ShadowSpec(Model):
+    """Copies of requests that another target answers too, after the client has its answer."""
+
+    target: DnsLabel
+    """target that gets the copies. Data that may not go there is not copied."""
+    percent: Percent
+    """percent of the answered requests that are copied."""
+    max_concurrent: Annotated[int, Field(ge=1, le=256)] = 4
+    """maxConcurrent copies of this route in one replica of the gateway; further ones are dropped."""
+    max_usd_per_day: Annotated[Usd, Field(alias="maxUSDPerDay")] = "1"
+    """maxUSDPerDay that a hosted target may charge for copies, from midnight UTC; counted like a budget."""
+    compare: AgreementMethod = AgreementMethod.EXACT
+    """compare says when both answers agree."""
 
 
 class RouteReason(StrEnum):

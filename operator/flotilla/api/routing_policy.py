@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from flotilla.api.preference import RISING_STEPS, PreferredTarget, Promotion, RouteStatus
+from flotilla.api.preference import RISING_STEPS, PreferredTarget, Promotion, RouteStatus, ShadowSpec
 from flotilla.api.types import Atomic, Cel, Condition, DnsLabel, ListMap, ListSet, Model, ObjectMeta, SecretKeyRef, Usd
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-._:/A-Za-z0-9]*$", min_length=1, max_length=200)]
@@ -357,6 +357,8 @@ class RouteSpec(Model):
     """fallback specifies where requests go when the chosen target fails; with a preference, after its own targets."""
     escalation: Annotated[Escalation, _SOME_SIGNAL] | None = None
     """escalation asks another target when the answer is not good enough."""
+    shadow: ShadowSpec | None = None
+    """shadow copies some of the requests to another target, to compare its answers."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """maxAttempts of one request, fallbacks and escalation included."""
     timeouts: Timeouts = Timeouts()

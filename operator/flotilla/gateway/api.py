@@ -230,8 +230,14 @@ class Api:
             record.finish(self._state.loop.time(), self._state.metrics, self._state.access_log)
             if record.decision is not None and record.decision.route.preference and record.outcome != "cancelled":
                 self._state.guard.count(record.decision, record.attempts, first_token_s=record.first_token_s)
+            if record.decision is not None and record.decision.route.shadow is not None:
+                self._copy(record)
         finally:
             record.request.ended(record.request)
+
+    def _copy(self, record: Record) -> None:
+        if self._state.on_answered is not None:
+            self._state.on_answered(record)
 
     def _request_id(self, request: Request) -> str:
         """The client's own ID if it is short and of safe characters, else a new one."""

@@ -32,9 +32,12 @@ from flotilla.gateway.http.client import SystemResolver, UpstreamPool
 from flotilla.gateway.http.message import MemoryBudget
 from flotilla.gateway.http.server import HttpServer, ServerLimits
 from flotilla.gateway.limits.accounts import Accounts, StoreAccounts, store_from_environment
+from flotilla.gateway.limits.local import LocalLimitStore
+from flotilla.gateway.limits.store import LimitStore
 from flotilla.gateway.metrics import GatewayMetrics, declare_series
 from flotilla.gateway.pending import HeldCounter, PendingQueue
 from flotilla.gateway.record import AccessLog
+from flotilla.gateway.shadow import Shadow
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.token_loop import follow_tokens
 from flotilla.gateway.tracing import tracing_from_environment
@@ -76,8 +79,14 @@ class Gateway:
     """A gateway. Make it, start it and stop it on its event loop."""
 
     def __init__(
-        self, settings: GatewayOptions, *, accounts: Accounts | None = None, tls: ssl.SSLContext | None = None
+        self,
+        settings: GatewayOptions,
+        *,
+        accounts: Accounts | None = None,
+        store: LimitStore | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`store` counts what shadow copies cost; by default one in this process."""
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._resolver = SystemResolver(allow_private=False)
@@ -114,6 +123,8 @@ class Gateway:
             memory=self.state.memory,
             client_of_head=api.client_of_head,
         )
+        self.shadow = Shadow(self.state, store or LocalLimitStore(), lambda: self.server.in_flight)
+        self.state.on_answered = self.shadow.offer
         self.endpoints_known: Callable[[], bool] = lambda: True
         self._register_gauges(metrics)
 
@@ -157,6 +168,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.shadow.close()
         self.state.pending.close()
         self.state.deadlines.close()
         self.state.upstream.close()
@@ -291,8 +303,9 @@ async def _run(settings: GatewayOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    accounts, tracing = StoreAccounts(store_from_environment()), tracing_from_environment()
-    gateway = Gateway(settings, accounts=accounts)
+    store = store_from_environment()
+    accounts, tracing = StoreAccounts(store), tracing_from_environment()
+    gateway = Gateway(settings, accounts=accounts, store=store)
     gateway.state.tracing = tracing
     gateway.state.metrics.gauge(
         "budget_reserved_usd", "Set aside for open requests.", (), lambda: {(): float(accounts.reserved_usd)}

@@ -12,6 +12,8 @@ from flotilla.routing.decide import Attempt, Decision
 from flotilla.routing.document import Policy
 from flotilla.routing.guard_window import FIELDS, GuardKey
 
+_NOT_THE_TARGETS = frozenset({Failure.NO_ENDPOINTS, Failure.CONTEXT_LENGTH, Failure.CONTENT_FILTER})
+"""Failures that say nothing of how well a target works: it is scaled to zero, or refuses a request for what it is."""
 _REQUESTS, _ERRORS, _ANSWERS, _ESCALATIONS, _TIMED, _SLOW = range(len(FIELDS))
 
 
@@ -34,8 +36,7 @@ class GuardCounts:
     def count(self, decision: Decision, attempts: Sequence[Attempt], *, first_token_s: float | None) -> None:
         """Count a request that has ended and was not cancelled by its client.
 
-        `first_token_s` is the time from the request to the first token. A model without replicas is no failure of the
-        model, so that scaling to zero breaches no guard.
+        `first_token_s` is the time from the request to the first token. Scaling to zero breaches no guard.
         """
         policy = decision.policy
         status = policy.route_status.get(decision.rule)
@@ -44,7 +45,7 @@ class GuardCounts:
         revisions = {share.target: share.revision for share in status.shares}
         escalated = any(attempt.escalated for attempt in attempts)
         for number, attempt in enumerate(attempts):
-            if attempt.target not in revisions or attempt.escalated or attempt.failure is Failure.NO_ENDPOINTS:
+            if attempt.target not in revisions or attempt.escalated or attempt.failure in _NOT_THE_TARGETS:
                 continue
             row = self._rows.get(GuardKey(policy.name, decision.rule, attempt.target, revisions[attempt.target]))
             if row is None:

@@ -24,8 +24,13 @@ _P: Final = "flotilla_gateway"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 
-FIRST, ESCALATION, REPLACED, CLASSIFIER = "first", "escalation", "replaced", "classifier"
-"""Values of the label `answer`: the rule's own answer, the better one, one that it replaced, the classifier's."""
+FIRST, ESCALATION, REPLACED, CLASSIFIER, SHADOW = "first", "escalation", "replaced", "classifier", "shadow"
+"""Values of the label `answer`: the rule's own answer, the better one, one that it replaced, the classifier's, and that
+of a shadow copy."""
+COPY_OUTCOMES: Final = ("ok", "failed", "class", "full", "busy", "breaker", "budget", "unsupported")
+"""Of shadow copies: answered, failed, or dropped: outside of the data class, too many copies, load, open breaker, the
+day's money is spent, or the target cannot express the request."""
+AGREEMENTS: Final = ("agree", "differ")
 ESCALATION_ENDS: Final = ("answered", "refused", "failed")
 CLASSIFICATION_ENDS: Final = ("named", "unnamed", "refused", "failed")
 """Values of the label `outcome` of classifications: `unnamed` is an answer that names no task of the policy."""
@@ -123,6 +128,11 @@ class GatewayMetrics(Collector):
         self.hold = Histogram("hold_seconds", "Waits for a model at zero.", ("modeldeployment", "result"), _SECONDS)
         self.denied = Counter("sovereignty_denied", "Requests that no target may serve.", ("policy", "class"))
         self.limited = Counter("limited", "Requests that a limit refused.", ("policy", "code"))
+        self.copies = Counter("shadow_copies", "Shadow copies by outcome.", (*place, "rule", "outcome"))
+        self.agreement = Counter(
+            "shadow_agreement", "Answers of shadow copies, compared with the client's.", (*place, "rule", "result")
+        )
+        self.copy_duration = Histogram("shadow_seconds", "From a shadow copy to its answer.", place, _SECONDS)
         self.log_lost = Counter("access_log_lost", "Lines that nobody read in time.", ())
         self.gauges: list[tuple[str, str, Labels, Gauge]] = []
 
@@ -193,6 +203,10 @@ def _rule_series(policy: Policy) -> Iterator[_Series]:
     }
     yield from (("fallbacks", (policy.name, *pair)) for pair in sorted(followed))
     for rule, route in _routes(policy):
+        if route.shadow is not None:
+            place = (policy.name, route.shadow.target, rule)
+            yield from (("copies", (*place, outcome)) for outcome in COPY_OUTCOMES)
+            yield from (("agreement", (*place, result)) for result in AGREEMENTS)
         if route.escalation is not None:
             yield from (("escalation_outcomes", (policy.name, rule, end)) for end in ESCALATION_ENDS)
             yield from (("escalations", (policy.name, rule, str(signal))) for signal in wanted_signals(route))
@@ -222,6 +236,8 @@ def _answer_kinds(policy: Policy, target: Target) -> Iterator[str]:
         yield ESCALATION
     if policy.classifier is not None and policy.classifier.target == target.name:
         yield CLASSIFIER
+    if any(route.shadow is not None and route.shadow.target == target.name for route in routes):
+        yield SHADOW
 
 
 def _all_targets(route: RouteSpec) -> frozenset[str]:

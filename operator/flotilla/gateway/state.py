@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flotilla.gateway.attempt import Deadlines
@@ -14,7 +14,7 @@ from flotilla.gateway.http.message import MemoryBudget
 from flotilla.gateway.limits.accounts import Accounts
 from flotilla.gateway.metrics import GatewayMetrics
 from flotilla.gateway.pending import PendingQueue
-from flotilla.gateway.record import AccessLog
+from flotilla.gateway.record import AccessLog, Record
 from flotilla.gateway.tracing import Tracing
 from flotilla.routing.document import Policy
 
@@ -37,6 +37,8 @@ class GatewayState:
     memory: MemoryBudget
     accounts: Accounts | None = None
     tracing: Tracing | None = None
+    on_answered: Callable[[Record], None] | None = None
+    """Called with each answered request of a route with a shadow, after the client has its answer."""
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     escalation_rates: defaultdict[tuple[str, str], EscalationRate] = field(
         default_factory=lambda: defaultdict(EscalationRate)

@@ -99,6 +99,7 @@ class Problem(StrEnum):
 
     UNKNOWN_TARGET = "UnknownTarget"
     BAD_PREFERENCE = "BadPreference"
+    SHADOW_WITHOUT_PRICE = "ShadowWithoutPrice"
     UNKNOWN_HOST_MODEL = "UnknownHostModel"
     UNREACHABLE_RULE = "UnreachableRule"
     RESERVED_NAME = "ReservedName"
@@ -151,6 +152,7 @@ def check(
         *_classes(spec),
         *_rules(spec),
         *_preferences(spec),
+        *_shadows(spec),
         *_escalations(spec),
         *_limits(spec),
         *_sovereignty(spec),
@@ -253,6 +255,8 @@ def _uses(spec: RoutingPolicySpec) -> Iterator[tuple[str, str]]:
             yield f"{root}.fallback.targets[{index}]", name
         if route.escalation is not None:
             yield f"{root}.escalation.target", route.escalation.target
+        if route.shadow is not None:
+            yield f"{root}.shadow.target", route.shadow.target
 
 
 def _routes(spec: RoutingPolicySpec) -> Iterator[tuple[str, str, RouteSpec]]:
@@ -347,6 +351,18 @@ def _preferences(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
                 Problem.BAD_PREFERENCE,
                 f"{path}.promotion.steps",
                 f"The steps of route {name!r} take {', '.join(map(str, percents))} %. List them by rising percent.",
+            )
+
+
+def _shadows(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
+    priceless = {target.name for target in spec.targets if target.external and target.external.price is None}
+    for path, name, route in _routes(spec):
+        if route.shadow is not None and route.shadow.target in priceless:
+            yield PolicyFinding(
+                Problem.SHADOW_WITHOUT_PRICE,
+                f"{path}.shadow.target",
+                f"What copies of route {name!r} cost cannot be counted for maxUSDPerDay: set external.price of target "
+                f"{route.shadow.target!r}.",
             )
 
 
