@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": "Check what a cluster lacks, with a remedy for each.",
     "cost": "Print what models cost, compared with hosted ones.",
     "report": "Write the costs of the fleet as one HTML page.",
+    "envelope": "Print a policy's latency, cost, quality and sovereignty.",
     "advise": "Compare hosted and self-hosted models for a workload.",
     "render": "Print the manifests the operator would apply.",
     "convert": "Convert manifests of KubeAI, KServe and LLMKube.",

@@ -44,6 +44,11 @@ class History:
         """The same by team; for `route_spending.teams`."""
         return {**await self.period(start, end), **await self._gateways(TEAMS, start, end)}
 
+    async def gateways(self, counters: Mapping[str, tuple[str, ...]], start: float, end: float) -> Samples:
+        """Growth of counters of the gateways, by their labels beside namespace and policy."""
+        seconds = end - start
+        return await self._all({name: _grown(name, (*_POLICY, *more), seconds, end) for name, more in counters.items()})
+
     async def _gateways(self, counters: Mapping[str, tuple[str, ...]], start: float, end: float) -> Samples:
         seconds = end - start
         return await self._all(

@@ -24,8 +24,8 @@ from flotilla.errors import UntranslatableRequest
 from flotilla.gateway.attempt import Complete, Failed, Outcome, ResponseSink, TargetAnswer, read_answer
 from flotilla.gateway.config import Setup
 from flotilla.gateway.dialect import Extras
-from flotilla.gateway.dispatch import Call, Destination, Dispatcher, resolve, unix_s
-from flotilla.gateway.endpoints import TargetBreakers
+from flotilla.gateway.dispatch import Call, Dispatcher, resolve, unix_s
+from flotilla.gateway.endpoints import Destination, TargetBreakers
 from flotilla.gateway.limits.store import RESERVATION_GRACE_S, LimitStore, Reservation, SubjectBudget
 from flotilla.gateway.metrics import SHADOW, GatewayMetrics
 from flotilla.gateway.openai.requests import Body
@@ -212,11 +212,11 @@ class Shadow:
         if endpoint is not None:
             # Counted as load of the replica, but not for its breaker.
             endpoint.outstanding += 1
-            destination = Destination(destination.origin, None)
+            destination = Destination(destination.origin)
         ended: asyncio.Future[Outcome] = self._state.loop.create_future()
         sink = ResponseSink(self._state.loop, total_s=self._state.loop.time() + timeout_s)
         call: Call | None = None
-        dialect = dispatcher.dialect(permit)
+        dialect = dispatcher.dialect(permit.target.name)
 
         def read(complete: Complete) -> Outcome:
             return read_answer(complete, answer, dialect, record.operation, unix_s())
