@@ -137,7 +137,7 @@ class World:
             now=lambda: "2026-01-01T00:00:00Z",
             promotions=self.promotions,
             nudge=PodNudge(client, self.store),
-            moved=lambda *moved: self.moves.append(moved),
+            moved=lambda *moved: self.moves.extend([moved[:4]] * moved[4]),
         )
 
     def policy(self, name: str, spec: dict[str, Any], generation: int = 1) -> None:

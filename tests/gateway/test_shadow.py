@@ -137,6 +137,7 @@ async def test_copies_are_dropped_first_under_load(tmp_path: Path) -> None:
         assert await outcomes(gw) == {"busy": 1}
         gate.set()
         assert {status for status, *_ in await asyncio.gather(*waiting)} == {200}
+        await eventually(lambda: not gw.gateway.shadow.running)
 
 
 async def test_failed_requests_and_embeddings_are_not_copied(tmp_path: Path) -> None:

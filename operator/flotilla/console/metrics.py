@@ -141,9 +141,9 @@ class Metrics:
         """A background loop raised and is started again."""
         self._loop_failures.labels(loop).inc()
 
-    def traffic_moved(self, namespace: str, policy: str, rule: str, reason: str) -> None:
-        """Evidence has moved the traffic of a route."""
-        self._moves.labels(namespace, policy, rule, reason).inc()
+    def traffic_moved(self, namespace: str, policy: str, rule: str, reason: str, count: int = 1) -> None:
+        """Evidence has moved the traffic of a route. A `count` of 0 starts the series, so that its first rise shows."""
+        self._moves.labels(namespace, policy, rule, reason).inc(count)
 
     def leading(self, leads: bool) -> None:
         """Whether this process acts."""

@@ -132,9 +132,9 @@ class GatewayReconciler:
         now: Callable[[], str],
         promotions: Promotions,
         nudge: PodNudge,
-        moved: Callable[[str, str, str, str], None],
+        moved: Callable[[str, str, str, str, int], None],
     ) -> None:
-        """`moved` counts a move of traffic by namespace, policy, rule and reason."""
+        """`moved` counts moves of traffic by namespace, policy, rule and reason."""
         self._store = store
         self._executor = executor
         self._status = status
@@ -259,12 +259,15 @@ class GatewayReconciler:
     def _record_moves(self, live: Object, routes: Sequence[RouteStatus]) -> None:
         """An event for each route whose traffic moved since the status before."""
         before = {one["name"]: one for one in (live.get("status") or {}).get("rules") or ()}
+        place = live["metadata"]["namespace"], live["metadata"]["name"]
         for status in routes:
+            for reason in _SETBACKS:
+                self._moved(*place, status.name, str(reason), 0)
             shares = [(share.target, share.percent) for share in status.shares]
             old = [(one["target"], one["percent"]) for one in before.get(status.name, {}).get("shares") or ()]
             if shares == old:
                 continue
-            self._moved(live["metadata"]["namespace"], live["metadata"]["name"], status.name, str(status.reason))
+            self._moved(*place, status.name, str(status.reason), 1)
             listed = ", ".join(f"{target} {percent} %" for target, percent in shares)
             self._events.record(
                 ROUTING_POLICY,

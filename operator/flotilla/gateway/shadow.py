@@ -43,6 +43,7 @@ _BUSY_REQUESTS: Final = 64
 """With so many requests of clients in flight, a gateway makes no copies."""
 _BUSY_ENDPOINT: Final = 8
 """Requests at the least busy replica of the target with which it gets no copies."""
+_CLOSE_S: Final = 1.0
 _CLIENT: Final = "shadow copies"
 """Under which the memory of copies is counted."""
 _NO_EXTRAS: Final = Extras()
@@ -59,6 +60,7 @@ class Shadow:
         self._own = replace(state, breakers=TargetBreakers(), metrics=GatewayMetrics(), accounts=None, tracing=None)
         self._running: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def running(self) -> int:
@@ -67,7 +69,7 @@ class Shadow:
 
     def offer(self, record: Record) -> None:
         """Copy the request, or drop it and count why. One that failed or that has no text is not copied."""
-        if not _answered(record):
+        if self._closed or not _answered(record):
             return
         decision, setup = record.decision, self._state.config.current
         shadow = decision.route.shadow if decision is not None else None
@@ -90,10 +92,13 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """End all copies."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Make no more copies, and let those that are under way end for a second; then end them."""
+        self._closed = True
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     def _obstacle(self, record: Record, decision: Decision, shadow: ShadowSpec) -> str | None:
         """Why the request is not copied, as the metric says it; None if it is."""

@@ -206,6 +206,16 @@ def _gateway() -> tuple[Alert, ...]:
             "that their data class allows, in 15 minutes. Nothing left the boundary.",
         ),
         Alert(
+            "FlotillaTrafficTakenBack",
+            "sum by (namespace, policy, rule, reason) "
+            '(increase(flotilla_traffic_moves_total{reason=~"GuardBreached|VerdictLost"}[15m])) > 0',
+            "1m",
+            "warning",
+            "A model lost the traffic that evidence had given it.",
+            "The rule {{ $labels.rule }} of the policy {{ $labels.namespace }}/{{ $labels.policy }} went back to "
+            "another target: {{ $labels.reason }}. Clients are served.",
+        ),
+        Alert(
             "FlotillaGatewayConfigDiffers",
             "count by (namespace) (count by (namespace, hash) (flotilla_gateway_config_info)) > 1",
             "10m",

@@ -295,6 +295,8 @@ def _route_cost() -> Row:
     about_teams = "US dollars of the last hour, by the header x-flotilla-team or the client."
     tokens = _rate("flotilla_gateway_tokens_total", "target", "token_type")
     signals = _rate("flotilla_gateway_escalations_total", "signal")
+    percent = f"max by ({_BY}, rule, target) (flotilla_gateway_route_share_percent{{{_IN}}})"
+    agreement = _rate("flotilla_gateway_shadow_agreement_total", "target", "result")
     return row(
         "Money",
         dollars(
@@ -311,6 +313,13 @@ def _route_cost() -> Row:
         dollars("Cost by team", about_teams, (teams, "{{team}}")),
         graph("What one model for all would have cost", DOLLARS, about_baseline, baseline),
         graph("Tokens by target", "short", "Per second.", tokens),
+        graph(
+            "Shares by evidence",
+            "percent",
+            "Of routes with a preference: which target has which share of the traffic.",
+            (percent, f"{_POLICY} {{{{rule}}}} {{{{target}}}}"),
+        ),
+        graph("Shadow copies by agreement", "reqps", "Per second: whether both answers were the same.", agreement),
         graph("Escalations by signal", "reqps", "Per second: why answers were not good enough.", signals),
     )
 
