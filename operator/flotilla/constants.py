@@ -12,6 +12,8 @@ STATUS_MANAGER: Final = "flotilla-status"
 SCALER_MANAGER: Final = "flotilla-scaler"
 """Field manager of one field only: `spec.replicas` of the child Deployment."""
 
+ENGINE_CONTAINER: Final = "engine"
+"""Name of the engine's container in its pods."""
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"

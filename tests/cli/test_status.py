@@ -23,6 +23,7 @@ MODEL: dict[str, Any] = {
     "status": {
         "observedGeneration": 2,
         "replicas": 2,
+        "scheduledReplicas": 2,
         "readyReplicas": 1,
         "endpoint": "http://m.n.svc:8000/v1",
         "engine": {"name": "vllm", "version": "0.33.0", "image": "vllm/vllm-openai:v0.33.0"},

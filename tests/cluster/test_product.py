@@ -89,7 +89,7 @@ BROKEN: list[tuple[str, dict[str, Any], str, str, str]] = [
         {"engine": {"name": "vllm", "args": ["--port=1"]}},
         "SpecValid",
         "ArgumentRefused",
-        "spec.engine.args[0]: '--port=1' means --port, which is set by the operator",
+        "spec.engine.args[0]: '--port=1' is set by the operator",
     ),
     (
         "fp4",
@@ -146,6 +146,23 @@ def test_a_corrected_spec_recovers(models: Models, spec: dict[str, Any]) -> None
     models.apply("fixed", spec)
     models.wait_ready("fixed")
     assert models.condition("fixed", "Stalled")["status"] == "False"
+
+
+def test_the_pods_of_a_spec_that_was_refused_are_accounted_and_their_number_stays(
+    models: Models, spec: dict[str, Any]
+) -> None:
+    models.apply("edited", spec)
+    models.wait_ready("edited")
+    models.apply("edited", {**spec, "accelerator": {"class": "nvidia-l44"}})
+    models.apply("never", {**spec, "accelerator": {"class": "nvidia-l44"}})
+    models.wait_condition("edited", "ScalingActive", "False", "SpecInvalid")
+    models.wait_condition("never", "Stalled", "True", "UnknownAccelerator")
+    stalled = "flotilla_stalled"
+    models.wait(lambda: models.metric("edited", stalled) == 1 == models.metric("never", stalled), "both to be stalled")
+    assert models.metric("edited", "flotilla_ready_replicas") == 1
+    hours = "flotilla_deployment_gpu_hours_total"
+    before = models.metric("edited", hours) or 0
+    models.wait(lambda: (models.metric("edited", hours) or 0) > before, "more GPU-hours")
 
 
 def test_a_routing_policy_says_what_is_wrong_and_follows_its_models(models: Models, spec: dict[str, Any]) -> None:

@@ -10,7 +10,14 @@ from flotilla.controller.model_status import fits_memory, model_loaded, scaling_
 from flotilla.errors import InvalidSpec, NameTaken
 from flotilla.kube import observed
 from flotilla.kube.observed import Workload
-from flotilla.scaling.autoscaler import METRICS_MISSING, METRICS_PARTIAL, ScalingParameters, State, decide
+from flotilla.scaling.autoscaler import (
+    METRICS_MISSING,
+    METRICS_PARTIAL,
+    ScalingDecision,
+    ScalingParameters,
+    State,
+    decide,
+)
 
 
 def pod(**changes: Any) -> observed.Pod:
@@ -27,6 +34,10 @@ def load(*pods: observed.Pod, **changes: Any) -> Workload:
 def judged(of: Workload, error: InvalidSpec | NameTaken | None = None) -> dict[str, Verdict]:
     chain = [spec_valid(error), fits_memory(error, None), scheduled(of), model_loaded(of)]
     return {verdict.type: verdict for verdict in (*summary(chain, of), *chain)}
+
+
+def active(mode: str, decision: ScalingDecision | None, desired: int, **changes: Any) -> Verdict:
+    return scaling_active(mode, decision, desired, **{"replicas": desired, "paused": False, "now": "t", **changes})
 
 
 def states(of: dict[str, Verdict]) -> tuple[str, str, str]:
@@ -105,20 +116,61 @@ def test_a_rollout_behind_a_serving_model_is_reconciling() -> None:
 
 
 def test_other_modes_say_who_scales() -> None:
-    assert scaling_active("External", None, 3, now="t").reason == "ExternalScaler"
-    assert scaling_active("None", None, 3, now="t").reason == "Disabled"
+    assert active("External", None, 3).reason == "ExternalScaler"
+    assert active("None", None, 3).message == "spec.scaling.mode is None: spec.replicas is 3."
+
+
+def test_a_number_that_nobody_sets_is_said_to_be_kept() -> None:
+    kept = active("None", None, 3, replicas=None)
+    assert (kept.status, kept.reason) == ("False", "Disabled")
+    assert "spec.replicas is not set: the number is kept as it is, 3" in kept.message
+
+
+def test_a_refused_spec_pauses_scaling_and_says_so() -> None:
+    decision = decide(State.initial(2, METRICS_MISSING), None, ScalingParameters(min_replicas=1, max_replicas=4), 0.0)
+    paused = active("Internal", decision, 2, paused=True)
+    assert (paused.status, paused.reason) == ("False", "SpecInvalid")
+    assert "scaling is paused and 2 replicas are kept" in paused.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "says"),
+    [
+        (
+            {"scheduling_message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."},
+            "Unschedulable",
+            "Add a node",
+        ),
+        ({"gates": ("kueue.x-k8s.io/admission",)}, "SchedulingGated", "spec.scheduling.queueName"),
+        ({"gates": ("example.com/approval",)}, "SchedulingGated", "example.com/approval. Whoever set a gate"),
+        ({}, "WaitingForScheduler", "has not placed"),
+    ],
+)
+def test_an_engine_without_a_node_is_not_called_loading(changes: dict[str, Any], reason: str, says: str) -> None:
+    found = judged(load(pod(ready=False, scheduled=False, **changes)))
+    assert found["ModelLoaded"].reason == found["Ready"].reason == reason
+    assert says in found["ModelLoaded"].message
+
+
+def test_the_engines_container_is_found_beside_injected_ones() -> None:
+    sidecar = {"name": "daprd", "ready": True, "restartCount": 0, "state": {"running": {}}}
+    engine = {"name": "engine", "restartCount": 5, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    found = observed.pod(
+        {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": [sidecar, engine]}, "spec": {}}
+    )
+    assert (found.restarts, found.waiting_reason) == (5, "CrashLoopBackOff")
 
 
 def test_stale_data_keep_the_time_since_which_they_are_stale() -> None:
     spec = ScalingParameters(min_replicas=1, max_replicas=4)
     decision = decide(State.initial(2, METRICS_MISSING), None, spec, 0.0)
-    first = scaling_active("Internal", decision, 2, now="2026-11-25T09:00:00Z")
+    first = active("Internal", decision, 2, now="2026-11-25T09:00:00Z")
     assert (first.status, first.reason) == ("False", METRICS_MISSING)
     assert first.message.endswith(" Stale since 2026-11-25T09:00:00Z.")
     before = {"reason": first.reason, "message": first.message}
-    assert scaling_active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z") == first
+    assert active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z") == first
     before = {"reason": METRICS_PARTIAL, "message": first.message}
-    later = scaling_active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z")
+    later = active("Internal", decision, 2, before=before, now="2026-11-25T09:05:00Z")
     assert later.message.endswith(" Stale since 2026-11-25T09:05:00Z.")
 
 

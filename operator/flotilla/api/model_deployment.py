@@ -446,6 +446,8 @@ class ModelDeploymentStatus(Model):
     """observedGeneration is the metadata.generation that this status is about."""
     replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """replicas that exist."""
+    scheduled_replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """scheduledReplicas hold a node and its accelerators, and cost money."""
     ready_replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """readyReplicas serve."""
     ready_summary: Annotated[str, StringConstraints(max_length=63)] | None = None

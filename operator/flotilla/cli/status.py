@@ -83,20 +83,22 @@ def state(obj: Object) -> tuple[str, str, str]:
 
 
 def usd_per_hour(model: Object) -> Decimal | None:
-    """Of the replicas that exist; None where the price or the number of GPUs is not known."""
+    """Of the replicas that hold a node; None where the price or the number of GPUs is not known."""
     status = model.get("status") or {}
     price = (status.get("cost") or {}).get("gpuHourlyPrice")
-    gpus, replicas = (status.get("accelerator") or {}).get("count"), status.get("replicas")
+    gpus, replicas = (status.get("accelerator") or {}).get("count"), status.get("scheduledReplicas")
     if price is None or gpus is None or replicas is None:
         return None
     return Decimal(price) * int(gpus) * int(replicas)
 
 
 def gpus(model: Object) -> int:
-    """In use by the replicas that exist."""
+    """Held by the replicas that have a node."""
     status = model.get("status") or {}
     accelerator = status.get("accelerator") or {}
-    return int(accelerator.get("count") or 0) * int(status.get("replicas") or 0) if "resource" in accelerator else 0
+    if "resource" not in accelerator:
+        return 0
+    return int(accelerator.get("count") or 0) * int(status.get("scheduledReplicas") or 0)
 
 
 def row(model: Object) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class ModelDeploymentReconciler:
         except (InvalidSpec, NameTaken) as failure:
             error = failure
             if compiled is None:
-                self._scaler.forget(key)
+                self._scaler.pause(key)
         again_s = await self._update_status(key, live, compiled, error)
         return again_s if held_s is None else held_s
 
@@ -135,7 +135,15 @@ class ModelDeploymentReconciler:
         if tracked is not None:
             before = _condition(live, "ScalingActive")
             chain.append(
-                model_status.scaling_active(tracked.mode, tracked.decision, desired, before=before, now=self._now())
+                model_status.scaling_active(
+                    tracked.mode,
+                    tracked.decision,
+                    desired,
+                    replicas=live["spec"].get("replicas"),
+                    paused=tracked.paused,
+                    before=before,
+                    now=self._now(),
+                )
             )
         priced = None
         if compiled is not None:

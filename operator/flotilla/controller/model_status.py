@@ -72,6 +72,9 @@ def scheduled(load: Workload) -> Verdict:
         return Verdict("Scheduled", "False", "PodCreationFailed", f"Pods cannot be created: {load.failure}")
     if load.wanted == 0:
         return Verdict("Scheduled", "True", "NoReplicas", "No replica is asked for.")
+    held = next((pod for pod in pods if pod.gates and not pod.scheduled), None)
+    if held is not None:
+        return Verdict("Scheduled", "False", "SchedulingGated", _gated(held))
     unplaced = [pod for pod in pods if not pod.scheduled and pod.scheduling_message]
     if unplaced:
         message = unplaced[0].scheduling_message
@@ -79,6 +82,12 @@ def scheduled(load: Workload) -> Verdict:
     if not pods or any(not pod.scheduled for pod in pods):
         return Verdict("Scheduled", "Unknown", "WaitingForScheduler", "The scheduler has not placed every pod yet.")
     return Verdict("Scheduled", "True", "AllScheduled", "Every pod has a node.")
+
+
+def _gated(pod: Pod) -> str:
+    gates = ", ".join(pod.gates)
+    who = "Kueue admits the pods when the queue of spec.scheduling.queueName has room" if "kueue" in gates else ""
+    return f"Scheduling gates hold the pods: {gates}. {who or 'Whoever set a gate removes it'}."
 
 
 def _scheduling_help(message: str) -> str:
@@ -132,16 +141,31 @@ def model_loaded(load: Workload) -> Verdict:
             f"The engine does not start: {reason}{ended}.{detail} "
             f"Read its log with kubectl logs, then correct spec.engine, spec.model or the named Secret.",
         )
+    if not any(pod.scheduled for pod in pods):
+        # Nothing is loaded before a pod has a node, and why it has none is the scheduler's message.
+        waits = scheduled(load)
+        return Verdict("ModelLoaded", "False", waits.reason, f"No engine has started. {waits.message}")
     return Verdict("ModelLoaded", "False", "Loading", "The engine is starting and loads the model.")
 
 
 def scaling_active(
-    mode: str, decision: ScalingDecision | None, desired: int, *, before: Mapping[str, Any] | None = None, now: str
+    mode: str,
+    decision: ScalingDecision | None,
+    desired: int,
+    *,
+    replicas: int | None,
+    paused: bool,
+    before: Mapping[str, Any] | None = None,
+    now: str,
 ) -> Verdict:
     """Whether the replica count follows the load, and what it waits for if not.
 
-    `before` is the condition as it is now, which keeps the time since which data are stale; `now` is RFC 3339.
+    `replicas` is spec.replicas; `paused` says that the present spec is refused. `before` is the condition as it is now,
+    which keeps the time since which data are stale; `now` is RFC 3339.
     """
+    if paused:
+        message = f"The spec is refused, as SpecValid says, so scaling is paused and {desired} replicas are kept."
+        return Verdict("ScalingActive", "False", "SpecInvalid", message)
     if decision is not None:
         status = "False" if decision.reason in NOT_FOLLOWING else "True"
         message = decision.message
@@ -153,7 +177,14 @@ def scaling_active(
     if mode == "External":
         message = f"The /scale subresource sets the replica count; it asks for {desired}."
         return Verdict("ScalingActive", "True", "ExternalScaler", message)
-    return Verdict("ScalingActive", "False", "Disabled", f"spec.scaling.mode is {mode}: spec.replicas is {desired}.")
+    if replicas is None:
+        message = (
+            f"spec.scaling.mode is {mode} and spec.replicas is not set: the number is kept as it is, {desired}. Set "
+            "spec.replicas to change it."
+        )
+    else:
+        message = f"spec.scaling.mode is {mode}: spec.replicas is {desired}."
+    return Verdict("ScalingActive", "False", "Disabled", message)
 
 
 _SINCE = " Stale since "
@@ -230,12 +261,15 @@ def build(
     conditions = set_conditions(
         (live.get("status") or {}).get("conditions") or (), verdicts, generation=generation, now=now
     )
+    # Of the pods, as Ready is: the Deployment's own numbers come a moment later.
+    ready = sum(pod.ready for pod in _live(load.pods))
     status: dict[str, Any] = {
         "conditions": conditions,
         "observedGeneration": generation,
-        "replicas": load.replicas,
-        "readyReplicas": load.ready,
-        "readySummary": f"{load.ready}/{desired}",
+        "replicas": max(load.replicas, ready),
+        "scheduledReplicas": sum(pod.scheduled for pod in load.pods),
+        "readyReplicas": ready,
+        "readySummary": f"{ready}/{desired}",
         "selector": f"{LABEL_MANAGED_BY}={MANAGER},{LABEL_MODEL}={meta['name']}",
     }
     if spec is not None:

@@ -192,6 +192,14 @@ class FleetAccounting:
                 rates |= self.rates(key)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
+        if self._store.count(MODEL_DEPLOYMENT) > len(self._scaler.tracked):
+            # Those whose spec was never accepted have nothing but this.
+            for number, live in enumerate(list(self._store.all(MODEL_DEPLOYMENT)), start=1):
+                meta = live["metadata"]
+                if Key(MODEL_DEPLOYMENT, meta["namespace"], meta["name"]) not in self._scaler.tracked:
+                    found.add_stalled(meta["namespace"], meta["name"], _stalled(live))
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
         found.cost.add_prices(rates, self._book.version)
         found.cost.add_unpriced(self.unpriced)
         found.cost.add_unallocated(self.unallocated())

@@ -327,6 +327,10 @@ class FleetFamilies:
         self._replicas.add(of)
         self.cost.add(of)
 
+    def add_stalled(self, namespace: str, name: str, stalled: bool | None) -> None:
+        """The sample of a deployment whose spec was never accepted, which has no others."""
+        self._replicas.add_stalled(namespace, name, stalled)
+
     def all(self) -> Iterator[Metric]:
         """Every family, with a sample for each deployment that has the value."""
         yield from vars(self._replicas).values()
@@ -351,6 +355,11 @@ class _Replicas:
         self.most = gauge("max_replicas", "The most replicas that scaling may choose.")
         self.stalled = gauge("stalled", "1 while waiting does not help: somebody must change something.")
 
+    def add_stalled(self, namespace: str, name: str, stalled: bool | None) -> None:
+        """Whether somebody must change something; nothing before the first status."""
+        if stalled is not None:
+            self.stalled.add_metric([namespace, name], stalled)
+
     def add(self, of: DeploymentView) -> None:
         """The samples of one deployment."""
         base = [of.namespace, of.name]
@@ -358,8 +367,7 @@ class _Replicas:
         self.ready.add_metric(base, of.ready_replicas)
         self.least.add_metric(base, of.min_replicas)
         self.most.add_metric(base, of.max_replicas)
-        if of.stalled is not None:
-            self.stalled.add_metric(base, of.stalled)
+        self.add_stalled(of.namespace, of.name, of.stalled)
         if of.waiting is not None and of.running is not None:
             self.depth.add_metric(base, of.waiting + of.running)
             self.waiting.add_metric(base, of.waiting)

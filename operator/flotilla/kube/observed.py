@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flotilla.constants import ENGINE_CONTAINER
 from flotilla.kube.kinds import DEPLOYMENT, POD, Key
 from flotilla.kube.store import Store
 
@@ -52,6 +53,8 @@ class Pod:
     """RFC 3339; empty when not scheduled."""
     priority: int = 0
     """What the pod's PriorityClass comes to."""
+    gates: tuple[str, ...] = ()
+    """Names of the scheduling gates that hold the pod, such as Kueue's."""
     deletion_cost: str = ""
     """The annotation by which a ReplicaSet chooses the pods to delete first; empty without it."""
     node: str = ""
@@ -89,10 +92,11 @@ def _condition(status: Object, kind: str) -> Object:
 
 
 def pod(obj: Object) -> Pod:
-    """Reduce a v1 Pod; only its first container, the engine, counts."""
+    """Reduce a v1 Pod; only the engine's container counts, or a gateway's only one: others may have been injected."""
     meta, status = obj["metadata"], obj.get("status") or {}
     scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
-    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    containers: Sequence[Object] = status.get("containerStatuses") or ()
+    container: Object = next((c for c in containers if c.get("name") == ENGINE_CONTAINER), next(iter(containers), {}))
     waiting: Object = (container.get("state") or {}).get("waiting") or {}
     ended: Object = (
         (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
@@ -115,6 +119,7 @@ def pod(obj: Object) -> Pod:
         last_exit=last_exit,
         last_log_line=_last_log_line(ended.get("message") or "") if ended else "",
         scheduled_time=(scheduled.get("lastTransitionTime") or "") if scheduled.get("status") == "True" else "",
+        gates=tuple(gate["name"] for gate in obj.get("spec", {}).get("schedulingGates") or ()),
         priority=int((obj.get("spec") or {}).get("priority") or 0),
         deletion_cost=(meta.get("annotations") or {}).get(DELETION_COST, ""),
         ready_time=(ready.get("lastTransitionTime") or "") if ready.get("status") == "True" else "",

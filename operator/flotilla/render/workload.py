@@ -18,6 +18,7 @@ from flotilla.constants import (
     ANNOTATION_HASH,
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
+    ENGINE_CONTAINER,
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
     LABEL_MODEL,
@@ -197,7 +198,7 @@ def container(md: ModelDeployment, resolved: Resolved) -> Object:
     health = {"httpGet": {"path": profile.health, "port": "http"}}
     readiness = {"httpGet": {"path": profile.readiness or profile.health, "port": "http"}}
     return {
-        "name": "engine",
+        "name": ENGINE_CONTAINER,
         "image": resolved.image,
         # The apiserver's own default, which it would keep from the first image when another one follows.
         "imagePullPolicy": "Always" if _moves(resolved.image) else "IfNotPresent",

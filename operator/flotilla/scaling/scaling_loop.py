@@ -50,6 +50,8 @@ class Tracked:
     state: State
     decision: ScalingDecision | None = None
     decided_at: float = 0.0
+    paused: bool = False
+    """The present spec is refused. The pods of the one before are sampled and accounted, and their number stays."""
     sample: Sample | None = None
     answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
 
@@ -182,6 +184,11 @@ class Scaler:
             return int(child["spec"].get("replicas", 1))
         return 1 if recorded is None else int(recorded)
 
+    def pause(self, key: Key) -> None:
+        """Decide nothing for a ModelDeployment until `track` is called with a spec that is accepted."""
+        if (entry := self.tracked.get(key)) is not None:
+            entry.paused = True
+
     def forget(self, key: Key) -> None:
         """Drop a ModelDeployment that was deleted."""
         self._counts.replace(key.namespace, self.tracked.pop(key, None), None)
@@ -301,7 +308,7 @@ class Scaler:
         return self._wake.demand(model)
 
     def _follow(self, key: Key, entry: Tracked) -> None:
-        if entry.mode != "Internal":
+        if entry.mode != "Internal" or entry.paused:
             return
         before = entry.decision
         self._decide(entry, entry.sample)
