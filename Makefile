@@ -35,6 +35,10 @@ test: lint ## Everything that CI runs. WORKERS=1 for one test at a time.
 test-slow: sync ## A real vLLM on the CPU under the operator; installs about 6 GB into ~/.cache/flotilla once.
 	$(RUN) pytest -m slow tests/slow
 
+.PHONY: test-trainer
+test-trainer: $(filter .uv/bin/uv,$(UV)) ## The trainer in its own environment (270 MB): types, training on the CPU, llama.cpp's answers.
+	cd trainer && $(UV) run --locked mypy && $(UV) run --locked pytest
+
 .PHONY: lint
 lint: sync ## Format, lint, types, layers, generated files.
 	$(RUN) ruff format --check .
