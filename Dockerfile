@@ -12,10 +12,10 @@ WORKDIR /src
 COPY pyproject.toml uv.lock ./
 # The lock covers the whole workspace, so uv asks for each member's metadata; nothing else of it is copied or installed.
 COPY devcluster/pyproject.toml devcluster/
-RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --no-dev --no-install-project
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --extra buckets --no-dev --no-install-project
 COPY README.md LICENSE ./
 COPY operator operator
-RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --no-dev --no-editable
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --extra buckets --no-dev --no-editable
 
 FROM python:3.13.16-slim-trixie@sha256:bf44cdfcb76cd3b41e879bc058fc37ec5872002ccfde7fcb765e218cde0cd79c
 LABEL org.opencontainers.image.title="Flotilla" \

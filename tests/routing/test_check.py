@@ -13,6 +13,7 @@ from flotilla.routing.check import PolicyFinding, Problem, absent_keys, address_
 from flotilla.routing.document import key_file
 
 ROUTE: dict[str, Any] = {"split": [{"target": "small"}]}
+CAPTURE = {"to": {"claimName": "captures"}}
 CLIENT: dict[str, Any] = {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}}
 TASKS = [{"name": "classification", "description": "Sort."}, {"name": "drafting", "description": "Write."}]
 DOUBTFUL = {
@@ -55,6 +56,14 @@ def test_a_sound_policy_has_no_findings() -> None:
         ),
         (("classifier",), {"target": "no", "tasks": TASKS}, Problem.UNKNOWN_TARGET, "spec.classifier.target"),
         (("classifier",), {"target": "small", "tasks": TASKS}, Problem.UNKNOWN_TASK, "spec.classifier.tasks[1].name"),
+        (("capture",), {**CAPTURE, "classes": ["nothing"]}, Problem.UNKNOWN_DATA_CLASS, "spec.capture.classes[0]"),
+        (("capture",), {**CAPTURE, "classes": ["public"]}, Problem.CAPTURE_FORBIDDEN, "spec.capture.classes[0]"),
+        (
+            ("capture",),
+            {**CAPTURE, "classes": ["public"], "rules": ["default", "gone"]},
+            Problem.UNKNOWN_RULE,
+            "spec.capture.rules[1]",
+        ),
         (("rules", 0, "match", "models"), ["stranger"], Problem.UNKNOWN_HOST_MODEL, "spec.rules[0].match.models"),
         (("rules", 0, "name"), "default", Problem.RESERVED_NAME, "spec.rules[0].name"),
         (

@@ -406,6 +406,13 @@ class OnExceeded(StrEnum):
     CLUSTER_ONLY = "ClusterOnly"
 
 
+class CapturePermission(StrEnum):
+    """Whether requests of a data class may be kept as training examples."""
+
+    ALLOWED = "Allowed"
+    FORBIDDEN = "Forbidden"
+
+
 class DataClassSpec(Model):
     """Where data of one class may go."""
 
@@ -415,6 +422,8 @@ class DataClassSpec(Model):
     """allowBoundaries are Cluster, External or both."""
     allow_regions: Annotated[list[Region], ListSet(32)] = Field(default_factory=list)
     """allowRegions restricts to targets in these regions; without it every region is allowed."""
+    capture: CapturePermission = CapturePermission.FORBIDDEN
+    """capture is whether spec.capture may keep requests of the class."""
 
 
 class DataPolicy(Model):
@@ -545,6 +554,67 @@ class Hold(Model):
     """maxBytes is the largest size of all requests together that wait in one replica of the gateway."""
 
 
+class RedactionRule(StrEnum):
+    """What is replaced in captured texts."""
+
+    EMAIL = "Email"
+    PHONE_NUMBER = "PhoneNumber"
+    CREDIT_CARD = "CreditCard"
+    IBAN = "IBAN"
+    IP_ADDRESS = "IPAddress"
+    SECRET = "Secret"  # noqa: S105 - a name
+
+
+class EscalatedCapture(StrEnum):
+    """Which escalated pairs are captured: the answer that was rejected, and the one that was sent."""
+
+    ALL = "All"
+    SAMPLED = "Sampled"
+    """By percent, as other requests."""
+    NONE = "None"
+
+
+class CaptureDestination(Model):
+    """Where captured examples are written."""
+
+    claim_name: DnsLabel | None = None
+    """claimName of a PersistentVolumeClaim of this namespace that all replicas of the gateway can write to."""
+    bucket: Annotated[
+        str | None,
+        StringConstraints(pattern=r"^(s3|gs)://[a-z0-9][-._a-z0-9]{1,61}[a-z0-9](/[-._/A-Za-z0-9]*)?$", max_length=500),
+    ] = None
+    """bucket as s3://NAME/PREFIX or gs://NAME/PREFIX."""
+    credentials_secret: DnsLabel | None = None
+    """credentialsSecret holds the bucket's environment variables, such as AWS_ACCESS_KEY_ID. Default: the identity of
+    the gateway's ServiceAccount."""
+
+
+_ONE_DESTINATION = Cel(
+    "has(self.claimName) != has(self.bucket)", "spec.capture.to needs exactly one of claimName and bucket"
+)
+
+
+class CaptureSpec(Model):
+    """Keeps a sample of the answered chat requests as training examples."""
+
+    rules: Annotated[list[DnsLabel], ListSet(65)] = Field(default_factory=list)
+    """rules whose requests are captured, default for spec.defaultRoute; without any, those of all rules."""
+    classes: Annotated[list[DnsLabel], ListSet(16)] = Field(min_length=1)
+    """classes of data that are captured. Each must have capture Allowed in spec.dataPolicy.classes."""
+    percent: Annotated[int, Field(ge=1, le=100)] = 10
+    """percent of the requests that are captured."""
+    include_escalated: EscalatedCapture = EscalatedCapture.ALL
+    """includeEscalated is All, Sampled or None: escalated pairs are the best examples."""
+    to: Annotated[CaptureDestination, _ONE_DESTINATION]
+    """to specifies where the examples are written."""
+    redact: Annotated[list[RedactionRule], ListSet(6)] = Field(default_factory=lambda: list(RedactionRule))
+    """redact names what is replaced by a placeholder before anything is written."""
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """retentionDays after which examples are deleted."""
+    max_megabytes_per_day: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """maxMegabytesPerDay that each replica of the gateway writes; what is beyond is not captured, and counted."""
+
+
 class RoutingPolicySpec(Model):
     """What is wanted."""
 
@@ -573,6 +643,8 @@ class RoutingPolicySpec(Model):
     """limits on traffic and spending."""
     hold: Hold = Hold()
     """hold bounds the waiting for a model that has no replica yet."""
+    capture: CaptureSpec | None = None
+    """capture keeps a sample of requests as training examples. Default: nothing is kept."""
 
 
 class RoutingPolicyStatus(Model):

@@ -46,6 +46,10 @@ def gateway(
     access_log: Annotated[
         bool, typer.Option(envvar="FLOTILLA_ACCESS_LOG", help="Log one line for each request.")
     ] = True,
+    capture_claim: Annotated[
+        list[tuple[str, Path]] | None,
+        typer.Option(help="Claim of captured examples and its folder; may be given several times."),
+    ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="FLOTILLA_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
     ] = "INFO",
@@ -70,6 +74,7 @@ def gateway(
             lame_duck_s=lame_duck,
             grace_s=grace,
             access_log=access_log,
+            capture_claims=dict(capture_claim or ()),
         )
     except InvalidSpec as error:
         fail(error, serving.EXIT_CONFIG)

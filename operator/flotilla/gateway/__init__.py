@@ -13,6 +13,7 @@ A chat request passes through these modules, in this order:
 5. `attempt` receives the answer and judges it; a stream goes through `openai.responses` to the client. Targets that
    speak Anthropic's API are translated by `anthropic.outbound_requests` and `outbound_responses`.
 6. `api` settles the limits, and `record` writes metrics (`metrics`), a line of the access log, and a span (`tracing`).
+   `capture` keeps the requests of a policy's sample as training examples.
 
 `app` makes these parts (`state` holds those that all requests share), follows the EndpointSlices, and serves probes
 and metrics by `admin`, which also reports requests that wait (`pending`). `config` reloads the routing document and the

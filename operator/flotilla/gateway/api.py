@@ -232,6 +232,8 @@ class Api:
                 self._state.guard.count(record.decision, record.attempts, first_token_s=record.first_token_s)
             if record.decision is not None and record.decision.route.shadow is not None:
                 self._copy(record)
+            if self._state.capture is not None:
+                self._state.capture.offer(record)
         finally:
             record.request.ended(record.request)
 

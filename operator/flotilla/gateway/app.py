@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -26,6 +28,7 @@ from flotilla.errors import FlotillaError
 from flotilla.gateway.admin import AdminServer, Probes
 from flotilla.gateway.api import Api, protocol_error_body
 from flotilla.gateway.attempt import Deadlines
+from flotilla.gateway.capture import Capture
 from flotilla.gateway.config import Config, Setup
 from flotilla.gateway.endpoints import EndpointRegistry
 from flotilla.gateway.http.client import SystemResolver, UpstreamPool
@@ -73,6 +76,8 @@ class GatewayOptions:
     """How long running requests may then take to end."""
     access_log: bool = True
     limits: ServerLimits = field(default_factory=ServerLimits)
+    capture_claims: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of captured examples by the name of their claim."""
 
 
 class Gateway:
@@ -112,6 +117,8 @@ class Gateway:
             MemoryBudget(settings.limits.memory_bytes),
             accounts=accounts,
         )
+        writer = f"{socket.gethostname()}-{time.time_ns():x}-{os.getpid()}"
+        self.state.capture = Capture(settings.capture_claims, writer, metrics)
         self.endpoints.on_ready = self.state.pending.notify_ready
         self.held = HeldCounter()
         self.state.pending.on_wait = self.held.increment
@@ -173,6 +180,8 @@ class Gateway:
         self.state.deadlines.close()
         self.state.upstream.close()
         self.state.access_log.close()
+        if self.state.capture is not None:
+            await self._loop.run_in_executor(None, self.state.capture.close)
         self.held.close()
         if self._admin is not None:
             await self._loop.run_in_executor(None, self._admin.close)
@@ -182,6 +191,8 @@ class Gateway:
         live = {(policy.uid, target.name) for policy in setup.document.policies for target in policy.targets}
         self.state.breakers.keep(live)
         self.state.guard.serve(setup.document.policies)
+        if self.state.capture is not None:
+            self.state.capture.serve(setup.document.policies)
         declare_series(self.state.metrics, setup.document.policies)
         shares = _shares(setup.document)
         for entry in moves(self._shares, shares):

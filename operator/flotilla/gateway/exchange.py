@@ -370,6 +370,8 @@ class Exchange:
             strip_logprobs=self._logprobs,
             buffering=buffering,
         )
+        if self._state.capture is not None:
+            answer.relay.captured = self._state.capture.collector(self._record)
         return StreamSink(
             self._state.loop,
             answer.relay,
@@ -422,7 +424,7 @@ class Exchange:
         outcome = await self._attempt(permit, None, escalated=True)
         second = self._answer
         self._count_escalation(outcome, second)
-        self._record.answer = second
+        self._record.answer, self._record.rejected = second, first
         if type(outcome) is Streamed:
             self._reply.end()
             return
@@ -434,11 +436,11 @@ class Exchange:
         if has_answer and not (rejects and self._signals(second)):
             self._reply.send(second)
         elif rejects:
-            self._record.answer = None
+            self._record.answer = self._record.rejected = None
             self._record.outcome = "failed"
             self._reply.refuse(_REJECTED)
         else:
-            self._record.answer = first
+            self._record.answer, self._record.rejected = first, None
             # What the better model was not sent has no effect on the first answer.
             self._dispatcher.dropped = dropped
             self._reply.send(first)

@@ -133,6 +133,9 @@ class GatewayMetrics(Collector):
             "shadow_agreement", "Answers of shadow copies, compared with the client's.", (*place, "rule", "result")
         )
         self.copy_duration = Histogram("shadow_seconds", "From a shadow copy to its answer.", place, _SECONDS)
+        self.captures = Counter(
+            "captures", "Requests of the sample, by what became of them.", ("policy", "rule", "result")
+        )
         self.log_lost = Counter("access_log_lost", "Lines that nobody read in time.", ())
         self.gauges: list[tuple[str, str, Labels, Gauge]] = []
 

@@ -102,6 +102,7 @@ class Record:
         "plan",
         "policy",
         "refusal",
+        "rejected",
         "request",
         "span",
         "total_tokens",
@@ -128,6 +129,8 @@ class Record:
         """All attempts in their order; the last one without a failure gave the answer."""
         self.answer: TargetAnswer | None = None
         """What the client got of a target; None for an error of the gateway."""
+        self.rejected: TargetAnswer | None = None
+        """The first model's answer, if the better model's was sent instead."""
         self.outcome = "failed"
         self.detail = ""
         """Why the request failed, for the log."""

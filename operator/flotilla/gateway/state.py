@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flotilla.gateway.attempt import Deadlines
+from flotilla.gateway.capture import Capture
 from flotilla.gateway.config import Config
 from flotilla.gateway.endpoints import EndpointRegistry, EscalationRate, RetryBudget, TargetBreakers
 from flotilla.gateway.guard import GuardCounts
@@ -39,6 +40,7 @@ class GatewayState:
     tracing: Tracing | None = None
     on_answered: Callable[[Record], None] | None = None
     """Called with each answered request of a route with a shadow, after the client has its answer."""
+    capture: Capture | None = None
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     escalation_rates: defaultdict[tuple[str, str], EscalationRate] = field(
         default_factory=lambda: defaultdict(EscalationRate)

@@ -21,6 +21,8 @@ from flotilla.routing.document import DOCUMENT_FILE, KEYS_FOLDER, MOUNT_PATH, Ga
 TRAFFIC_PORT = 8000
 ADMIN_PORT = 9090
 STATE_PATH = "/var/lib/flotilla"
+CAPTURES_PATH = "/var/lib/flotilla-captures"
+"""Under it each claim of captured examples has a folder of its name."""
 REDIS_KEY = "url"
 """Key of the Secret that holds the URL of a Redis."""
 RULES: tuple[Object, ...] = (
@@ -147,17 +149,34 @@ def _pod(document: GatewayDocument, settings: GatewaySettings) -> Object:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "topologySpreadConstraints": [{**spread, "topologyKey": key} for key in zones],
-            "containers": [_container(settings)],
+            "containers": [_container(document, settings)],
             "volumes": [
                 {"name": "config", "projected": {"sources": _sources(document.secrets), "defaultMode": 0o440}},
                 {"name": "state", "emptyDir": {"sizeLimit": "16Mi"}},
                 {"name": "tmp", "emptyDir": {"sizeLimit": "16Mi"}},
+                *(
+                    {"name": f"captures-{number}", "persistentVolumeClaim": {"claimName": claim}}
+                    for number, claim in enumerate(_claims(document))
+                ),
             ],
         },
     }
 
 
-def _container(settings: GatewaySettings) -> Object:
+def _claims(document: GatewayDocument) -> list[str]:
+    """Claims that captured examples are written to, each once."""
+    wanted = {policy.capture.to.claim_name for policy in document.policies if policy.capture is not None}
+    return sorted(claim for claim in wanted if claim is not None)
+
+
+def _bucket_secrets(document: GatewayDocument) -> list[str]:
+    wanted = {policy.capture.to.credentials_secret for policy in document.policies if policy.capture is not None}
+    return sorted(secret for secret in wanted if secret is not None)
+
+
+def _container(document: GatewayDocument, settings: GatewaySettings) -> Object:
+    claims = _claims(document)
+
     def probe(path: str) -> Object:
         return {"httpGet": {"path": path, "port": "admin"}, "timeoutSeconds": 3}
 
@@ -177,8 +196,14 @@ def _container(settings: GatewaySettings) -> Object:
             f"0.0.0.0:{TRAFFIC_PORT}",
             "--admin-listen",
             f"0.0.0.0:{ADMIN_PORT}",
+            *(part for claim in claims for part in ("--capture-claim", claim, f"{CAPTURES_PATH}/{claim}")),
         ],
         "env": _env(settings),
+        **(
+            {"envFrom": [{"secretRef": {"name": name, "optional": True}} for name in secrets]}
+            if (secrets := _bucket_secrets(document))
+            else {}
+        ),
         "ports": [
             {"name": "http", "containerPort": TRAFFIC_PORT, "protocol": "TCP"},
             {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
@@ -198,6 +223,10 @@ def _container(settings: GatewaySettings) -> Object:
             {"name": "config", "mountPath": MOUNT_PATH, "readOnly": True},
             {"name": "state", "mountPath": STATE_PATH},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a path of the container
+            *(
+                {"name": f"captures-{number}", "mountPath": f"{CAPTURES_PATH}/{claim}"}
+                for number, claim in enumerate(claims)
+            ),
         ],
     }
 

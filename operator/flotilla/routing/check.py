@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
-from flotilla.api.routing_policy import Confidence, RouteSpec, RoutingPolicySpec, Scope
+from flotilla.api.routing_policy import CapturePermission, Confidence, RouteSpec, RoutingPolicySpec, Scope
 from flotilla.routing.decide import DEFAULT_RULE, covers
 from flotilla.routing.document import DeploymentFacts, allowed_targets, key_file
 from flotilla.routing.escalation import Choice, ToolCall
@@ -115,6 +115,8 @@ class Problem(StrEnum):
     MODEL_DEPLOYMENT_NOT_FOUND = "ModelDeploymentNotFound"
     ADAPTER_NOT_FOUND = "AdapterNotFound"
     SECRET_KEY_NOT_FOUND = "SecretKeyNotFound"  # noqa: S105 - a reason
+    CAPTURE_FORBIDDEN = "CaptureForbidden"
+    UNKNOWN_RULE = "UnknownRule"
     CLASS_WITHOUT_TARGET = "ClassWithoutTarget"
     OUTSIDE_EVERY_CLASS = "TargetOutsideEveryClass"
     ROUTE_CLOSED = "RouteClosedForClass"
@@ -150,6 +152,7 @@ def check(
         *_references(spec, deployments),
         *_hosted(spec, allow_private=allow_private_hosted_addresses),
         *_classes(spec),
+        *_capture(spec),
         *_rules(spec),
         *_preferences(spec),
         *_shadows(spec),
@@ -274,6 +277,36 @@ def _classes(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
                 Problem.UNKNOWN_DATA_CLASS,
                 f"spec.clients[{index}].dataClass",
                 f"{client.data_class!r} is not one of spec.dataPolicy.classes{_known(classes)}. Add it or correct it.",
+            )
+
+
+def _capture(spec: RoutingPolicySpec) -> Iterator[PolicyFinding]:
+    """A class is captured only if the class itself allows it, so that two places must agree."""
+    if spec.capture is None:
+        return
+    classes = {c.name: c for c in spec.data_policy.classes}
+    for index, name in enumerate(spec.capture.classes):
+        path = f"spec.capture.classes[{index}]"
+        if name not in classes:
+            yield PolicyFinding(
+                Problem.UNKNOWN_DATA_CLASS,
+                path,
+                f"{name!r} is not one of spec.dataPolicy.classes{_known(set(classes))}. Add it or correct it.",
+            )
+        elif classes[name].capture is not CapturePermission.ALLOWED:
+            yield PolicyFinding(
+                Problem.CAPTURE_FORBIDDEN,
+                path,
+                f"The data class {name!r} does not allow capture. Remove it from spec.capture.classes, or set its "
+                "capture to Allowed in spec.dataPolicy.classes.",
+            )
+    rules = {rule.name for rule in spec.rules} | {DEFAULT_RULE}
+    for index, name in enumerate(spec.capture.rules):
+        if name not in rules:
+            yield PolicyFinding(
+                Problem.UNKNOWN_RULE,
+                f"spec.capture.rules[{index}]",
+                f"{name!r} is not one of spec.rules{_known(rules)}. Correct it.",
             )
 
 

@@ -16,6 +16,7 @@ from flotilla.api.preference import RouteStatus
 from flotilla.api.routing_policy import (
     Boundary,
     Capabilities,
+    CaptureSpec,
     Classifier,
     Client,
     DataPolicy,
@@ -154,6 +155,7 @@ class Policy(_Part):
     default_route: RouteSpec
     limits: LimitsSpec = LimitsSpec()
     hold: Hold = Hold()
+    capture: CaptureSpec | None = None
     routes: tuple[RouteStatus, ...] = ()
     """State of the promotion of each rule with a preference; `rules` and `default_route` hold its shares as splits."""
 
@@ -356,6 +358,7 @@ def compile_policy(policy: RoutingPolicy, deployments: Mapping[str, DeploymentFa
         default_route=spec.default_route,
         limits=spec.limits,
         hold=spec.hold,
+        capture=spec.capture,
     )
     if not any(route.preference for _, route in compiled.named_routes()):
         return compiled

@@ -20,6 +20,9 @@ from flotilla_trainer.jax_backend import Trained
 from flotilla_trainer.progress import Progress
 from flotilla_trainer.settings import TrainSettings
 
+_NOT_LEARNED = -100
+"""PyTorch's label of a token that has no part in the loss."""
+
 
 class _Reporter(TrainerCallback):  # type: ignore[misc]
     """Hands what the trainer logs to `Progress`."""
@@ -44,7 +47,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def _dataset(tokenizer: Any, path: Path | None, settings: TrainSettings) -> tuple[Dataset | None, int]:
-    """Token columns with a mask of the answer, and how many examples were too long."""
+    """Token columns with the answer as labels, and how many examples were too long."""
     if path is None:
         return None, 0
     encoded = [encode(tokenizer, messages, settings.max_length_tokens) for messages in read_conversations(path)]
@@ -55,7 +58,7 @@ def _dataset(tokenizer: Any, path: Path | None, settings: TrainSettings) -> tupl
 def _row(example: Example) -> dict[str, list[int]]:
     return {
         "input_ids": list(example.tokens),
-        "completion_mask": [int(position >= example.prompt_tokens) for position in range(len(example.tokens))],
+        "labels": [*[_NOT_LEARNED] * example.prompt_tokens, *example.tokens[example.prompt_tokens :]],
     }
 
 
@@ -105,10 +108,9 @@ def train(base: Base, tokenizer: Any, settings: TrainSettings, progress: Progres
             weight_decay=0.0,
             max_grad_norm=1.0,
             max_length=None,
-            completion_only_loss=True,
             bf16=gpu,
             use_cpu=not gpu,
-            gradient_checkpointing=gpu,
+            activation_checkpointing=gpu,
             eval_strategy="epoch" if held_out is not None else "no",
             save_strategy="steps",
             save_steps=settings.checkpoint_every_steps,

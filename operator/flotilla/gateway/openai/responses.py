@@ -80,6 +80,8 @@ class StreamRelay:
         self._buffering = buffering
         self._partial = b""
         self._held: list[bytes] = []
+        self.captured: Collector | None = None
+        """Set where the answer may be kept as a training example."""
         self.usage: Usage | None = None
         self.events = 0
         """Events that were sent or held back: about the number of tokens, if the target does not count them."""
@@ -163,6 +165,7 @@ class StreamRelay:
             or b"\r" in data
             or self._buffering is not None
             or self._strip_logprobs
+            or self.captured is not None
         ):
             data = self._inspect(data)
             if not data:
@@ -208,6 +211,8 @@ class StreamRelay:
             return event
         if self._buffering is not None:
             self._buffering.collector.add(chunk)
+        if self.captured is not None:
+            self.captured.add(chunk)
         changed = False
         nested = chunk.get("x_groq")
         if isinstance(nested, dict):
