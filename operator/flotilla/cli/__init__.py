@@ -36,6 +36,7 @@ COMMANDS = {
     "gateway": "Run the gateway of one namespace until SIGTERM.",
     "route": "Show what a RoutingPolicy does with a request.",
     "captures": "List, sample, export and delete captured examples.",
+    "tune": "Train a LoRA adapter from captured examples.",
     "simulate": "Replay a load through the operator's scaling.",
 }
 """The summaries leave out details, so that each fits on a line of 80 columns."""

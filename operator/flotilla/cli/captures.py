@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -109,11 +109,14 @@ def export(
     ] = "chat",
 ) -> None:
     """Write examples to standard output as JSONL."""
-    documents: Iterable[dict[str, object]] = examples(
-        _open(source), _selection(rule, escalated or form == "preference")
-    )
+    render: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+        "chat": without_metadata,
+        "preference": as_preference,
+        "full": dict,
+    }
+    documents = examples(_open(source), _selection(rule, escalated or form == "preference"))
     for document in islice(documents, most):
-        shown = {"chat": without_metadata, "preference": as_preference, "full": dict}[form](document)
+        shown = render[form](document)
         if shown is not None:
             sys.stdout.write(json.dumps(shown, ensure_ascii=False) + "\n")
 
