@@ -42,7 +42,10 @@ def test_the_image_runs_as_nobody_and_holds_no_build_tool() -> None:
     assert "USER 65532:65532" in LAST_STAGE
     assert "--from=uv" not in LAST_STAGE
     assert "apt-get" not in LAST_STAGE
-    assert "--locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --extra buckets --no-dev" in DOCKERFILE
+    assert (
+        "--locked --extra redis --extra otlp --extra bedrock --extra google --extra jwt --extra buckets --no-dev"
+        in DOCKERFILE
+    )
 
 
 def test_the_build_context_holds_all_that_the_recipe_copies() -> None:

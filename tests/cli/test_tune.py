@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from flotilla.cli.tune import app
 from flotilla.finetuning.capture_store import FolderStore, example_path
