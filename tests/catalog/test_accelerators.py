@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from flotilla.catalog.accelerators import find_loosely, load_accelerators, parse
+from flotilla.catalog.chips import chip_of, find_chip
 from flotilla.errors import InvalidSpec
 
 TABLE = load_accelerators()
@@ -102,3 +103,24 @@ def test_the_command_line_takes_the_names_that_people_use(name: str, found: str)
 def test_a_gpu_that_comes_in_several_sizes_is_asked_for_with_one(name: str, sizes: str) -> None:
     with pytest.raises(InvalidSpec, match=f"several sizes: say {sizes}"):
         find_loosely(TABLE, name)
+
+
+def test_a_class_of_ones_own_has_the_speed_that_its_row_gives(tmp_path: Path) -> None:
+    row = """
+- {class: acme-g1, vendor: nvidia, memoryGib: "22.03", computeCapability: 8.9, gfd: [ACME-G1],
+   speed: {bandwidthGbPerS: 300, tflops: {bf16: 121, fp8: 242.5}, family: ada-low-power}}
+"""
+    file = tmp_path / "classes.yaml"
+    file.write_text(row)
+    own = load_accelerators(file)["acme-g1"]
+    like = find_chip("nvidia-l4")
+    found = chip_of(own)
+    assert (found.bandwidth_gb_per_s, found.wide_tflops, found.link_gb_per_s, found.family) == (
+        like.bandwidth_gb_per_s,
+        like.wide_tflops,
+        32,
+        like.family,
+    )
+    file.write_text(row.replace("bf16: 121, ", ""))
+    with pytest.raises(InvalidSpec, match="neither bf16 nor fp16"):
+        load_accelerators(file)

@@ -273,3 +273,25 @@ def test_a_row_reads_like_the_config_json_that_it_was_made_from() -> None:
     assert architecture("mistralai/Mistral-7B-Instruct-v0.3").sliding_layers == 0
     assert flat({"model_type": "mistral"})["sliding_window"] == 4096
     assert json.loads(FILE.read_text())["about"]
+
+
+def test_experts_that_only_a_familys_defaults_name_are_none() -> None:
+    """Nemotron-H: its configuration class has experts, and Nemotron Nano 12B v2 has none."""
+    known = MODELS.find("nvidia/NVIDIA-Nemotron-Nano-12B-v2")
+    assert known is not None
+    row = MODELS.rows["nvidia/NVIDIA-Nemotron-Nano-12B-v2"]["config"]
+    read = from_config(row)
+    assert (read.experts, read.parameters) == (0, known.architecture.parameters)
+
+
+def test_the_config_json_of_mpt_is_read_by_its_own_names() -> None:
+    file = {
+        "model_type": "mpt",
+        "d_model": 4096,
+        "n_heads": 32,
+        "n_layers": 32,
+        "max_seq_len": 2048,
+        "vocab_size": 50432,
+    }
+    found = from_config(file)
+    assert (found.parameters, found.kv_heads, found.context_length) == (6_649_286_656, 32, 2048)

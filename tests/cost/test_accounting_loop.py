@@ -20,6 +20,7 @@ from flotilla.kube.observed import Workloads
 from flotilla.kube.store import Store, owner
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, ScrapeTarget
+from flotilla.scaling.speed_observation import SpeedObserver
 
 D = Decimal
 KEY = Key(MODEL_DEPLOYMENT, "ns", "m")
@@ -67,7 +68,7 @@ class Bench:
         self.store, self.now, self.ledger = Store(owner), EPOCH_S, Ledger(gap_s=1e9)
         live = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "1"}, "spec": {}}
         self.store.put(MODEL_DEPLOYMENT, live)
-        self.entry = fake(uid="u", resolved=RESOLVED, answers={}, sample=None)
+        self.entry = fake(uid="u", resolved=RESOLVED, answers={}, sample=None, speed=SpeedObserver())
         self.bases = {KEY: CostBasis(RESOLVED.accelerator)}
         self.scaler = fake(tracked={KEY: self.entry}, workloads=Workloads(self.store))
         self.book = PriceCache(lambda: None, lambda: 0.0, 600, **more)

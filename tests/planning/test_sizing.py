@@ -10,6 +10,7 @@ from flotilla.errors import InvalidSpec
 from flotilla.planning import memory_fit
 from flotilla.planning.memory_fit import GIB, DoesNotFit
 from flotilla.planning.resolve import Resolved, load_catalog, resolve
+from flotilla.planning.speed import RequestShape, planned_model
 
 CATALOG = load_catalog()
 
@@ -134,7 +135,7 @@ def test_every_fact_of_a_description_counts() -> None:
         "parametersMillions": 8030, "layers": 32, "hiddenSize": 4096, "intermediateSize": 14336, "attentionHeads": 32,
         "kvHeads": 8, "headDim": 128, "vocabSize": 128256, "embeddings": "Untied", "maxContextLength": 131072,
         "slidingWindow": 1024, "slidingWindowLayers": 16, "latentWidth": 0, "recurrentLayers": 0,
-        "recurrentStateBytes": 1_000_000,
+        "recurrentStateBytes": 1_000_000, "experts": 8, "expertsPerToken": 2, "expertWidth": 1024, "expertLayers": 4,
     }  # fmt: skip
     others = {
         "parametersMillions": 7000, "layers": 34, "hiddenSize": 2048, "intermediateSize": 8192, "attentionHeads": 3,
@@ -279,3 +280,21 @@ def test_70b_in_8_bits_fit_one_card_of_80_gb_by_weights_of_8_bits_and_nothing_mo
     assert found is not None
     assert found.verdict == "Fits"
     assert abs(found.weights_bytes / GIB - 67.70) < 0.1
+
+
+def test_a_described_mixture_of_experts_has_the_speed_of_the_one_of_the_catalogue() -> None:
+    facts = {
+        "parametersMillions": 30532, "layers": 48, "hiddenSize": 2048, "intermediateSize": 6144, "attentionHeads": 32,
+        "kvHeads": 4, "headDim": 128, "vocabSize": 151936, "embeddings": "Untied", "maxContextLength": 40960,
+        "experts": 128, "expertsPerToken": 8, "expertWidth": 768,
+    }  # fmt: skip
+    shape = RequestShape(1000, 150)
+
+    def speed(found: Resolved) -> float:
+        return planned_model(found).tasks_per_s(shape, 32)
+
+    described = fit_of("pvc://weights/moe", "nvidia-h100-80gb", model={"architecture": facts})
+    known = fit_of("hf://Qwen/Qwen3-30B-A3B", "nvidia-h100-80gb")
+    assert abs(speed(described) / speed(known) - 1) < 0.02
+    with pytest.raises(InvalidSpec, match="expertsPerToken from 1 to 128"):
+        fit_of("pvc://w/x", "nvidia-h100-80gb", model={"architecture": {**facts, "expertsPerToken": 0}})

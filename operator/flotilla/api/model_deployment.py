@@ -75,6 +75,14 @@ class ArchitectureSpec(Model):
     """recurrentLayers keep a state of fixed size instead of a cache (Mamba, linear attention), beside the layers."""
     recurrent_state_bytes: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """recurrentStateBytes are kept for each request and recurrent layer, on one GPU; more GPUs divide them."""
+    experts: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """experts are the routed experts of a layer, for a mixture of experts."""
+    experts_per_token: Annotated[int, Field(ge=0, le=1000)] = 0
+    """expertsPerToken: num_experts_per_tok. The speed depends on it."""
+    expert_width: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """expertWidth: moe_intermediate_size, or intermediate_size where the file has no other."""
+    expert_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """expertLayers are the layers with experts. Default: all layers."""
 
 
 class Adapter(Model):
@@ -420,6 +428,14 @@ class FitStatus(Model):
     """longestContextLength would fit by the estimate."""
     concurrent_requests: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     """concurrentRequests is the number of concurrent requests of full context length that fit."""
+    measured_cache_tokens: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """measuredCacheTokens is the room in tokens that the running engines report for their KV cache.
+
+    It is the smallest of the pods, and a bound above where a model has layers of several kinds."""
+    measured_context_length: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
+    """measuredContextLength in tokens is what the running engines accept."""
+    measured_requests: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """measuredRequests is the number of requests of that context for which the running engines report room."""
 
 
 class ScalingStatus(Model):

@@ -72,6 +72,26 @@ class GpuPrice(_AcceleratorRow):
     as_of: date
 
 
+class PublishedSpeed(_AcceleratorRow):
+    """What the maker of one unit publishes, for speeds that are computed (chips.yaml has the packaged classes)."""
+
+    bandwidth_gb_per_s: Annotated[float, Field(gt=0, le=1e6)]
+    """Of its memory."""
+    tflops: Annotated[Mapping[Literal["bf16", "fp16", "fp8", "int8", "fp4"], Annotated[float, Field(gt=0)]], Field()]
+    """Dense, by the type that is multiplied; bf16 or fp16 must be there."""
+    link_gb_per_s: Annotated[float, Field(gt=0, le=1e6)] = 32
+    """To the other GPUs of a node in one direction; by default PCIe 4.0's."""
+    family: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")] = "other"
+    """A family of chips.yaml whose share of the published figures it reaches."""
+    source: Annotated[str, Field(min_length=1, max_length=253)] = "the operator's accelerator table"
+
+    @model_validator(mode="after")
+    def _has_16_bits(self) -> "PublishedSpeed":
+        if not {"bf16", "fp16"} & set(self.tflops):
+            raise ValueError("tflops has neither bf16 nor fp16: give one, in dense TFLOPS, such as {bf16: 121}")
+        return self
+
+
 class Accelerator(_AcceleratorRow):
     """One class. `compute_capability` is CUDA's, 0 for other vendors."""
 
@@ -98,6 +118,8 @@ class Accelerator(_AcceleratorRow):
     amd: tuple[str, ...] = ()
     arch: tuple[str, ...] = ()
     price: GpuPrice | None = None
+    speed: PublishedSpeed | None = None
+    """For a class that chips.yaml does not have, or another card of the same class."""
 
     @model_validator(mode="after")
     def _complete(self) -> "Accelerator":

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from flotilla import yaml_text
+from flotilla.catalog.accelerators import Accelerator
 from flotilla.errors import InvalidSpec
 
 WIDE_TYPES = ("bf16", "fp16")
@@ -67,6 +68,21 @@ def load_chips() -> Mapping[str, Chip]:
                 source=row["source"],
             )
     return table
+
+
+def chip_of(accelerator: Accelerator) -> Chip:
+    """What is published of a class, by its own row or by the packaged table; raises InvalidSpec where nothing is."""
+    told = accelerator.speed
+    if told is None:
+        return find_chip(accelerator.class_name)
+    return Chip(
+        class_name=accelerator.class_name,
+        family=told.family,
+        bandwidth_gb_per_s=told.bandwidth_gb_per_s,
+        tflops={str(name): value for name, value in told.tflops.items()},
+        link_gb_per_s=told.link_gb_per_s,
+        source=told.source,
+    )
 
 
 def find_chip(class_name: str, *, field: str = "--accelerator") -> Chip:

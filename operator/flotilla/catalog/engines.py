@@ -43,7 +43,7 @@ def at_least(version: str, other: str) -> bool:
     return numbers(version) >= numbers(other)
 
 
-_FORM = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{([a-zA-Z_]\w*)(=~|!~)"(\w+(?:\|\w+)*)"\})?')
+_FORM = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{([a-zA-Z_]\w*)(=~|!~)"(\w+(?:\|\w+)*)"\}|\[(\w+)\])?')
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,21 @@ class MetricName:
     values: frozenset[str] = frozenset()
     without: bool = False
     """All values but these."""
+    number_label: str = ""
+    """The label that holds the value, where a metric of the constant 1 tells facts in its labels."""
 
     def accepts(self, labels: Mapping[str, str]) -> bool:
         """Whether a sample of the family is meant."""
         return not self.label or (labels.get(self.label, "") in self.values) is not self.without
+
+    def value(self, labels: Mapping[str, str], value: float) -> float | None:
+        """Of a sample; None for one that is not meant, or whose label holds no number."""
+        if not self.number_label:
+            return value if self.accepts(labels) else None
+        try:
+            return float(labels.get(self.number_label, ""))
+        except ValueError:
+            return None
 
 
 @cache
@@ -67,9 +78,12 @@ def metric_name(text: str) -> MetricName:
     """Raises ValueError for another form."""
     found = _FORM.fullmatch(text)
     if found is None:
-        raise ValueError(f'{text!r} is neither a metric nor metric{{label=~"value|value"}}, or !~ for all but them')
-    family, label, operator, values = found.groups()
-    return MetricName(family, label or "", frozenset(values.split("|") if values else ()), operator == "!~")
+        raise ValueError(
+            f'{text!r} is neither a metric nor metric{{label=~"value|value"}}, or !~ for all but them, '
+            "nor metric[label]"
+        )
+    family, label, operator, values, told = found.groups()
+    return MetricName(family, label or "", frozenset(values.split("|") if values else ()), operator == "!~", told or "")
 
 
 _TEMPLATES = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)

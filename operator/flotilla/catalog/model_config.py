@@ -35,6 +35,15 @@ _WORDS = {
     "moe": "none",
 }
 _HYBRID_LETTERS = {"M": "recurrent", "*": "full", "-": "none", "E": "none"}
+_OTHER_NAMES = {
+    "mpt": {
+        "d_model": "hidden_size",
+        "n_layers": "num_hidden_layers",
+        "n_heads": "num_attention_heads",
+        "max_seq_len": "max_position_embeddings",
+    }
+}
+"""Families whose files have names of their own, by model type."""
 _FULL_EVERY = {
     "gemma2": 2,
     "gemma3": 6,
@@ -101,6 +110,9 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, Mapping):
             text.setdefault("multimodal", text.get("model_type"))
             text.update({name: value for name, value in inner.items() if value is not None or name not in text})
+    for theirs, usual in _OTHER_NAMES.get(str(text.get("model_type")), {}).items():
+        if theirs in text:
+            text.setdefault(usual, text[theirs])
     defaults = _defaults().get(str(text.get("model_type")), {})
     return {**defaults, **text}
 

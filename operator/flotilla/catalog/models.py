@@ -175,7 +175,8 @@ def from_facts(text: Mapping[str, Any], *, parameters: int | None = None) -> Arc
     chunked = own.count(LayerKind.CHUNKED)
     sliding = own.count(LayerKind.SLIDING) + chunked
     tables = 1 if text.get("tie_word_embeddings", True) else 2
-    routed = experts(text)
+    # A family's defaults may name experts that no layer of this model has.
+    routed = experts(text) if parts is None or parts.experts else 0
     used = next((number(text, key) for key in _USED_EXPERTS if number(text, key)), routed)
     return Architecture(
         parameters=parameters if parameters is not None else parts.total if parts else 0,

@@ -127,6 +127,7 @@ FAMILIES: dict[str, _Family] = {
     "seed_oss": _Family("attention_bias", "attention_out_bias"),
     "apertus": _Family(qk_norm="head", gated=False),
     "arcee": _Family(gated=False),
+    "mpt": _Family(False, False, gated=False, mlp_bias=False),
     **dict.fromkeys(("ernie4_5", "ernie4_5_moe"), _Family("use_bias", "use_bias", mlp_bias="use_bias")),
     "gpt_oss": _LLAMA,
     "nemotron": _Family(norm_bias=True, gated=False),

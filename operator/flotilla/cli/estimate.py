@@ -36,7 +36,7 @@ from flotilla.cost.speed_client import MeasuredSpeed, measured_speeds
 from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.planning.memory_fit import GIB, UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Catalog, Resolved, load_catalog, resolve
-from flotilla.planning.speed import Range, RequestShape, planned_speed
+from flotilla.planning.speed import Range, RequestShape, observed_range, planned_speed
 
 app = command_app()
 _COLUMNS = {
@@ -110,6 +110,12 @@ def as_spec(found: Architecture) -> ArchitectureSpec | None:
         latent_width=found.latent_width,
         recurrent_layers=found.recurrent.layers if found.recurrent else 0,
         recurrent_state_bytes=found.recurrent.bytes_per_layer(1) if found.recurrent else 0,
+        experts=found.experts,
+        experts_per_token=found.experts_per_token,
+        expert_width=found.expert_width,
+        expert_layers=found.expert_parameters // (3 * found.hidden_size * found.expert_width * found.experts)
+        if found.experts
+        else 0,
     )
 
 
@@ -312,6 +318,25 @@ def _compared(one: MeasuredSpeed, resolved: Resolved) -> dict[str, Any]:
         "saturated": one.saturated,
         "computed_output_tokens_per_second": _range(expected),
         **({"measured_over_computed": round(one.tokens_per_s / expected.expected, 2)} if one.saturated else {}),
+        **_last_hour(one, expected),
+    }
+
+
+def _last_hour(one: MeasuredSpeed, expected: Range) -> dict[str, Any]:
+    """What the operator observed, and what it makes of the computed speed; nothing before it has seen enough."""
+    if one.ratio is None or one.token_interval_s is None:
+        return {}
+    first = {} if one.first_token_s is None else {"first_token_milliseconds": round(1000 * one.first_token_s)}
+    corrected = observed_range(expected, one.ratio)
+    return {
+        "last_hour": {
+            "observed_over_computed": round(one.ratio, 2),
+            "observations": one.observations,
+            "age_seconds": round(one.age_s),
+            "token_interval_milliseconds": round(1000 * one.token_interval_s, 1),
+            **first,
+            "corrected_output_tokens_per_second": _range(corrected),
+        }
     }
 
 
@@ -397,6 +422,16 @@ def _said(answer: dict[str, Any]) -> list[str]:
             f"replica with {requests}. "
             f"Computed at saturation: {computed['expected']:g} ({computed['low']:g} to {computed['high']:g}){over}."
         )
+        if hour := row.get("last_hour"):
+            first_ms = hour.get("first_token_milliseconds")
+            first = "" if first_ms is None else f" and {first_ms} ms to the first"
+            right = hour["corrected_output_tokens_per_second"]
+            lines.append(
+                f"Its engines' own histograms of the last hour: {hour['token_interval_milliseconds']:g} ms between "
+                f"tokens{first}; {hour['observed_over_computed']:g} times the speed that is computed for the same "
+                f"load, by {hour['observations']:,} intervals, the last {hour['age_seconds']} s ago. Corrected so, "
+                f"it makes {right['expected']:g} ({right['low']:g} to {right['high']:g}) at saturation."
+            )
     if "price_as_of" in answer:
         lines.append(f"Price: {answer['price_source']}, as of {answer['price_as_of']}.")
     return lines

@@ -124,10 +124,15 @@ class ModelDeploymentReconciler:
         tracked = self._scaler.tracked.get(key)
         desired = tracked.state.desired if tracked else load.wanted
         warnings = compiled.resolved.warnings if compiled else ()
+        # A new command line may leave another room, and without a replica there is none to speak of.
+        room = model_status.known_room(live, tracked.room if tracked else None) if load.ready else None
         chain = [
             model_status.spec_valid(error, warnings),
             model_status.fits_memory(
-                error, compiled.resolved.fit if compiled else None, compiled.resolved.near if compiled else ""
+                error,
+                compiled.resolved.fit if compiled else None,
+                compiled.resolved.near if compiled else "",
+                room,
             ),
             model_status.scheduled(load),
             model_status.model_loaded(load),
@@ -160,6 +165,7 @@ class ModelDeploymentReconciler:
             spec=compiled.model.spec if compiled else None,
             resolved=compiled.resolved if compiled else None,
             cost=priced,
+            room=room,
         )
         again_s = await self._status.write(key, live, wanted, urgent=error is not None)
         if again_s is None:

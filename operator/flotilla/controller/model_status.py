@@ -16,6 +16,7 @@ from flotilla.planning.memory_fit import UNKNOWN, DoesNotFit, Fit
 from flotilla.planning.resolve import Resolved
 from flotilla.render.workload import SERVICE_PORT
 from flotilla.scaling.autoscaler import NOT_FOLLOWING, STALE, ScalingDecision, State
+from flotilla.scaling.scrape_client import CacheRoom
 
 
 def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = ()) -> Verdict:
@@ -30,15 +31,24 @@ def spec_valid(error: InvalidSpec | NameTaken | None, warnings: Sequence[str] = 
     return Verdict("SpecValid", "True", "Valid", "The spec is accepted.")
 
 
-def fits_memory(error: InvalidSpec | NameTaken | None, fit: Fit | None, near: str = "") -> Verdict:
+def fits_memory(
+    error: InvalidSpec | NameTaken | None, fit: Fit | None, near: str = "", room: CacheRoom | None = None
+) -> Verdict:
     """Whether the weights and at least one request fit into the accelerator's memory, by the estimate.
 
-    `near` is a sentence that offers the models of the catalogue with names like the one that it does not know.
+    Where there is no estimate, `room` is what the running engines say. `near` is a sentence that offers the models of
+    the catalogue with names like the one that it does not know.
     """
     if isinstance(error, DoesNotFit):
         return Verdict("FitsMemory", "False", memory_fit.DOES_NOT_FIT, f"{error.field}: {error}")
     if isinstance(error, InvalidSpec):
         return Verdict("FitsMemory", "Unknown", "SpecInvalid", "The spec must be corrected before it can be judged.")
+    if room is not None and (fit is None or fit.verdict == memory_fit.UNKNOWN):
+        context = f", {room.requests} requests of {room.context_length}" if room.context_length else ""
+        message = (
+            f"The running engines report a cache of {room.tokens} tokens{context}. It was not known before their start."
+        )
+        return Verdict("FitsMemory", "True", "Measured", message)
     if fit is None:
         message = (
             "The catalogue does not know this model's architecture. Describe it in spec.model.architecture "
@@ -254,6 +264,7 @@ def build(
     spec: ModelDeploymentSpec | None = None,
     resolved: Resolved | None = None,
     cost: Priced | None = None,
+    room: CacheRoom | None = None,
 ) -> dict[str, Any]:
     """The whole status; what is unknown is absent. `now` is RFC 3339 and only ends up in changed conditions."""
     meta = live["metadata"]
@@ -279,7 +290,7 @@ def build(
             **_persisted_scaling_state(live, state, now),
         }
     if resolved is not None:
-        status |= _resolved(meta, resolved)
+        status |= _resolved(meta, resolved, room)
     if cost is not None:
         status["cost"] = _cost(cost)
     return status
@@ -296,7 +307,7 @@ def _persisted_scaling_state(live: Mapping[str, Any], state: State | None, now: 
     }
 
 
-def _resolved(meta: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
+def _resolved(meta: Mapping[str, Any], resolved: Resolved, room: CacheRoom | None) -> dict[str, Any]:
     quantization = resolved.quantization
     return {
         "endpoint": f"http://{meta['name']}.{meta['namespace']}.svc:{SERVICE_PORT}/v1",
@@ -315,7 +326,25 @@ def _resolved(meta: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
             "count": resolved.gpus,
             **({"resource": resolved.accelerator.resource} if resolved.accelerator.resource else {}),
         },
-        **({"fit": _fit(resolved.fit)} if resolved.fit else {}),
+        **({"fit": {**(_fit(resolved.fit) if resolved.fit else {}), **_room(room)}} if resolved.fit or room else {}),
+    }
+
+
+def known_room(live: Mapping[str, Any], room: CacheRoom | None) -> CacheRoom | None:
+    """What the engines report, or what the status says that they reported before the operator started."""
+    fit = (live.get("status") or {}).get("fit") or {}
+    if room is not None or "measuredCacheTokens" not in fit:
+        return room
+    return CacheRoom(fit["measuredCacheTokens"], fit.get("measuredContextLength", 0), fit.get("measuredRequests", 0))
+
+
+def _room(room: CacheRoom | None) -> dict[str, int]:
+    if room is None:
+        return {}
+    return {
+        "measuredCacheTokens": room.tokens,
+        **({"measuredContextLength": room.context_length} if room.context_length else {}),
+        **({"measuredRequests": room.requests} if room.requests else {}),
     }
 
 

@@ -19,6 +19,7 @@ from flotilla.cost.price_loop import PriceCache
 from flotilla.kube import observed
 from flotilla.kube.kinds import MODEL_DEPLOYMENT, POD, Key
 from flotilla.kube.store import Store
+from flotilla.planning.speed import SpeedCorrection, correction
 from flotilla.scaling.scaling_loop import Scaler, Tracked
 from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
 
@@ -240,7 +241,12 @@ class FleetAccounting:
             kv_usage=_kv_usage(entry),
             demand=None if sample is None or sample.demand is None else sample.demand.requests,
             stalled=_stalled(live),
+            speed=self._speed(entry),
         )
+
+    def _speed(self, entry: Tracked) -> SpeedCorrection | None:
+        observed = entry.speed.observed(self._clock())
+        return None if observed is None else correction(entry.resolved, observed)
 
     def _replica_rate(self, key: Key, entry: Tracked) -> Decimal | None:
         """The mean of the pods that exist, else what the class costs."""

@@ -26,6 +26,7 @@ from flotilla.cost.hosted_prices import (
     usd_per_request,
 )
 from flotilla.cost.ledger import WINDOWS, Account, Totals
+from flotilla.planning.speed import SpeedCorrection
 
 BASE = ["namespace", "modeldeployment"]
 _LONGEST = list(WINDOWS)[-1]
@@ -310,6 +311,8 @@ class DeploymentView:
     """Requests that gateways hold or have under way."""
     stalled: bool | None = None
     """By the Stalled condition; None before it is written."""
+    speed: SpeedCorrection | None = None
+    """How fast its engines were in the last hour, beside what is computed."""
 
 
 class FleetFamilies:
@@ -354,6 +357,17 @@ class _Replicas:
         self.least = gauge("min_replicas", "The fewest replicas that scaling may choose.")
         self.most = gauge("max_replicas", "The most replicas that scaling may choose.")
         self.stalled = gauge("stalled", "1 while waiting does not help: somebody must change something.")
+        self.interval = gauge(
+            "deployment_token_interval_seconds", "Mean time between two tokens of an answer in the last hour."
+        )
+        self.first_token = gauge(
+            "deployment_first_token_seconds", "Mean time from arrival to the first token in the last hour."
+        )
+        self.speed = gauge(
+            "deployment_speed_ratio", "Speed of the last hour over the one that is computed for the same load."
+        )
+        self.counted = gauge("deployment_speed_observations", "Times between tokens that the ratio rests on.")
+        self.age = gauge("deployment_speed_age_seconds", "Since the last of them.")
 
     def add_stalled(self, namespace: str, name: str, stalled: bool | None) -> None:
         """Whether somebody must change something; nothing before the first status."""
@@ -372,6 +386,14 @@ class _Replicas:
             self.depth.add_metric(base, of.waiting + of.running)
             self.waiting.add_metric(base, of.waiting)
             self.running.add_metric(base, of.running)
+        if of.speed is not None:
+            seen = of.speed.observed
+            self.interval.add_metric(base, seen.token_interval_s)
+            if seen.first_token_s is not None:
+                self.first_token.add_metric(base, seen.first_token_s)
+            self.speed.add_metric(base, of.speed.factor)
+            self.counted.add_metric(base, seen.token_intervals)
+            self.age.add_metric(base, seen.age_s)
         if of.kv_usage is not None:
             self.kv_usage.add_metric(base, of.kv_usage)
         if of.demand is not None:

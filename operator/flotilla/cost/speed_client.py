@@ -9,6 +9,14 @@ _BY = "namespace, modeldeployment"
 _RATE = "rate(flotilla_deployment_tokens_total{token_type='output'}[5m])"
 _PER_REPLICA = f"sum by ({_BY}) ({_RATE}) / on ({_BY}) max by ({_BY}) (flotilla_ready_replicas > 0)"
 _WAITING = f"min by ({_BY}) (min_over_time(flotilla_requests_waiting[5m])) > 0"
+_OBSERVED = (
+    "speed_ratio",
+    "speed_observations",
+    "speed_age_seconds",
+    "token_interval_seconds",
+    "first_token_seconds",
+)
+"""Metrics that the operator computes from the engines' histograms."""
 _Key = tuple[str, str]
 
 
@@ -31,6 +39,15 @@ class MeasuredSpeed:
     time, or the most of any window where there was none of those."""
     saturated: bool
     """Whether requests waited. Otherwise the replica could have done more than `tokens_per_s`."""
+    ratio: float | None = None
+    """What the operator observed over what it computed for the same load, in the last hour; None: too few tokens."""
+    observations: int = 0
+    """Times between tokens that `ratio` rests on."""
+    age_s: float = 0.0
+    """Since the last of them."""
+    token_interval_s: float | None = None
+    first_token_s: float | None = None
+    """Means of the last hour, by the engines' histograms."""
 
 
 async def measured_speeds(client: PrometheusClient, *, period_s: float) -> tuple[MeasuredSpeed, ...]:
@@ -50,6 +67,9 @@ async def measured_speeds(client: PrometheusClient, *, period_s: float) -> tuple
     busiest = _values(await client.query(f"max_over_time(({_PER_REPLICA}){steps})"))
     while_waiting = f"({_PER_REPLICA}) and on ({_BY}) ({_WAITING})"
     saturated = _values(await client.query(f"quantile_over_time(0.5, ({while_waiting}){steps})"))
+    last_hour = {
+        name: _values(await client.query(f"max by ({_BY}) (flotilla_deployment_{name})")) for name in _OBSERVED
+    }
     found = []
     for series in await client.query(f"max by ({_BY}, model, engine, gpu_type) (flotilla_deployment_info)"):
         key = _key(series.labels)
@@ -70,6 +90,11 @@ async def measured_speeds(client: PrometheusClient, *, period_s: float) -> tuple
                 cached_share=cached / prompts if prompts else 0.0,
                 tokens_per_s=saturated.get(key, most),
                 saturated=key in saturated,
+                ratio=last_hour["speed_ratio"].get(key),
+                observations=int(last_hour["speed_observations"].get(key, 0)),
+                age_s=last_hour["speed_age_seconds"].get(key, 0.0),
+                token_interval_s=last_hour["token_interval_seconds"].get(key),
+                first_token_s=last_hour["first_token_seconds"].get(key),
             )
         )
     return tuple(found)

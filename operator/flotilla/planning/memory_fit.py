@@ -494,6 +494,12 @@ def _architecture(spec: ModelDeploymentSpec, known: KnownModel | None) -> Archit
 def from_spec(given: ArchitectureSpec) -> Architecture:
     """The facts of spec.model.architecture."""
     tables = 1 if given.embeddings is Embeddings.TIED else 2
+    if given.experts and not (given.expert_width and 0 < given.experts_per_token <= given.experts):
+        raise InvalidSpec(
+            f"{given.experts} experts need expertWidth above 0 and expertsPerToken from 1 to {given.experts}: "
+            "moe_intermediate_size and num_experts_per_tok of the config.json.",
+            field="spec.model.architecture",
+        )
     return Architecture(
         parameters=given.parameters_millions * 1_000_000,
         embedding_parameters=given.vocab_size * given.hidden_size * tables,
@@ -508,6 +514,14 @@ def from_spec(given: ArchitectureSpec) -> Architecture:
         sliding_window=given.sliding_window,
         latent_width=given.latent_width,
         context_length=given.max_context_length,
+        experts=given.experts,
+        experts_per_token=given.experts_per_token,
+        expert_width=given.expert_width,
+        expert_parameters=3
+        * given.hidden_size
+        * given.expert_width
+        * given.experts
+        * (given.expert_layers or given.layers + given.recurrent_layers),
         recurrent=RecurrentState(
             LayerKind.MAMBA2, given.recurrent_layers, 0, given.recurrent_state_bytes, state_bytes=1
         )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 
-from flotilla.catalog.chips import WIDE_TYPES, Chip, find_chip
+from flotilla.catalog.chips import WIDE_TYPES, Chip, chip_of
 from flotilla.catalog.model_config import ATTENTION
 from flotilla.catalog.models import Architecture
 from flotilla.errors import InvalidSpec
@@ -340,7 +340,7 @@ class SpeedModel:
                 reason="DoesNotFit",
             )
         tasks = self.tasks_per_s(shape, batch)
-        measured = (self.chip.slice_of or self.chip.class_name) in MEASURED and not self.chip.slice_of
+        measured = self.chip.class_name in MEASURED and not self.chip.slice_of
         a = self.architecture
         plain = a.kv_known and a.recurrent is None and not a.full_head_dim and not a.chunked
         spread = SPREAD_MEASURED if measured and plain else SPREAD_UNMEASURED
@@ -418,6 +418,67 @@ class SpeedModel:
         return high
 
 
+LEAST_INTERVALS = 1000
+"""Between tokens, before a comparison is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedSpeed:
+    """What the pods of a deployment did in some time, by their own histograms. Means over requests or tokens."""
+
+    requests: int
+    input_tokens: float
+    """Of the prompt, cached ones included."""
+    output_tokens: float
+    cached_share: float
+    in_flight: float
+    """Requests that ran on one replica while it was busy."""
+    token_intervals: int
+    token_interval_s: float
+    first_tokens: int
+    first_token_s: float | None
+    """From a request's arrival, with its time in the queue; None where the engine does not measure it."""
+    age_s: float
+    """Since the last token that is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedCorrection:
+    """What was observed over what is computed for the same load: above 1 the deployment is faster."""
+
+    factor: float
+    """Of tokens per second."""
+    computed_interval_s: float
+    computed_first_token_s: float
+    observed: ObservedSpeed
+
+
+_SPREAD_OBSERVED = 1.2
+"""Both ways, for another load than the one that was observed."""
+
+
+def observed_range(computed: Range, factor: float) -> Range:
+    """A computed speed of a deployment, corrected by the factor by which its own engines differ."""
+    return Range.around(computed.expected * factor, _SPREAD_OBSERVED)
+
+
+def correction(resolved: Resolved, observed: ObservedSpeed) -> SpeedCorrection | None:
+    """Compare with what is computed for the same load; None for too few tokens, or where no speed is known."""
+    if observed.token_intervals < LEAST_INTERVALS or observed.token_interval_s <= 0:
+        return None
+    shape = RequestShape(
+        max(1, round(observed.input_tokens)), max(1, round(observed.output_tokens)), observed.cached_share
+    )
+    try:
+        model = planned_model(resolved)
+    except InvalidSpec:
+        return None
+    batch = max(1.0, observed.in_flight)
+    interval = model.token_interval_s(shape, batch)
+    first = model.factors.way_s + model.decode_step_s(batch, shape.mean_context) + model.prefill_s(shape)
+    return SpeedCorrection(interval / observed.token_interval_s, interval, first, observed)
+
+
 def memory_limits(
     architecture: Architecture,
     weights: Weights,
@@ -445,8 +506,20 @@ def _free_tokens(architecture: Architecture, weights: Weights, fit: Fit) -> floa
 
 def planned_speed(resolved: Resolved, shape: RequestShape) -> tuple[SpeedModel, SpeedLimits]:
     """Of what a spec resolves to. Raises InvalidSpec with --tasks-per-second as the remedy where none is known."""
-    accelerator, architecture, engine = resolved.accelerator, resolved.architecture, resolved.settings
-    if architecture is None or engine is None:
+    model, engine = planned_model(resolved), resolved.settings
+    if engine is None:
+        raise InvalidSpec("no speed is known without the engine's settings", field="--engine", reason="SpeedUnknown")
+    accelerator = resolved.accelerator
+    limits = memory_limits(
+        model.architecture, model.weights, engine, shape, memory_gib=accelerator.memory_gib, gpus=resolved.gpus
+    )
+    return model, limits
+
+
+def planned_model(resolved: Resolved) -> SpeedModel:
+    """The same without the limits of memory."""
+    architecture = resolved.architecture
+    if architecture is None or resolved.settings is None:
         raise InvalidSpec(
             "no speed is known for a model that is not in the catalogue: give its config.json, or --tasks-per-second. "
             f"{resolved.near}".strip(),
@@ -459,12 +532,8 @@ def planned_speed(resolved: Resolved, shape: RequestShape) -> tuple[SpeedModel, 
             field="--model",
             reason="SpeedUnknown",
         )
-    chosen, chip = resolved.quantization, find_chip(accelerator.class_name)
-    model = SpeedModel(architecture, chosen.weights, compute_type(chosen.method, chip), chip, resolved.gpus)
-    limits = memory_limits(
-        architecture, chosen.weights, engine, shape, memory_gib=accelerator.memory_gib, gpus=resolved.gpus
-    )
-    return model, limits
+    chosen, chip = resolved.quantization, chip_of(resolved.accelerator)
+    return SpeedModel(architecture, chosen.weights, compute_type(chosen.method, chip), chip, resolved.gpus)
 
 
 def compute_type(method: str, chip: Chip) -> str:

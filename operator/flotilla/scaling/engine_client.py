@@ -191,7 +191,8 @@ class PrometheusEngines:
 def _first(values: Mapping[str, Sequence[tuple[Mapping[str, str], float]]], candidates: Sequence[str]) -> list[float]:
     """The samples of the first candidate that has any."""
     for name in map(metric_name, candidates):
-        if meant := [value for labels, value in values.get(name.family, ()) if name.accepts(labels)]:
+        found = (name.value(labels, value) for labels, value in values.get(name.family, ()))
+        if meant := [value for value in found if value is not None]:
             return meant
     return []
 

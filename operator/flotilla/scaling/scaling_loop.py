@@ -32,7 +32,8 @@ from flotilla.scaling.engine_client import (
     gateway_demand,
 )
 from flotilla.scaling.sampling import Sampler
-from flotilla.scaling.scrape_client import EngineSample, ScrapeError, Scraper, ScrapeTarget
+from flotilla.scaling.scrape_client import CacheRoom, EngineSample, ScrapeError, Scraper, ScrapeTarget
+from flotilla.scaling.speed_observation import SpeedObserver
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Tracked:
     """The present spec is refused. The pods of the one before are sampled and accounted, and their number stays."""
     sample: Sample | None = None
     answers: dict[str, EngineSample | ScrapeError] = field(default_factory=dict)
+    speed: SpeedObserver = field(default_factory=SpeedObserver)
+    room: CacheRoom | None = None
+    """The smallest KV cache of the pods, by their own metrics; kept while none answers."""
 
     @property
     def load(self) -> dict[str, float]:
@@ -143,6 +147,8 @@ class Scaler:
         if known is not None:
             entry.decision, entry.decided_at = known.decision, known.decided_at
             entry.sample, entry.answers = known.sample, known.answers
+            if known.resolved.argv == resolved.argv:
+                entry.speed, entry.room = known.speed, known.room
         self._counts.replace(key.namespace, self.tracked.get(key), entry)
         self.tracked[key] = entry
         self._changed.add(key)
@@ -264,6 +270,16 @@ class Scaler:
                 wanted_elsewhere=sampling.yields(current.resolved.accelerator.class_name, load, self._pressing),
             )
             self._follow(key, current)
+            self._learn(key, current)
+
+    def _learn(self, key: Key, entry: Tracked) -> None:
+        """What the engines say of themselves: how fast they are, and the room that they found for their cache."""
+        entry.speed.add(entry.answers, self._clock())
+        samples = (answer for answer in entry.answers.values() if isinstance(answer, EngineSample))
+        room = min((one.room for one in samples if one.room is not None), key=lambda one: one.tokens, default=None)
+        if room is not None and room != entry.room:
+            entry.room = room
+            self._enqueue(key)
 
     def _without_pods(self, demand: Mapping[Model, Demand], now: float) -> set[Key]:
         """Deployments to decide for although they have no pods."""

@@ -76,7 +76,8 @@ def _usual(line: bytes, after_name: int, name: MetricName) -> tuple[bool, float 
             except ValueError:
                 pass
             else:
-                return True, value if not name.label or name.accepts(_labels(head[0])) else None
+                plain = not name.label and not name.number_label
+                return True, value if plain else name.value(_labels(head[0]), value)
     return False, None
 
 
@@ -87,7 +88,7 @@ def _parsed(line: bytes, name: MetricName) -> float | None:
         (sample,) = family.samples
     except ValueError as error:
         raise ValueError(f"{line[:100]!r} is no sample") from error
-    return sample.value if name.accepts(sample.labels) else None
+    return name.value(sample.labels, sample.value)
 
 
 def _labels(head: bytes) -> dict[str, str]:
@@ -101,7 +102,7 @@ _URLS = 16_384
 MOST = 1e15
 """The largest count that is believed: a million tokens per second for thirty years. What is more, infinite or NaN would
 end in sums of dollars."""
-_HIGHEST = frozenset({"kv_usage"})
+_HIGHEST = frozenset({"kv_usage", "kv_block_tokens"})
 """Names that are combined over data-parallel ranks by maximum; the others add up."""
 _QUEUE = ("running", "waiting")
 _ALIVE = "alive"
@@ -139,6 +140,39 @@ class EngineSample:
     requests_failed: float | None = None
     """That ended without a whole answer, those included whose clients left."""
     rejected: float | None = None
+    first_token_seconds: float | None = None
+    first_tokens: float | None = None
+    """Sum and number of the times from a request's arrival to its first token."""
+    token_interval_seconds: float | None = None
+    token_intervals: float | None = None
+    """The same of the times between two tokens of an answer."""
+    kv_tokens: float | None = None
+    kv_requests: float | None = None
+    """What the engine found room for at its start: tokens of the KV cache, and requests of its whole context."""
+    kv_blocks: float | None = None
+    kv_block_tokens: float | None = None
+    """Or blocks, and the tokens of one."""
+
+    @property
+    def room(self) -> "CacheRoom | None":
+        """None where the engine does not say."""
+        if self.kv_tokens:
+            requests = self.kv_requests or 0.0
+            context = round(self.kv_tokens / requests) if requests else 0
+            return CacheRoom(int(self.kv_tokens), context, int(requests))
+        if self.kv_blocks and self.kv_block_tokens:
+            return CacheRoom(int(self.kv_blocks * self.kv_block_tokens), 0, 0)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRoom:
+    """The KV cache of a running engine, as it says itself; 0 is not known."""
+
+    tokens: int
+    context_length: int
+    requests: int
+    """Of the whole context, at one time."""
 
 
 @dataclass(frozen=True, slots=True)
