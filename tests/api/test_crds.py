@@ -21,7 +21,7 @@ SAMPLES = [
     *sorted((ROOT / "manifests" / "samples").glob("*.yaml")),
     *sorted((ROOT / "manifests" / "samples" / "tasks").glob("*.yaml")),
     ROOT / "manifests" / "samples" / "autoscaling" / "hpa.yaml",
-    ROOT / "manifests" / "samples" / "evaluation" / "ticket-triage.yaml",
+    *sorted((ROOT / "manifests" / "samples" / "evaluation").glob("*.yaml")),
 ]
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
