@@ -54,6 +54,33 @@ def test_a_hand_scaled_child_is_put_back(models: Models, spec: dict[str, Any]) -
     )
 
 
+def test_what_others_add_to_a_child_is_taken_back_or_named(models: Models, spec: dict[str, Any]) -> None:
+    models.apply("touched", spec)
+    models.wait_ready("touched")
+
+    def condition(type_: str) -> str:
+        conditions = (models.get("ModelDeployment", "touched") or {})["status"]["conditions"]
+        return str(next(one["reason"] for one in conditions if one["type"] == type_))
+
+    def child(kind: str) -> dict[str, Any]:
+        return models.get(kind, "touched") or {}
+
+    models.patch("Service", "touched", {"spec": {"selector": {"more": "labels"}}})
+    models.wait(lambda: "more" not in child("Service")["spec"]["selector"], "the selector to be as it was")
+    models.patch("Service", "touched", {"metadata": {"ownerReferences": None}})
+    models.wait(lambda: child("Service")["metadata"].get("ownerReferences"), "the Service to have its owner")
+    models.patch("Deployment", "touched", {"metadata": {"ownerReferences": None}})
+    models.wait(lambda: child("Deployment")["metadata"].get("ownerReferences"), "the Deployment to have its owner")
+    models.patch("Deployment", "touched", {"spec": {"paused": True}})
+    models.wait(lambda: condition("Stalled") == "DeploymentPaused", "the pause to be named")
+    models.patch("Deployment", "touched", {"spec": {"paused": None}})
+    models.wait(lambda: condition("Stalled") == "Progressing", "the condition to end with the pause")
+    models.patch("Deployment", "touched", {"spec": {"template": {"spec": {"hostPID": True}}}})
+    models.wait(lambda: condition("Stalled") == "ForeignChanges", "the added right to be named")
+    models.patch("Deployment", "touched", {"spec": {"template": {"spec": {"hostPID": None}}}})
+    models.wait(lambda: condition("Stalled") == "Progressing", "the condition to end with the right")
+
+
 @pytest.mark.parametrize("kind", ["Deployment", "Service"])
 def test_a_deleted_child_comes_back(models: Models, spec: dict[str, Any], kind: str) -> None:
     models.apply("deleted", spec)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flotilla.controller.apply import Executor, Object
+from flotilla.controller.apply import RIVAL_S, Executor, Object
 from flotilla.errors import NameTaken
 from flotilla.kube.kinds import DEPLOYMENT, MODEL_DEPLOYMENT, SERVICE, Key, Kind
 from flotilla.kube.store import Store, owner
@@ -113,3 +113,40 @@ async def test_another_owners_service_is_found_before_any_child_is_written() -> 
     assert client.applied == []
     client.strangers.clear()
     assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 2
+
+
+async def test_a_child_that_lost_its_owner_references_gets_them_back_and_a_strangers_stays() -> None:
+    client, plan = Answering(), Planned()
+    executor = await settled(client, plan)
+    service = client.store.get(SERVICE, "ns", "a")
+    assert service is not None
+    orphan = {**service, "metadata": {**service["metadata"], "ownerReferences": [], "resourceVersion": "50"}}
+    client.store.put(SERVICE, orphan)
+    assert await executor.converge(KEY, ("u",), plan, revision=1, replicas=1) == 1
+    assert client.applied[-1] == SERVICE.kind
+    stranger = {**orphan, "metadata": {**orphan["metadata"], "annotations": {}, "resourceVersion": "60"}}
+    client.store.put(SERVICE, stranger)
+    with pytest.raises(NameTaken):
+        await executor.converge(KEY, ("u",), plan, revision=1, replicas=1)
+
+
+async def test_a_manager_that_scales_the_child_again_and_again_is_a_rival_for_ten_minutes() -> None:
+    now = [0.0]
+    client, plan = Answering(), Planned()
+    executor = Executor(client, client.store, clock=lambda: now[0])  # type: ignore[arg-type]
+    await executor.converge(KEY, ("u",), plan, revision=1, replicas=1)
+
+    async def scaled_by(manager: str, version: int) -> str:
+        live = client.store.get(DEPLOYMENT, "ns", "a")
+        assert live is not None
+        entry = {"manager": manager, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+        meta = {**live["metadata"], "resourceVersion": str(version), "managedFields": [entry]}
+        client.store.put(DEPLOYMENT, {**live, "metadata": meta, "spec": {**live["spec"], "replicas": 7}})
+        await executor.converge(KEY, ("u",), plan, revision=1, replicas=1)
+        return executor.rival(KEY)
+
+    assert await scaled_by("kubectl", 100) == ""
+    now[0] += 15
+    assert await scaled_by("kube-controller-manager", 200) == "kube-controller-manager"
+    now[0] += RIVAL_S - 1
+    assert executor.rival(KEY) == ""

@@ -220,3 +220,24 @@ def test_what_a_crashed_engine_said_last_is_told_without_what_changes_from_run_t
     assert not {"4711", "10:00:01", "deadbeef"} & set(found.last_log_line.replace("(", " ").split())
     stuck = pod(ready=False, restarts=2, last_exit="exit code 1", last_log_line=found.last_log_line)
     assert "no kernel image" in judged(load(stuck))["ModelLoaded"].message
+
+
+def test_a_paused_deployment_is_stalled_with_how_to_resume_it() -> None:
+    found = judged(load(pod(), paused=True))
+    assert states(found) == ("True", "False", "True")
+    assert (found["Stalled"].reason, "kubectl rollout resume" in found["Stalled"].message) == ("DeploymentPaused", True)
+
+
+def test_additions_that_take_away_protection_are_named() -> None:
+    chain = [spec_valid(None), fits_memory(None, None), scheduled(load(pod())), model_loaded(load(pod()))]
+    stalled = summary(chain, load(pod()), ["hostNetwork", "variable LD_PRELOAD of the engine"])[2]
+    assert (stalled.status, stalled.reason) == ("True", "ForeignChanges")
+    assert "hostNetwork, variable LD_PRELOAD of the engine" in stalled.message
+
+
+def test_another_controller_of_the_replica_count_is_named() -> None:
+    found = scaling_active(
+        "External", None, 3, replicas=3, paused=False, now="2026-01-01T00:00:00Z", rival="kube-controller-manager"
+    )
+    assert (found.status, found.reason) == ("False", "ReplicasContested")
+    assert "kube-controller-manager" in found.message

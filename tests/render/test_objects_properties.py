@@ -162,3 +162,12 @@ def test_named_pairs_of_equal_quantities(a: str, b: str | int) -> None:
 @pytest.mark.parametrize(("a", "b"), [("1G", "1Gi"), ("1", "1k"), ("100m", "100M")])
 def test_suffixes_are_told_apart(a: str, b: str) -> None:
     assert not within({"limits": {"x": a}}, {"limits": {"x": b}})
+
+
+def test_a_key_added_to_an_atomic_map_is_drift() -> None:
+    service = {"spec": {"selector": {"app": "a"}, "ports": [{"port": 80}]}}
+    assert not within(service, {"spec": {"selector": {"app": "a", "more": "b"}, "ports": [{"port": 80}]}})
+    pods = {"selector": {"matchLabels": {"app": "a"}}, "nodeSelector": {"gpu": "l4"}}
+    assert within(pods, copy.deepcopy(pods))
+    assert not within(pods, {**pods, "selector": {"matchLabels": {"app": "a", "more": "b"}}})
+    assert not within(pods, {**pods, "nodeSelector": {"gpu": "l4", "more": "b"}})

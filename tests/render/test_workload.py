@@ -15,7 +15,7 @@ from flotilla.api.model_deployment import ModelDeployment
 from flotilla.constants import ANNOTATION_HASH
 from flotilla.planning.resolve import load_catalog, resolve
 from flotilla.render import rbac
-from flotilla.render.workload import children, pod_template
+from flotilla.render.workload import children, foreign_risks, pod_template
 from flotilla_devcluster.engine import llamacpp_config, sglang_config, tgi_config, vllm_config
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,42 @@ def test_every_child_is_owned_labelled_and_hashed(name: str) -> None:
         assert meta["ownerReferences"][0]["uid"] == "0000-1111"
         assert meta["labels"]["app.kubernetes.io/managed-by"] == "flotilla"
         assert len(meta["annotations"][ANNOTATION_HASH]) == 64
+
+
+RISKS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"hostNetwork": True, "hostPID": False}, ["hostNetwork"]),
+    ({"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}, ["volume node (hostPath)"]),
+    ({"containers": [{"name": "proxy", "image": "x", "env": [{"name": "LD_PRELOAD"}]}]}, []),
+    ({"containers": [{"name": "p", "securityContext": {"privileged": True}}]}, ["privileged of the container p"]),
+    (
+        {"initContainers": [{"name": "i", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
+        ["capabilities.add of the container i"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("added", "found"), RISKS)
+def test_additions_to_the_pod_template_that_take_away_protection_are_found(
+    added: dict[str, Any], found: list[str]
+) -> None:
+    meta = {"name": "tiny", "namespace": "models", "uid": "0000-1111", "generation": 1}
+    model = ModelDeployment.model_validate({"metadata": meta, "spec": BASE})
+    resolved = resolve("tiny", model.spec, CATALOG)
+    template = pod_template(model, resolved).manifest
+    live = {"spec": {"template": copy.deepcopy(template)}}
+    dangerous = resolved.profile.is_dangerous
+    assert foreign_risks(template, live, dangerous) == []
+    pod = live["spec"]["template"]["spec"]
+    for key, value in added.items():
+        pod[key] = [*pod.get(key, ()), *value] if isinstance(value, list) else value
+    assert foreign_risks(template, live, dangerous) == found
+    engine = pod["containers"][0]
+    engine["env"] = [*engine["env"], {"name": "LD_AUDIT", "value": "x"}, {"name": "TZ", "value": "UTC"}]
+    engine["lifecycle"] = {**engine["lifecycle"], "postStart": {"exec": {"command": ["sh"]}}}
+    engine["envFrom"] = [*engine.get("envFrom", ()), {"secretRef": {"name": "x"}}]
+    risks = foreign_risks(template, live, dangerous)
+    assert {"variable LD_AUDIT of the engine", "postStart hook of the engine"} < set(risks)
+    assert ("envFrom of the engine" in risks) == ("envFrom" not in template["spec"]["containers"][0])
 
 
 def test_replicas_belong_to_the_scaler() -> None:

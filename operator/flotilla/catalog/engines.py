@@ -363,6 +363,10 @@ class Profile(_Data):
             return given.startswith(flag) if len(flag) == 2 else flag.startswith(given)
         return len(given) > 3 and (flag.startswith(given) or given == f"--no-{flag[2:]}")
 
+    def is_dangerous(self, variable: str) -> bool:
+        """Whether an environment variable can replace the engine's code, its checks or its GPUs."""
+        return variable in self.refused_env or _REFUSED_ENV.fullmatch(variable) is not None
+
     def check_env(self, names: Sequence[str]) -> None:
         """Refuse variables that the operator sets, or that are dangerous."""
         for index, name in enumerate(names):
@@ -370,7 +374,7 @@ class Profile(_Data):
                 why = "is set by the operator" + (
                     "; use spec.model.credentialsSecret" if name == self.token_env else ""
                 )
-            elif name in self.refused_env or _REFUSED_ENV.fullmatch(name):
+            elif self.is_dangerous(name):
                 why = "can replace the engine's code, its checks or its GPUs"
             else:
                 continue

@@ -7,6 +7,8 @@ surge or one at a time, and `PodDeletionCosts` which pods a scale-in removes fir
 import asyncio
 import logging
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,7 +17,14 @@ from typing import Any, Final
 from flotilla.api.model_deployment import RolloutStrategy
 from flotilla.api.types import amount
 from flotilla.catalog.accelerators import Accelerator
-from flotilla.constants import ANNOTATION_TEMPLATE_HASH, API_VERSION, MANAGER, SCALER_MANAGER, STATUS_MANAGER
+from flotilla.constants import (
+    ANNOTATION_HASH,
+    ANNOTATION_TEMPLATE_HASH,
+    API_VERSION,
+    MANAGER,
+    SCALER_MANAGER,
+    STATUS_MANAGER,
+)
 from flotilla.errors import Conflict, Forbidden, NameTaken, NotReady
 from flotilla.kube import observed
 from flotilla.kube.client import FieldConflict, KubeClient, NotFound
@@ -59,12 +68,20 @@ _KINDS_OF = {MODEL_DEPLOYMENT: _SERVING, GATEWAY_KIND: (*_SERVING, *LISTED_KINDS
 _BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
 
 
+RIVAL_S = 600.0
+"""How long a change of spec.replicas by another field manager counts."""
+_RIVAL_TIMES = 4
+
+
 class Executor:
     """Server-side apply of what differs, prune of what the plan no longer has."""
 
-    def __init__(self, client: KubeClient, store: Store) -> None:
+    def __init__(self, client: KubeClient, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._store = store
+        self._clock = clock
+        self._rivals: dict[Key, deque[tuple[float, str]]] = {}
+        """When other field managers set replicas otherwise, the last few times."""
         self._settled: dict[Key, tuple[Hashable, dict[tuple[Kind, str], Part | None]]] = {}
         """The plan that was last made true, and the children as they were then."""
 
@@ -116,6 +133,7 @@ class Executor:
             else:
                 seen[kind, name] = _part(live)
         if replicas is not None and self._scaled_otherwise(key, replicas):
+            self._note_rival(key)
             seen[DEPLOYMENT, key.name] = await self._scale(key, replicas)
             writes += 1
         for kind, stale in self._stale(key, uids, children):
@@ -127,9 +145,24 @@ class Executor:
             writes += 1
         return writes, seen
 
+    def rival(self, key: Key) -> str:
+        """The field manager that has set spec.replicas otherwise twice within `RIVAL_S`; empty where there is none."""
+        times = self._rivals.get(key)
+        if times is None:
+            return ""
+        while times and self._clock() - times[0][0] > RIVAL_S:
+            times.popleft()
+        return times[-1][1] if len(times) > 1 else ""
+
+    def _note_rival(self, key: Key) -> None:
+        others = replicas_managers(self._store.get(DEPLOYMENT, key.namespace, key.name)) - {MANAGER, SCALER_MANAGER}
+        if others:
+            self._rivals.setdefault(key, deque(maxlen=_RIVAL_TIMES)).append((self._clock(), min(others)))
+
     def forget(self, key: Key) -> None:
         """Drop a deleted resource and its children, some of which the watches may not have reported yet."""
         self._settled.pop(key, None)
+        self._rivals.pop(key, None)
         self._forget_named(key)
 
     def _forget_named(self, key: Key) -> bool:
@@ -169,7 +202,7 @@ class Executor:
             return None
         if "deletionTimestamp" in live["metadata"]:
             raise NotReady(f"{kind.kind} {meta['name']} is being deleted.")
-        if not owned_by_any(live, uids):
+        if not owned_by_any(live, uids) and not _lost_its_owner(child, live):
             owners = [reference.get("kind") for reference in live["metadata"].get("ownerReferences") or ()]
             if meta["ownerReferences"][0]["kind"] in owners:
                 raise NotReady(
@@ -235,6 +268,13 @@ def _part(live: Mapping[str, Any]) -> Part:
         *(live.get(part) for part in ("spec", "data", "rules", "roleRef", "subjects")),
         replicas_managers(live),
     )
+
+
+def _lost_its_owner(child: Object, live: Mapping[str, Any]) -> bool:
+    """Whether an object without owners is ours: only an object that was made for this very owner has this hash."""
+    meta = live["metadata"]
+    hashes = [(one.get("annotations") or {}).get(ANNOTATION_HASH) for one in (meta, child["metadata"])]
+    return not meta.get("ownerReferences") and hashes[0] is not None and hashes[0] == hashes[1]
 
 
 def _taken(kind: Kind, name: str) -> NameTaken:

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
-from flotilla.controller.apply import Executor, PodDeletionCosts, Rollouts, StatusWriter, record_transition_events
+from flotilla.controller.apply import (
+    RIVAL_S,
+    Executor,
+    PodDeletionCosts,
+    Rollouts,
+    StatusWriter,
+    record_transition_events,
+)
 from flotilla.controller.promotions import Promotions
 from flotilla.cost.price_loop import Pricing, PricingPlan
 from flotilla.errors import InvalidSpec, NameTaken
@@ -18,7 +25,7 @@ from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import DEPLOYMENT, Key
 from flotilla.kube.store import Store
 from flotilla.planning.resolve import Catalog, Resolved, resolve
-from flotilla.render.workload import PodTemplate, children, pod_template
+from flotilla.render.workload import PodTemplate, children, foreign_risks, pod_template
 from flotilla.scaling.scaling_loop import Scaler
 
 log = logging.getLogger(__name__)
@@ -137,6 +144,7 @@ class ModelDeploymentReconciler:
             model_status.scheduled(load),
             model_status.model_loaded(load),
         ]
+        rival = self._executor.rival(key)
         if tracked is not None:
             before = _condition(live, "ScalingActive")
             chain.append(
@@ -148,13 +156,14 @@ class ModelDeploymentReconciler:
                     paused=tracked.paused,
                     before=before,
                     now=self._now(),
+                    rival=rival,
                 )
             )
         priced = None
         if compiled is not None:
             priced, cost_known = self._pricing.verdict(compiled.pricing, (pod.node for pod in load.pods if pod.node))
             chain.append(cost_known)
-        verdicts = [*model_status.summary(chain, load), *chain]
+        verdicts = [*model_status.summary(chain, load, self._risks(key, compiled)), *chain]
         wanted = model_status.build(
             live,
             verdicts,
@@ -172,7 +181,13 @@ class ModelDeploymentReconciler:
             self._announce(key, live, wanted["conditions"], desired)
         if isinstance(error, NameTaken):
             return _CONFLICT_RETRY_S
-        return again_s
+        return RIVAL_S / 2 if rival and again_s is None else again_s
+
+    def _risks(self, key: Key, compiled: Compiled | None) -> list[str]:
+        live = self._store.get(DEPLOYMENT, key.namespace, key.name)
+        if compiled is None or live is None:
+            return []
+        return foreign_risks(compiled.template.manifest, live, compiled.resolved.profile.is_dangerous)
 
     def _announce(self, key: Key, live: Mapping[str, Any], conditions: list[dict[str, Any]], desired: int) -> None:
         """Events for what this status changed."""

@@ -167,15 +167,24 @@ def scaling_active(
     paused: bool,
     before: Mapping[str, Any] | None = None,
     now: str,
+    rival: str = "",
 ) -> Verdict:
     """Whether the replica count follows the load, and what it waits for if not.
 
     `replicas` is spec.replicas; `paused` says that the present spec is refused. `before` is the condition as it is now,
-    which keeps the time since which data are stale; `now` is RFC 3339.
+    which keeps the time since which data are stale; `now` is RFC 3339. `rival` is the field manager of another
+    controller that keeps changing the number.
     """
     if paused:
         message = f"The spec is refused, as SpecValid says, so scaling is paused and {desired} replicas are kept."
         return Verdict("ScalingActive", "False", "SpecInvalid", message)
+    if rival:
+        message = (
+            f"The field manager {rival} keeps changing spec.replicas of the Deployment, and the operator sets it back. "
+            "Remove the autoscaler that targets the Deployment; with spec.scaling.mode External it may target the "
+            "ModelDeployment."
+        )
+        return Verdict("ScalingActive", "False", "ReplicasContested", message)
     if decision is not None:
         status = "False" if decision.reason in NOT_FOLLOWING else "True"
         message = decision.message
@@ -200,16 +209,17 @@ def scaling_active(
 _SINCE = " Stale since "
 
 
-def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:
+def summary(chain: Sequence[Verdict], load: Workload, risks: Sequence[str] = ()) -> list[Verdict]:
     """Ready, Reconciling and Stalled as kstatus reads them, from the chain's answers.
 
+    `risks` are additions of others to the pod template; see `foreign_risks`.
     Ready follows the model, not the replica count: scaling from one to four replicas never makes it flap.
     """
     by_type = {verdict.type: verdict for verdict in chain}
     valid, placed, loaded = by_type["SpecValid"], by_type["Scheduled"], by_type["ModelLoaded"]
     if by_type["FitsMemory"].status == "False":
         valid = by_type["FitsMemory"]
-    stalled = _stalled(valid, placed, loaded, load)
+    stalled = _stalled(valid, placed, loaded, load, risks)
     idle = load.wanted == 0 and load.exists
     if valid.status == "False":
         ready = Verdict("Ready", "False", valid.reason, valid.message)
@@ -230,9 +240,22 @@ def summary(chain: Sequence[Verdict], load: Workload) -> list[Verdict]:
     return [ready, reconciling, stalled]
 
 
-def _stalled(valid: Verdict, placed: Verdict, loaded: Verdict, load: Workload) -> Verdict:
+def _stalled(valid: Verdict, placed: Verdict, loaded: Verdict, load: Workload, risks: Sequence[str]) -> Verdict:
     if valid.status == "False":
         return Verdict("Stalled", "True", valid.reason, valid.message)
+    if risks:
+        message = (
+            f"Somebody added to the pod template of the Deployment: {', '.join(risks)}. This takes away the protection "
+            "that the operator renders, and the operator cannot remove fields of others. Remove them, or delete the "
+            "Deployment: the operator creates it again."
+        )
+        return Verdict("Stalled", "True", "ForeignChanges", message)
+    if load.paused:
+        message = (
+            "Somebody paused the Deployment (spec.paused), so changes of its pods are not rolled out. Resume it with "
+            "kubectl rollout resume."
+        )
+        return Verdict("Stalled", "True", "DeploymentPaused", message)
     if loaded.status == "False" and loaded.reason in STUCK_REASONS:
         return Verdict("Stalled", "True", loaded.reason, loaded.message)
     if placed.reason == "PodCreationFailed" and loaded.status != "True":

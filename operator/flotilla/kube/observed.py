@@ -80,6 +80,8 @@ class Workload:
     overdue: bool
     """Whether a rollout made no progress for as long as it may take."""
     pods: tuple[Pod, ...]
+    paused: bool = False
+    """Whether somebody paused the rollout of the Deployment."""
 
     @property
     def rolled_out(self) -> bool:
@@ -150,6 +152,7 @@ def workload(deployment: Object | None, pods: Sequence[Object]) -> Workload:
         failure=(failure.get("message") or "") if failure.get("status") == "True" else "",
         overdue=_condition(status, "Progressing").get("reason") == "ProgressDeadlineExceeded",
         pods=reduced,
+        paused=bool(deployment["spec"].get("paused")),
     )
 
 

@@ -5,7 +5,7 @@ rendered, are here too; the objects of gateways use them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -396,6 +396,8 @@ def budget(md: ModelDeployment) -> Object:
 _KEYS = ("name", "key", "topologyKey", "containerPort", "port", "mountPath", "uid")
 """The keys by which items of Kubernetes' lists of objects are matched, in the order in which they are tried."""
 _QUANTITY_FIELDS = frozenset({"requests", "limits", "sizeLimit"})
+_ATOMIC_FIELDS = frozenset({"selector", "matchLabels", "nodeSelector"})
+"""Maps that Kubernetes replaces as a whole: a key that somebody added to a Service's selector takes its endpoints."""
 
 
 def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
@@ -411,10 +413,11 @@ def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def within(desired: Any, live: Any, *, quantity: bool = False) -> bool:
-    """Whether every leaf of `desired` is in `live`; what is only in `live` does not matter."""
+    """Whether every leaf of `desired` is in `live`; what is only in `live` does not matter, except in atomic maps."""
     if isinstance(desired, Mapping):
         return isinstance(live, Mapping) and all(
             (key in live or _empty(value))
+            and (key not in _ATOMIC_FIELDS or not isinstance(value, Mapping) or _same_keys(value, live.get(key)))
             and within(value, live.get(key), quantity=quantity or key in _QUANTITY_FIELDS)
             for key, value in desired.items()
         )
@@ -425,6 +428,10 @@ def within(desired: Any, live: Any, *, quantity: bool = False) -> bool:
     if _empty(desired) and live is None:
         return True
     return quantity and isinstance(live, str | int) and amount(str(desired)) == amount(str(live))
+
+
+def _same_keys(desired: Mapping[str, Any], live: Any) -> bool:
+    return desired.keys() == (live.keys() if isinstance(live, Mapping) else set())
 
 
 def _empty(value: Any) -> bool:
@@ -450,3 +457,42 @@ def _merge_key(items: Sequence[Any]) -> str | None:
         if None not in values and len(set(map(str, values))) == len(values):
             return key
     return None
+
+
+_MOST_SHOWN = 8
+_HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
+
+
+def foreign_risks(
+    template: Mapping[str, Any], live: Mapping[str, Any], refuses_env: Callable[[str], bool]
+) -> list[str]:
+    """What others added to the live Deployment's pod template that takes away what the rendered `template` promises.
+
+    That is access to the node, more rights, and variables or commands that replace the engine's code. Additions without
+    such an effect (labels, annotations, sidecars, volumes, other variables) are left alone. `refuses_env` says whether
+    the name of a variable is refused in a spec.
+    """
+    pod = live["spec"].get("template", {}).get("spec") or {}
+    found = [name for name in _HOST_FIELDS if pod.get(name)]
+    found += [f"volume {volume.get('name')} (hostPath)" for volume in pod.get("volumes") or () if "hostPath" in volume]
+    for container in (*(pod.get("initContainers") or ()), *(pod.get("containers") or ())):
+        security = container.get("securityContext") or {}
+        name = container.get("name")
+        found += [
+            f"{field} of the container {name}"
+            for field, given in (
+                ("privileged", security.get("privileged")),
+                ("allowPrivilegeEscalation", security.get("allowPrivilegeEscalation")),
+                ("capabilities.add", (security.get("capabilities") or {}).get("add")),
+            )
+            if given
+        ]
+    (engine,) = template["spec"]["containers"]
+    running: Mapping[str, Any] = next((c for c in pod.get("containers") or () if c.get("name") == engine["name"]), {})
+    rendered = {variable["name"] for variable in engine["env"]}
+    added = [variable["name"] for variable in running.get("env") or () if variable.get("name") not in rendered]
+    found += [f"variable {name} of the engine" for name in added if refuses_env(name)]
+    found += [f"{field} of the engine" for field in ("command", "envFrom") if field in running and field not in engine]
+    if "postStart" in (running.get("lifecycle") or {}):
+        found.append("postStart hook of the engine")
+    return found[:_MOST_SHOWN]
