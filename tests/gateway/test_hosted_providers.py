@@ -318,3 +318,29 @@ async def test_azure_is_asked_as_its_own_client_asks(tmp_path: Path, version: st
             assert (asked.path, asked.json["model"]) == (path, "prod-5")
             assert asked.headers["api-key"] == gw.secrets["provider"]
             assert "authorization" not in asked.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/rerank", {"query": "x" * 40, "documents": ["y" * 400, {"text": "z" * 400}]}),
+        ("/v1/score", {"text_1": "x" * 400, "text_2": ["y" * 400]}),
+    ],
+)
+async def test_reranks_and_scores_are_routed_to_what_has_them(
+    tmp_path: Path, path: str, fields: Mapping[str, Any]
+) -> None:
+    ranked = {
+        "id": "r",
+        "model": "m",
+        "usage": {"total_tokens": 250},
+        "results": [{"index": 0, "relevance_score": 0.9}],
+    }
+    route = {"split": [{"target": "frontier"}], "fallback": {"targets": ["medium"]}}
+    async with serving(tmp_path, route, external={"provider": "Mistral"}) as (gw, engine, hosted, _):
+        engine.script(Whole(ranked))
+        status, body, headers = await gw.post({"model": "support", "stream": True, **fields}, path, PUBLIC)
+        assert (status, body["results"]) == (200, ranked["results"])
+        assert "target=medium;attempts=1" in headers["x-flotilla-route"]
+        assert (engine.received[0].path, hosted.received) == (path, [])
+        assert await gw.counted("tokens_total") == {("first", "medium", "input"): 250}

@@ -79,6 +79,8 @@ class ProviderFacts(_ProviderRow):
     hosts: tuple[str, ...]
     """Host names, or their ends, by which the provider is known when a policy says `provider: OpenAI`."""
     source: str
+    operations: frozenset[str] = frozenset({"chat/completions", "completions", "embeddings"})
+    """Paths below the base URL that the API has."""
     accepts: tuple[str, ...] | None = None
     message_fields: tuple[str, ...] | None = None
     rename: Mapping[str, str] = {}

@@ -31,6 +31,8 @@ _OPERATIONS: Final[Mapping[Operation, str]] = {
     Operation.CHAT: "chat",
     Operation.COMPLETIONS: "text_completion",
     Operation.EMBEDDINGS: "embeddings",
+    Operation.RERANK: "rerank",
+    Operation.SCORE: "score",
 }
 
 

@@ -66,7 +66,11 @@ def usage_of(counted: Any, service_tier: Any = None) -> Usage | None:
     """
     if not isinstance(counted, dict):
         return None
-    prompt, output = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens", 0))
+    # A rerank counts its texts in the total only.
+    prompt = _count(
+        counted.get("prompt_tokens", None if "completion_tokens" in counted else counted.get("total_tokens"))
+    )
+    output = _count(counted.get("completion_tokens", 0))
     if prompt is None or output is None:
         return None
     total = _count(counted.get("total_tokens"))

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Final
 
 from flotilla.api.routing_policy import Failure, MatchSpec, RouteSpec, Signal, Streaming
+from flotilla.catalog.providers import provider_of
 from flotilla.routing.document import DEFAULT_RULE as DEFAULT_RULE
 from flotilla.routing.document import Policy, Target
 from flotilla.routing.request import Features, Operation
@@ -51,9 +52,11 @@ def lacks(target: Target, features: Features) -> str | None:
         return "JSON schema"
     if features.images and able.vision == "Unsupported":
         return "images"
-    anthropic = target.hosted is not None and target.hosted.provider == "Anthropic"
-    if anthropic and features.operation is not Operation.CHAT:
-        return features.operation.value
+    hosted = target.hosted
+    if hosted is not None and features.operation is not Operation.CHAT:
+        chats_only = hosted.provider == "Anthropic"
+        if chats_only or features.operation.value not in provider_of(hosted.provider, hosted.base_url).operations:
+            return features.operation.value
     return None
 
 

@@ -31,6 +31,17 @@ class Operation(StrEnum):
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    """Documents by how well they answer a query, as Cohere, Jina and vLLM have it."""
+    SCORE = "score"
+    """How alike pairs of texts are, as vLLM has it."""
+
+
+_PAIRED = {
+    Operation.RERANK: ("query", "documents"),
+    Operation.SCORE: ("text_1", "text_2", "queries", "documents", "items"),
+}
+"""The fields that hold the texts of operations on pairs."""
 
 
 @dataclass(slots=True)
@@ -102,7 +113,7 @@ def features_of(
         images=prompt.images,
         sound_tokens=prompt.sound_bytes // SOUND_BYTES_PER_TOKEN,
         service_tier=_text(body.get("service_tier")) or "",
-        stream=operation is not Operation.EMBEDDINGS and body.get("stream") is True,
+        stream=operation in (Operation.CHAT, Operation.COMPLETIONS) and body.get("stream") is True,
         session=_label(headers.get(SESSION_HEADER)),
         client=client,
         team=_label(headers.get(TEAM_HEADER)),
@@ -122,6 +133,8 @@ class _Prompt(NamedTuple):
 
 
 def _prompt(body: Mapping[str, Any], operation: Operation) -> _Prompt:
+    if operation in _PAIRED:
+        return _Prompt(sum(_json_size(body.get(name)) for name in _PAIRED[operation]))
     if operation is not Operation.CHAT:
         return _Prompt(_input(body.get("input" if operation is Operation.EMBEDDINGS else "prompt")))
     messages = body.get("messages")
