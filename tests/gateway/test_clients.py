@@ -4,7 +4,9 @@ Anthropic's client is also held against the fake of Anthropic's API that the gat
 translator is tested with is what that client reads.
 """
 
+import base64
 import json
+import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -181,6 +183,17 @@ def test_openai_completions_embeddings_and_models(stage: Stage) -> None:
     assert [vector.embedding for vector in vectors.data] == [[0.25, -0.5, 0.0], [0.25, -0.5, 1.0]]
     assert models == ["support", "claude", "once", "seldom"]
     assert one.id == "claude"
+
+
+def test_openai_asks_for_embeddings_in_base64_and_reads_them(stage: Stage) -> None:
+    packed = base64.b64encode(struct.pack("<3f", 0.25, -0.5, 1.0)).decode()
+    vector = {"object": "embedding", "index": 0, "embedding": packed}
+    usage = {"prompt_tokens": 3, "total_tokens": 3}
+    stage.engine.script(Whole({"object": "list", "data": [vector], "model": "m", "usage": usage}))
+    with stage.openai() as client:
+        found = client.embeddings.create(model="support", input="a")
+    assert found.data[0].embedding == [0.25, -0.5, 1.0]
+    assert stage.engine.received[0].json["encoding_format"] == "base64"
 
 
 def test_openai_reads_the_gateways_errors(stage: Stage) -> None:
