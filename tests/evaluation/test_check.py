@@ -49,6 +49,11 @@ def test_a_sound_evaluation_has_no_findings() -> None:
             ("spec.targets[0].external.baseURL", "ForbiddenAddress", False),
         ),
         (
+            ("targets", 0, "external", "provider"),
+            "Bedrock",
+            ("spec.targets[0].external.provider", "ProviderNotSupported", False),
+        ),
+        (
             ("requirements", "quality", "withinPermilleOf", "target"),
             "frontier",
             ("spec.requirements.quality.withinPermilleOf.target", "JudgeIsMeasure", False),

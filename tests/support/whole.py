@@ -258,13 +258,7 @@ EVALUATION: dict[str, Any] = {
         "targets": [
             {
                 "name": "frontier",
-                "external": {
-                    "provider": "OpenAI",
-                    "baseURL": "https://api.openai.com/v1",
-                    "model": "gpt-5-mini",
-                    "secretRef": {"name": "openai", "key": "api-key"},
-                    "price": {"inputPerMTok": "0.25", "outputPerMTok": "2", "cachedInputPerMTok": "0.025"},
-                },
+                "external": ROUTING_POLICY["spec"]["targets"][0]["external"],
             },
             {"name": "small", "modelDeploymentRef": {"name": "qwen2-5-1-5b", "adapter": "triage"}},
         ],

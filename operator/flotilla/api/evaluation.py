@@ -86,8 +86,8 @@ class RequestSpec(Model):
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """timeoutSeconds of one request. One that takes longer counts as a wrong, malformed answer."""
     parameters: Annotated[dict[str, Any], Preserve()] | None = None
-    """parameters are further fields of the chat completion request, such as response_format. Self-hosted targets get
-    temperature 0 unless it is set here."""
+    """parameters are further fields of the chat completion request, such as response_format. temperature is 0 unless
+    it is set here, or the model refuses it."""
 
 
 class ScoringMethod(StrEnum):
@@ -192,7 +192,7 @@ class Requirements(Model):
     """firstTokenP99Milliseconds that the answers' beginning may take, under the stated load."""
     total_p99_milliseconds: Annotated[Milliseconds | None, Field(alias="totalP99Milliseconds")] = None
     """totalP99Milliseconds that a whole answer may take, under the stated load."""
-    malformed_permille: Permille | None = None
+    malformed_permille: Annotated[int, Field(ge=1, le=999)] | None = None
     """malformedPermille of the answers may be malformed, weird inputs included."""
     cost_per_thousand_tasks_usd: Annotated[Usd | None, Field(alias="costPerThousandTasksUSD")] = None
     """costPerThousandTasksUSD that a thousand cases may cost."""

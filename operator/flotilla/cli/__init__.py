@@ -34,6 +34,7 @@ COMMANDS = {
     "estimate": "Check whether a model fits an accelerator.",
     "operator": "Run the operator until SIGTERM.",
     "gateway": "Run the gateway of one namespace until SIGTERM.",
+    "evaluate": "Ask models the cases of a task and judge the answers.",
     "route": "Show what a RoutingPolicy does with a request.",
     "captures": "List, sample, export and delete captured examples.",
     "tune": "Train a LoRA adapter from captured examples.",

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flotilla.api.evaluation import EvaluationSpec
+from flotilla.api.routing_policy import Provider
 from flotilla.routing.check import base_url_problem
 from flotilla.routing.document import DeploymentFacts
+
+_OTHER_LOGIN = frozenset({Provider.BEDROCK, Provider.VERTEX_AI})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,15 @@ def check_evaluation(
             wrong = base_url_problem(external.base_url, allow_private=allow_private_hosted_addresses)
             if wrong is not None:
                 findings.append(EvaluationFinding(f"{path}.external.baseURL", "ForbiddenAddress", wrong))
+            if external.provider in _OTHER_LOGIN or external.api_version is not None:
+                findings.append(
+                    EvaluationFinding(
+                        f"{path}.external.provider",
+                        "ProviderNotSupported",
+                        f"Evaluations ask APIs of OpenAI's form by an API key; {external.provider} as set here has "
+                        "another login. Use the same model at a provider that has such an API.",
+                    )
+                )
         if reference is None:
             continue
         known = deployments.get(reference.name)
