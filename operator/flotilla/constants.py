@@ -34,6 +34,9 @@ ANNOTATION_DOCUMENT: Final = f"{GROUP}/document-hash"
 ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 """SHA-256 of the pod template of a Deployment: a new one is a rollout."""
 
+ANNOTATION_PLAN: Final = f"{GROUP}/plan"
+"""Of the pods of an Evaluation's Job: the document of the run, which the container sees as a file."""
+
 MANAGED_BY_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGER}"
 
 IMAGE: Final = "ghcr.io/flotilla-dev/flotilla"

@@ -24,7 +24,6 @@ ALTERNATIVES = {
     "spec.engine.env[0].value",  # item 1 has it
     "spec.cost.gpuHourlyPrice",  # owned is there instead
     "spec.targets[0].modelDeploymentRef",  # item 1 has it
-    "spec.scorer.harness",  # judge is there instead
     "spec.rules[0].route.preference",  # the default route has it
     "spec.rules[0].route.promotion",
     "spec.rules[0].route.shadow",
@@ -147,15 +146,9 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
     ("Evaluation", [(("spec", "scorer", "method"), "Label")], "judge belongs to method Judge: set both or neither"),
     (
         "Evaluation",
-        [(("spec", "scorer", "harness"), {"task": "gsm8k", "metric": "exact_match"})],
-        "harness belongs to method Harness: set both or neither",
-    ),
-    (
-        "Evaluation",
         [(("spec", "scorer", "judge", "target"), "nobody")],
         "spec.scorer.judge.target must be the name of one of spec.targets",
     ),
-    ("Evaluation", [(("spec", "dataset"), REMOVED)], "spec.dataset is required, except for scorer.method Harness"),
     ("Evaluation", [(("spec", "dataset", "source"), "s3://cases")], "spec.dataset.source must be configmap://NAME/KEY"),
     (
         "Evaluation",

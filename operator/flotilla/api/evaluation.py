@@ -36,13 +36,13 @@ class DatasetSpec(Model):
     source: Annotated[
         str,
         StringConstraints(
-            pattern=r"^(configmap|pvc|s3|gs|oci|capture)://[a-z0-9][-A-Za-z0-9._:@]*(/[-A-Za-z0-9._=@:]+)*$",
+            pattern=r"^(configmap|pvc|s3|gs|oci)://[a-z0-9][-A-Za-z0-9._:@]*(/[-A-Za-z0-9._=@:]+)*$",
             min_length=10,
             max_length=500,
         ),
     ]
-    """source of the cases, a JSONL file: configmap://NAME/KEY, pvc://CLAIM/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY,
-    oci://IMAGE (its file cases.jsonl), or capture://POLICY/RULE for captured traffic."""
+    """source of the cases, a JSONL file: configmap://NAME/KEY, pvc://CLAIM/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY
+    or oci://IMAGE (its file cases.jsonl)."""
     sample_size: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """sampleSize is how many of the cases are asked, chosen by seed. Default: all."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
@@ -53,8 +53,8 @@ class DatasetSpec(Model):
 
 _SOURCE = Cel(
     "self.source.startsWith('oci://') || self.source.matches('^[a-z0-9]+://[^/]+/.+$')",
-    "spec.dataset.source must be configmap://NAME/KEY, pvc://CLAIM/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY, "
-    "oci://IMAGE or capture://POLICY/RULE",
+    "spec.dataset.source must be configmap://NAME/KEY, pvc://CLAIM/PATH, s3://BUCKET/KEY, gs://BUCKET/KEY "
+    "or oci://IMAGE",
     field_path=".source",
 )
 
@@ -104,8 +104,6 @@ class ScoringMethod(StrEnum):
     NUMERIC = "Numeric"
     JUDGE = "Judge"
     """Another model decides."""
-    HARNESS = "Harness"
-    """A task of EleutherAI's lm-evaluation-harness."""
 
 
 class JudgeSpec(Model):
@@ -116,15 +114,6 @@ class JudgeSpec(Model):
     rubric: CaseText
     """rubric tells the judge what makes an answer good. Where a case has an expected answer, the judge compares both
     twice with their positions swapped; two opposite decisions count as half."""
-
-
-class HarnessSpec(Model):
-    """A task of lm-evaluation-harness, which brings its own cases."""
-
-    task: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-_A-Za-z0-9]*$", min_length=1, max_length=100)]
-    """task by the name of the harness, such as gsm8k."""
-    metric: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-_,A-Za-z0-9]*$", min_length=1, max_length=100)]
-    """metric of the task that counts as quality: one that is 0 or 1 for each case, such as exact_match."""
 
 
 class ScorerSpec(Model):
@@ -147,14 +136,9 @@ class ScorerSpec(Model):
     """tolerancePermille of Numeric: the largest difference, in thousandths of the expected number."""
     judge: JudgeSpec | None = None
     """judge of the method Judge."""
-    harness: HarnessSpec | None = None
-    """harness task of the method Harness."""
 
 
 _JUDGE = Cel("(self.method == 'Judge') == has(self.judge)", "judge belongs to method Judge: set both or neither")
-_HARNESS = Cel(
-    "(self.method == 'Harness') == has(self.harness)", "harness belongs to method Harness: set both or neither"
-)
 
 
 class WithinOf(Model):
@@ -276,13 +260,13 @@ class EvaluationSpec(Model):
 
     task: TaskName
     """task that the cases are examples of, as routing rules name it."""
-    dataset: Annotated[DatasetSpec, _SOURCE] | None = None
-    """dataset of cases. Left out for the method Harness only."""
+    dataset: Annotated[DatasetSpec, _SOURCE]
+    """dataset of cases."""
     targets: Annotated[list[Annotated[EvaluatedTarget, _ONE_PLACE]], ListMap(("name",), 8)] = Field(min_length=1)
     """targets that are asked the same cases."""
     request: RequestSpec = RequestSpec()
     """request specifies how a case is asked."""
-    scorer: Annotated[ScorerSpec, _JUDGE, _HARNESS]
+    scorer: Annotated[ScorerSpec, _JUDGE]
     """scorer decides which answers are right."""
     requirements: Requirements = Requirements()
     """requirements that a target must meet to be qualified."""
@@ -298,10 +282,6 @@ class EvaluationSpec(Model):
     """job that runs the evaluation."""
 
 
-_HAS_CASES = Cel(
-    "has(self.dataset) != (self.scorer.method == 'Harness')",
-    "spec.dataset is required, except for scorer.method Harness, which brings its own cases",
-)
 _MEASURE = Cel(
     "!has(self.requirements.quality) || !has(self.requirements.quality.withinPermilleOf) || "
     "self.targets.exists(t, t.name == self.requirements.quality.withinPermilleOf.target)",
@@ -380,6 +360,21 @@ class TargetResult(Model):
     """slices of the dataset, the worst first."""
 
 
+class MeterStatus(Model):
+    """The ledger's totals of a ModelDeployment when the run began."""
+
+    model_deployment: DnsLabel
+    """modelDeployment by name."""
+    usd: Annotated[UsdAmount | None, Field(alias="usd")] = None
+    """usd that the deployment had cost in all."""
+    prompt_tokens: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """promptTokens that it had read."""
+    cached_tokens: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """cachedTokens among them."""
+    generated_tokens: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    """generatedTokens that it had written."""
+
+
 class RunStatus(Model):
     """A run of the evaluation."""
 
@@ -393,6 +388,8 @@ class RunStatus(Model):
     """casesDone of all targets together."""
     cases_total: Cases | None = None
     """casesTotal of all targets together."""
+    meters: Annotated[list[MeterStatus], ListMap(("modelDeployment",), 8)] | None = None
+    """meters of the self-hosted targets, by which their part of the GPU dollars is found."""
 
 
 class EvaluationStatus(Model):
@@ -418,4 +415,4 @@ class Evaluation(Model):
     """Evaluation asks whether models are good enough at a task, with cases, a scorer and requirements."""
 
     metadata: ObjectMeta
-    spec: Annotated[EvaluationSpec, _HAS_CASES, _MEASURE, _JUDGE_TARGET]
+    spec: Annotated[EvaluationSpec, _MEASURE, _JUDGE_TARGET]

@@ -55,7 +55,7 @@ def evaluate(
             "dollars per million tokens, gpu-hour=DOLLARS. Repeat it."
         ),
     ] = None,
-    scorer: Annotated[str, _option(f"One of {', '.join(m for m in _METHODS if m != 'harness')}.")] = "label",
+    scorer: Annotated[str, _option(f"One of {', '.join(_METHODS)}.")] = "label",
     label: Annotated[list[str] | None, _option("Label that answers may name. Default: those of the cases.")] = None,
     field: Annotated[list[str] | None, _option("Field that json-fields compares. Default: all.")] = None,
     schema: Annotated[Path | None, _option("File with the schema of json-schema.")] = None,
@@ -84,6 +84,7 @@ def evaluate(
     ] = None,
     output: Annotated[OutputFormat, _option("text or json.", "--output", "-o")] = OutputFormat.TEXT,
     as_json: Json = False,
+    keys: Annotated[Path | None, _option("Folder of API keys, of a Job.")] = None,
     termination_log: Annotated[Path | None, _option("File for the summary, of a Job.")] = None,
     listen: Annotated[str, _option("HOST:PORT that answers with the progress, of a Job.")] = "",
 ) -> None:
@@ -93,7 +94,10 @@ def evaluate(
     more cases are needed.
     """
     if spec is not None:
-        raise typer.Exit(run_job(spec, results, termination_log, listen))
+        code = run_job(
+            spec, dataset=dataset, keys=keys, results=results, termination_log=termination_log, listen=listen
+        )
+        raise typer.Exit(code)
     hourly: dict[str, Decimal] = {}
     output = OutputFormat.JSON if as_json else output
     try:
@@ -222,10 +226,8 @@ def _scorer(
     rubric: str | None,
 ) -> dict[str, Any]:
     method = _METHODS.get(scorer)
-    if method is None or method is ScoringMethod.HARNESS:
-        raise InvalidSpec(
-            f"{scorer!r} is none of {', '.join(m for m in _METHODS if m != 'harness')}.", field="--scorer"
-        )
+    if method is None:
+        raise InvalidSpec(f"{scorer!r} is none of {', '.join(_METHODS)}.", field="--scorer")
     if (method is ScoringMethod.JUDGE) != (judge is not None and rubric is not None):
         raise InvalidSpec("--judge and --rubric belong to --scorer judge: set all three or none.", field="--scorer")
     read = None if schema is None else json.loads(_text(f"@{schema}") or "")

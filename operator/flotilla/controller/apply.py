@@ -32,7 +32,6 @@ from flotilla.kube.events import EventRecorder
 from flotilla.kube.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
-    EVALUATION,
     GATEWAY_KIND,
     JOB,
     MODEL_DEPLOYMENT,
@@ -63,7 +62,7 @@ CHILD_KINDS: tuple[Kind, ...] = (*_SERVING, JOB)
 """Watched: a change is seen at once."""
 LISTED_KINDS: tuple[Kind, ...] = (CONFIG_MAP, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, NETWORK_POLICY)
 """Of gateways, watched by their name: a watch by label would need the right to read every ConfigMap there is."""
-_KINDS_OF = {MODEL_DEPLOYMENT: _SERVING, GATEWAY_KIND: (*_SERVING, *LISTED_KINDS), EVALUATION: (JOB,)}
+_KINDS_OF = {MODEL_DEPLOYMENT: _SERVING, GATEWAY_KIND: (*_SERVING, *LISTED_KINDS)}
 """By kind of key, what its reconciler makes."""
 _BY_NAME = {kind.kind: kind for kind in (*CHILD_KINDS, *LISTED_KINDS)}
 

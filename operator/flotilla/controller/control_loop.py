@@ -24,7 +24,7 @@ from flotilla.console import view
 from flotilla.console.metrics import Metrics
 from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
 from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, PodDeletionCosts, Rollouts, StatusWriter
-from flotilla.controller.evaluation import EvaluationReconciler, target_facts
+from flotilla.controller.evaluation import EvaluationReconciler, ProgressReader, target_facts
 from flotilla.controller.gateway import GatewayReader, GatewayReconciler, PodNudge
 from flotilla.controller.guard_loop import GuardLoop
 from flotilla.controller.model_deployment import ModelDeploymentReconciler
@@ -180,10 +180,19 @@ class ControlLoop:
             nudge=PodNudge(client, self.store),
             moved=metrics.traffic_moved,
         )
+        self._progress = ProgressReader(AddressMap.parse(config.pod_address_map))
+        # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
+        begin = time.time() - clock()
+        ledger = Ledger(gap_s=max(30.0, 5 * config.scaling_interval_s), record_interval_s=config.ledger_interval_s)
         evaluations = EvaluationReconciler(
+            client=client,
             store=self.store,
             status=status,
             events=self._events,
+            progress=self._progress,
+            ledger=ledger,
+            bases=pricing.bases,
+            image=config.gateway_image,
             allow_private_hosted_addresses=config.allow_private_hosted_addresses,
             now=_rfc3339_now,
         )
@@ -227,9 +236,6 @@ class ControlLoop:
             kubeconfig=config.kubeconfig,
             context=config.context,
         )
-        # A record outlives this process, and the system's clock may step: its time, by the seconds that went by.
-        begin = time.time() - clock()
-        ledger = Ledger(gap_s=max(30.0, 5 * config.scaling_interval_s), record_interval_s=config.ledger_interval_s)
         self._ledger_store = LedgerStore(
             client,
             self.store,
@@ -321,6 +327,7 @@ class ControlLoop:
         for client in self._prometheus:
             await client.close()
         await self._reader.close()
+        await self._progress.close()
         self._metrics.leading(False)
 
     async def families(self) -> list[Metric]:

@@ -25,15 +25,18 @@ EXIT_OK, EXIT_AGAIN = 0, 3
 _REPORT_S = 10.0
 
 
-def run_job(spec: Path, results: Path | None, termination_log: Path | None, listen: str) -> int:
+def run_job(
+    spec: Path, *, dataset: str, keys: Path | None, results: Path | None, termination_log: Path | None, listen: str
+) -> int:
     """Returns the exit code: EXIT_AGAIN where another attempt may succeed.
 
-    EXIT_OK also where only a change of the spec helps: the Job would start the run again and again otherwise.
+    `dataset` and `keys` say where the container finds what the plan names. EXIT_OK also where only a change of the spec
+    helps: the Job would start the run again and again otherwise.
     """
     logs.configure("INFO", "json")
     try:
         try:
-            plan = load_plan(spec.read_bytes())
+            plan = _here(load_plan(spec.read_bytes()), dataset, keys)
         except OSError as error:
             raise InvalidSpec(f"{spec} cannot be read: {error.strerror}.", field="--spec") from error
         summary = asyncio.run(_run(plan, results, listen))
@@ -48,6 +51,14 @@ def run_job(spec: Path, results: Path | None, termination_log: Path | None, list
     log.info("the run has ended", extra={"cases": summary.cases_done, "early_end": summary.ended})
     _end(termination_log, summary)
     return EXIT_OK
+
+
+def _here(plan: RunPlan, dataset: str, keys: Path | None) -> RunPlan:
+    targets = [
+        target.model_copy(update={"key_file": str(keys / target.key_file)}) if keys and target.key_file else target
+        for target in plan.targets
+    ]
+    return plan.model_copy(update={"targets": targets, "dataset": dataset or plan.dataset})
 
 
 def _end(termination_log: Path | None, summary: RunSummary) -> None:

@@ -37,7 +37,7 @@ class PlannedTarget(_Part):
     """Of a hosted model; decides which fields it accepts."""
     revision: str = ""
     key_file: str = ""
-    """File that holds the API key; empty without one."""
+    """File that holds the API key, below the folder of keys of a Job; empty without one."""
     key_variable: str = ""
     """Environment variable that holds it, for a run without files."""
     price: Price | None = None
@@ -55,8 +55,8 @@ class RunPlan(_Part):
     """One run."""
 
     task: str
-    dataset: str = ""
-    """Path of a file, or s3:// or gs://; empty for the method Harness."""
+    dataset: str
+    """Path of a file, or s3:// or gs://."""
     sample_size: int | None = None
     seed: int = 0
     targets: Annotated[list[PlannedTarget], Field(min_length=1)]

@@ -41,7 +41,7 @@ WRONG, RIGHT, MALFORMED = Score(0), Score(1000), Score(0, malformed=True)
 
 
 class Scorer:
-    """Scores answers by one method of all but Judge and Harness. Made once for a dataset, which it checks first."""
+    """Scores answers by one method; with Judge, only whether there is an answer. Made for a dataset that it checks."""
 
     def __init__(self, spec: ScorerSpec, cases: Sequence[Case]) -> None:
         """Raises DatasetInvalid where a case expects what the method cannot compare, InvalidSpec for a bad schema."""

@@ -38,7 +38,7 @@ _OWN = re.compile(r"(^|/)flotilla(:|@|$)")
 def real_program(image: str, arguments: list[str], programs: Mapping[str, Sequence[str]]) -> list[str] | None:
     """The local command for an image: one of `programs`, whose keys are beginnings of names, or our own."""
     given = next((list(command) for start, command in programs.items() if image.startswith(start)), None)
-    own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"])
+    own = _OWN.search(image) and arguments[:1] in (["gateway"], ["operator"], ["evaluate"])
     return given or ([sys.executable, "-m", "flotilla"] if own else None)
 
 
@@ -120,6 +120,7 @@ _KILLED = 137
 _BACKOFF_CAP_S = 300.0
 _BACKOFF_RESET_S = 600.0
 
+_MESSAGE_LIMIT = 4096
 _MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
 """The part of a log that the kubelet keeps as the message of a container's end."""
 
@@ -148,10 +149,10 @@ class Container:
         address: str,
         directory: Path,
         mounts: Mounts,
-        restart: bool,
+        restart: str,
         changed: Callable[[], None],
     ) -> None:
-        """`restart`: whether the pod's policy is Always."""
+        """`restart`: the pod's policy, Always, OnFailure or Never."""
         self.spec = spec
         self.ready = False
         self.logs = ContainerLogs(directory)
@@ -165,6 +166,8 @@ class Container:
         self._changed = changed
         self._restart = restart
         self._mounts = mounts
+        self._message_path = spec.get("terminationMessagePath") or "/dev/termination-log"
+        self._message_file = directory / "termination-log"
         self._ports = {p["name"]: p["containerPort"] for p in spec.get("ports") or () if "name" in p}
         self._process: Process | Engine | None = None
         self._real = False
@@ -200,10 +203,12 @@ class Container:
             code, reason = await self._once(environment, simulate)
             self.logs.end()
             ended = {"exitCode": code, "reason": reason, "startedAt": self._since, "finishedAt": rfc3339()}
-            if code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError" and self._process:
+            if message := self._termination_message():
+                ended["message"] = message
+            elif code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError" and self._process:
                 ended["message"] = self._process.log_tail(_MESSAGE_LINES)[-_MESSAGE_BYTES:]
             self.ready = self._started = False
-            if not self._restart:
+            if self._restart == "Never" or (self._restart == "OnFailure" and code == 0):
                 self._state = {"terminated": ended}
                 self._changed()
                 return
@@ -215,6 +220,17 @@ class Container:
             self.waits("CrashLoopBackOff", f"back-off {delay_s:g}s restarting failed container={name}")
             await asyncio.sleep(delay_s)
             self._restarts += 1
+
+    def _termination_message(self) -> str:
+        """What the program wrote into its terminationMessagePath."""
+        try:
+            return self._message_file.read_text(errors="replace")[:_MESSAGE_LIMIT]
+        except OSError:
+            return ""
+
+    def _local_path(self, argument: str) -> str:
+        """A path of the container as one of this machine."""
+        return str(self._message_file) if argument == self._message_path else self._mounts.local(argument)
 
     async def stop(self, grace_s: float) -> None:
         """preStop, SIGTERM, and SIGKILL when the grace is over; the preStop hook counts against it."""
@@ -272,7 +288,7 @@ class Container:
 
     def _local(self, arguments: list[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]] | None:
         """Command and environment of a program that runs here for real, with local addresses and folders."""
-        image, local = self.spec["image"], self._mounts.local
+        image, local = self.spec["image"], self._local_path
         heard = [local(_ANYWHERE.sub(self._address, argument)) for argument in arguments]
         values = {name: local(value) for name, value in environment.items()}
         if (program := real_program(image, arguments, self._config.programs)) is not None:
@@ -282,6 +298,7 @@ class Container:
         else:
             return None
         self._mounts.make()
+        self._message_file.unlink(missing_ok=True)
         return [*program, *heard], values
 
     async def _play(self) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flotilla.errors import FlotillaError, NotReady
 from flotilla.kube.client import KubeClient
-from flotilla.kube.kinds import POD, SECRET, Kind
+from flotilla.kube.kinds import POD, SECRET, SERVICE, Kind
 from flotilla_devcluster import kubeconfig
 from flotilla_devcluster.kubeconfig import Access
 from flotilla_devcluster.network import local_address
@@ -73,6 +73,17 @@ def expand(text: str, values: Mapping[str, str]) -> str:
     return _REFERENCE.sub(
         lambda match: "$" if match.group(0) == "$$" else values.get(match.group(1), match.group(0)), text
     )
+
+
+async def service_hosts(client: KubeClient, namespace: str) -> dict[str, str]:
+    """Addresses of the namespace's Services by their DNS names, for our own programs: this cluster has no DNS."""
+    services = (await client.list(SERVICE, namespace=namespace)).items
+    found = [
+        f"{service['metadata']['name']}.{namespace}.svc={local_address(service['spec']['clusterIP'])}"
+        for service in services
+        if service["spec"].get("clusterIP") not in (None, "", "None")
+    ]
+    return {"FLOTILLA_SERVICE_HOSTS": ",".join(found)}
 
 
 async def _all_of(client: KubeClient, pod: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, str]:
@@ -142,7 +153,6 @@ class PodWorker:
         folder = host.directory / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
         self._folder = folder
         self.volumes = Volumes(host.client, pod, folder)
-        always = pod["spec"].get("restartPolicy", "Always") == "Always"
         self._containers = [
             Container(
                 host,
@@ -150,7 +160,7 @@ class PodWorker:
                 address=local_address(address),
                 directory=folder / spec["name"],
                 mounts=Mounts(pod, spec, folder=folder, claims=host.config.claims),
-                restart=always,
+                restart=pod["spec"].get("restartPolicy", "Always"),
                 changed=self._dirty.set,
             )
             for spec in pod["spec"]["containers"]
@@ -206,6 +216,8 @@ class PodWorker:
                 await self.volumes.fill()
                 values = await environment(self._client, self.pod, container.spec, self._address)
                 values |= await login(self._client, self._host.access, self.pod, self._folder)
+                if container.spec.get("args", [])[:1] == ["evaluate"]:
+                    values |= await service_hosts(self._client, self.pod["metadata"]["namespace"])
             except NotReady as missing:
                 container.waits("CreateContainerConfigError", str(missing))
             except FlotillaError as error:

@@ -1,13 +1,15 @@
 """Volumes for a container's process, which sees the whole machine.
 
-`Volumes` writes ConfigMaps and Secrets as files below the pod's folder and replaces them in one step when they
-change, as the kubelet does. `Mounts` translates a path below a container's mountPath into the volume's folder.
+`Volumes` writes ConfigMaps, Secrets and annotations of the pod as files below the pod's folder and replaces them in one
+step when they change, as the kubelet does. `Mounts` translates a path below a container's mountPath into the volume's
+folder.
 """
 
 import asyncio
 import base64
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +35,14 @@ class Volumes:
         self._namespace = pod["metadata"]["namespace"]
         self._folder = folder
         self._sources = {volume["name"]: list(_sources(volume)) for volume in pod["spec"].get("volumes") or ()}
+        self._of_pod = {
+            volume["name"]: {
+                item["path"]: _field(pod, item["fieldRef"]["fieldPath"])
+                for item in volume["downwardAPI"].get("items", ())
+            }
+            for volume in pod["spec"].get("volumes") or ()
+            if "downwardAPI" in volume
+        }
         self._written: dict[str, Files] = {}
         self._stale = asyncio.Event()
         self._filling = asyncio.Lock()
@@ -41,10 +51,10 @@ class Volumes:
         """Write what changed; raises NotReady with the kubelet's message when a Secret or ConfigMap is missing."""
         async with self._filling:  # Otherwise an older reading could be written last.
             for volume, sources in self._sources.items():
-                files: Files = {}
+                files: Files = dict(self._of_pod.get(volume, {}))
                 for kind, source in sources:
                     files |= await self._read(kind, source)
-                if sources and self._written.get(volume) != files:
+                if (sources or files) and self._written.get(volume) != files:
                     _swap(self._folder / volume, files, len(self._written.get(volume, ())))
                     self._written[volume] = files
 
@@ -91,6 +101,13 @@ def _sources(volume: Mapping[str, Any]) -> Iterator[tuple[Kind, Mapping[str, Any
         for key, kind in (("configMap", CONFIG_MAP), ("secret", SECRET)):
             if key in source:
                 yield kind, source[key]
+
+
+def _field(pod: Mapping[str, Any], path: str) -> bytes:
+    """One annotation or label of the pod, such as metadata.annotations['key']; empty where it has none."""
+    found = re.fullmatch(r"metadata\.(annotations|labels)\['(.+)'\]", path)
+    values = {} if found is None else pod["metadata"].get(found[1]) or {}
+    return str(values.get(found[2] if found else "", "")).encode()
 
 
 def _name(source: Mapping[str, Any]) -> str:
