@@ -13,7 +13,7 @@ from tests.support.labelled import Labelled
 from flotilla.errors import InvalidSpec, Transient
 from flotilla.evaluation.dataset import WEIRD_INPUTS
 from flotilla.evaluation.plan import RunPlan
-from flotilla.evaluation.runner import Run, execute
+from flotilla.evaluation.runner import EvaluationRun, execute
 from flotilla.evaluation.summary import MESSAGE_BYTES, RunSummary, load_summary, message
 
 ANSWERS = {f"ticket {n}": "ab"[n % 2] for n in range(60)}
@@ -58,7 +58,7 @@ def stable(summary: RunSummary) -> RunSummary:
     return summary.model_copy(update={"targets": [one.model_copy(update=untimed) for one in summary.targets]})
 
 
-def nothing(_: Run) -> None:
+def nothing(_: EvaluationRun) -> None:
     pass
 
 
@@ -109,7 +109,7 @@ async def test_a_killed_run_continues_and_comes_to_the_same(tmp_path: Path) -> N
         server.asked.clear()
         server.pause_s = 0.001
 
-        def kill(run: Run) -> None:
+        def kill(run: EvaluationRun) -> None:
             if run.cases_done >= 20:
                 running.cancel()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flotilla.evaluation.statistics import (
-    Sample,
+    Observations,
     cases_for,
     lower_bound,
     percentile,
@@ -24,17 +24,17 @@ RUNS, CASES, ERROR = 2000, 400, 0.05
 
 @cache
 def above(hits: int, cases: int, mean: float) -> bool:
-    return shown_above(Sample.rate(hits, cases), mean, error=ERROR)
+    return shown_above(Observations.rate(hits, cases), mean, error=ERROR)
 
 
 @cache
 def below(hits: int, cases: int, mean: float) -> bool:
-    return shown_below(Sample.rate(hits, cases), mean, error=ERROR)
+    return shown_below(Observations.rate(hits, cases), mean, error=ERROR)
 
 
 @cache
 def paired(wins: int, losses: int, cases: int, edge: float) -> tuple[bool, bool]:
-    sample = Sample({1.0: wins, 0.0: losses, 0.5: cases - wins - losses})
+    sample = Observations({1.0: wins, 0.0: losses, 0.5: cases - wins - losses})
     return shown_above(sample, edge, error=ERROR), shown_below(sample, edge, error=ERROR)
 
 
@@ -89,20 +89,20 @@ SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6
 @given(SCORES, st.randoms(use_true_random=False))
 @settings(max_examples=60)
 def test_bounds_enclose_the_mean_and_do_not_depend_on_the_order(values: list[float], rng: random.Random) -> None:
-    sample = Sample.of(values)
+    sample = Observations.of(values)
     low, high = lower_bound(sample, error=ERROR), upper_bound(sample, error=ERROR)
     assert sample.mean is not None
     assert 0 <= low <= sample.mean + 1e-4
     assert sample.mean - 1e-4 <= high <= 1
     shuffled = values[:]
     rng.shuffle(shuffled)
-    assert lower_bound(Sample.of(shuffled), error=ERROR) == pytest.approx(low, abs=1e-4)
+    assert lower_bound(Observations.of(shuffled), error=ERROR) == pytest.approx(low, abs=1e-4)
 
 
 @given(SCORES, st.floats(0.01, 0.99))
 @settings(max_examples=60)
 def test_a_bound_is_where_the_test_turns(values: list[float], mean: float) -> None:
-    sample = Sample.of(values)
+    sample = Observations.of(values)
     low, high = lower_bound(sample, error=ERROR), upper_bound(sample, error=ERROR)
     if abs(mean - low) > 1e-4:
         assert shown_above(sample, mean, error=ERROR) is (mean < low)
@@ -112,12 +112,12 @@ def test_a_bound_is_where_the_test_turns(values: list[float], mean: float) -> No
 
 @given(st.integers(0, 300), st.integers(1, 300))
 def test_one_more_hit_never_lowers_a_bound(hits: int, misses: int) -> None:
-    fewer, more = Sample.rate(hits, hits + misses), Sample.rate(hits + 1, hits + misses)
+    fewer, more = Observations.rate(hits, hits + misses), Observations.rate(hits + 1, hits + misses)
     assert lower_bound(more, error=ERROR) >= lower_bound(fewer, error=ERROR) - 1e-4
 
 
 def test_the_estimate_of_more_cases_is_where_the_test_turns() -> None:
-    sample = Sample.rate(390, 400)
+    sample = Observations.rate(390, 400)
     more = cases_for(sample, lambda grown: shown_above(grown, 0.95, error=ERROR))
     assert more is not None
     assert shown_above(sample.times(1 + more / 400), 0.95, error=ERROR)
@@ -125,10 +125,10 @@ def test_the_estimate_of_more_cases_is_where_the_test_turns() -> None:
 
 
 def test_no_number_of_cases_settles_a_rate_that_is_exactly_what_is_required() -> None:
-    sample = Sample.rate(95, 100)
+    sample = Observations.rate(95, 100)
     decided = lambda grown: shown_above(grown, 0.95, error=ERROR) or shown_below(grown, 0.95, error=ERROR)  # noqa: E731
     assert cases_for(sample, decided) is None
-    assert cases_for(Sample(), decided) is None
+    assert cases_for(Observations(), decided) is None
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_wilsons_interval_is_that_of_newcombe_1998(hits: int, of: int, interval:
 
 def test_without_observations_everything_is_possible() -> None:
     assert wilson(0, 0, confidence=0.95) == (0.0, 1.0)
-    assert (lower_bound(Sample(), error=ERROR), round(upper_bound(Sample(), error=ERROR), 3)) == (0.0, 1.0)
+    assert (lower_bound(Observations(), error=ERROR), round(upper_bound(Observations(), error=ERROR), 3)) == (0.0, 1.0)
     assert percentile([], 990) is None
 
 
 def test_a_value_outside_of_the_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.5 is not a value"):
-        Sample.of([0.2, 1.5])
+        Observations.of([0.2, 1.5])
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

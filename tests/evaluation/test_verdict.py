@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flotilla.api.evaluation import Requirements
-from flotilla.evaluation.statistics import Sample
+from flotilla.evaluation.statistics import Observations
 from flotilla.evaluation.verdict import DISQUALIFIED, INCONCLUSIVE, QUALIFIED, Measured, Ruling, rule, shown
 
 
@@ -17,7 +17,7 @@ def ruled(measured: Measured, **wanted: Any) -> Ruling:
 
 
 def scored(hits: float, of: float, **more: Any) -> Measured:
-    return Measured("small", Sample.rate(hits, of), **more)
+    return Measured("small", Observations.rate(hits, of), **more)
 
 
 WITHIN = {"quality": {"withinPermilleOf": {"target": "frontier", "permille": 50}}}
@@ -33,28 +33,28 @@ COST = {"costPerThousandTasksUSD": "0.20"}
         (scored(900, 1000), {"quality": {"minPermille": 950}}, DISQUALIFIED, "QualityTooLow"),
         (scored(19, 20), {"quality": {"minPermille": 950}}, INCONCLUSIVE, "TooFewCases"),
         (scored(0, 0), {"quality": {"minPermille": 950}}, INCONCLUSIVE, "TooFewCases"),
-        (scored(500, 1000, differences=Sample({0.5: 300})), WITHIN, QUALIFIED, "RequirementsMet"),
-        (scored(500, 1000, differences=Sample({0.5: 50, 0.0: 50})), WITHIN, DISQUALIFIED, "QualityTooLow"),
+        (scored(500, 1000, differences=Observations({0.5: 300})), WITHIN, QUALIFIED, "RequirementsMet"),
+        (scored(500, 1000, differences=Observations({0.5: 50, 0.0: 50})), WITHIN, DISQUALIFIED, "QualityTooLow"),
         (scored(500, 1000), WITHIN, INCONCLUSIVE, "TooFewCases"),
         (
-            scored(9, 10, late_total=Sample.rate(0, 600)),
+            scored(9, 10, late_total=Observations.rate(0, 600)),
             {"totalP99Milliseconds": 1500},
             QUALIFIED,
             "RequirementsMet",
         ),
         (
-            scored(9, 10, late_total=Sample.rate(60, 600)),
+            scored(9, 10, late_total=Observations.rate(60, 600)),
             {"totalP99Milliseconds": 1500},
             DISQUALIFIED,
             "TotalTooSlow",
         ),
         (
-            scored(9, 10, late_first_token=Sample.rate(0, 100)),
+            scored(9, 10, late_first_token=Observations.rate(0, 100)),
             {"firstTokenP99Milliseconds": 400},
             INCONCLUSIVE,
             "TooFewCases",
         ),
-        (scored(9, 10, malformed=Sample.rate(200, 1000)), {"malformedPermille": 50}, DISQUALIFIED, "Malformed"),
+        (scored(9, 10, malformed=Observations.rate(200, 1000)), {"malformedPermille": 50}, DISQUALIFIED, "Malformed"),
         (scored(9, 10, usd_per_thousand=Decimal("0.3")), COST, DISQUALIFIED, "TooExpensive"),
         (scored(9, 10, usd_per_thousand=Decimal("0.2")), COST, QUALIFIED, "RequirementsMet"),
         (scored(9, 10), COST, INCONCLUSIVE, "CostUnknown"),
@@ -68,7 +68,7 @@ def test_each_requirement_decides(measured: Measured, wanted: dict[str, Any], ve
 
 
 def test_the_target_that_others_are_compared_with_is_not_compared_with_itself() -> None:
-    assert ruled(Measured("frontier", Sample.rate(1, 2)), **WITHIN).reason == "NothingRequired"
+    assert ruled(Measured("frontier", Observations.rate(1, 2)), **WITHIN).reason == "NothingRequired"
 
 
 def test_an_inconclusive_verdict_says_how_many_more_cases_it_needs() -> None:
@@ -94,7 +94,9 @@ def test_the_bounds_lie_on_the_side_of_the_verdict() -> None:
 
 @cache
 def verdict_of(hits: int, malformed: int, late: int, cases: int) -> str:
-    measured = scored(hits, cases, malformed=Sample.rate(malformed, cases), late_total=Sample.rate(late, cases))
+    measured = scored(
+        hits, cases, malformed=Observations.rate(malformed, cases), late_total=Observations.rate(late, cases)
+    )
     wanted = {"quality": {"minPermille": 900}, "malformedPermille": 50, "totalP99Milliseconds": 1500}
     return shown(measured, Requirements.model_validate({"confidencePermille": 900, **wanted}))
 

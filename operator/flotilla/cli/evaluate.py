@@ -24,7 +24,7 @@ from flotilla.evaluation.job_runner import run_job
 from flotilla.evaluation.outcome import hosted_usd, target_result
 from flotilla.evaluation.plan import PlannedTarget, RunPlan
 from flotilla.evaluation.results_store import CaseResult
-from flotilla.evaluation.runner import Run, execute
+from flotilla.evaluation.runner import EvaluationRun, execute
 from flotilla.evaluation.summary import RunSummary
 
 app = command_app()
@@ -263,7 +263,7 @@ def _permille(share: float | None, field: str) -> int | None:
 
 
 @contextmanager
-def _progress(output: OutputFormat) -> Iterator[Callable[[Run], None]]:
+def _progress(output: OutputFormat) -> Iterator[Callable[[EvaluationRun], None]]:
     """A bar on standard error; nothing where that is no terminal, or JSON is wanted."""
     if output is OutputFormat.JSON or not sys.stderr.isatty():
         yield lambda run: None

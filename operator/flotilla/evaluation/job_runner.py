@@ -16,7 +16,7 @@ from aiohttp import web
 from flotilla import logs
 from flotilla.errors import InvalidSpec, Transient
 from flotilla.evaluation.plan import RunPlan, load_plan
-from flotilla.evaluation.runner import Run, execute
+from flotilla.evaluation.runner import EvaluationRun, execute
 from flotilla.evaluation.summary import RunSummary, message
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ async def _run(plan: RunPlan, results: Path | None, listen: str) -> RunSummary:
     # Without a handler, process 1 of a container ignores SIGTERM.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with contextlib.AsyncExitStack() as stack:
-        shown: list[Run] = []
+        shown: list[EvaluationRun] = []
         if listen:
             await stack.enter_async_context(_served(shown, listen))
         reporter = asyncio.create_task(_report(shown))
@@ -81,7 +81,7 @@ async def _run(plan: RunPlan, results: Path | None, listen: str) -> RunSummary:
         return summary
 
 
-async def _report(shown: list[Run]) -> None:
+async def _report(shown: list[EvaluationRun]) -> None:
     while True:
         await asyncio.sleep(_REPORT_S)
         if shown:
@@ -89,7 +89,7 @@ async def _report(shown: list[Run]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _served(shown: list[Run], listen: str) -> AsyncIterator[None]:
+async def _served(shown: list[EvaluationRun], listen: str) -> AsyncIterator[None]:
     """GET /progress."""
 
     async def progress(_: web.Request) -> web.Response:

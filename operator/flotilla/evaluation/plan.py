@@ -19,13 +19,13 @@ from flotilla.errors import InvalidSpec
 _MILLION = Decimal(10**6)
 
 
-class _Part(Model):
+class _PlanPart(Model):
     """Writer and reader may be of different releases: what the reader does not know, it must not ignore."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class PlannedTarget(_Part):
+class PlannedTarget(_PlanPart):
     """A model that is asked, or that judges."""
 
     name: str
@@ -51,7 +51,7 @@ class PlannedTarget(_Part):
         return self.price is not None
 
 
-class RunPlan(_Part):
+class RunPlan(_PlanPart):
     """One run."""
 
     task: str

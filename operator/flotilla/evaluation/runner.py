@@ -21,7 +21,7 @@ from flotilla.evaluation.plan import PlannedTarget, RunPlan, most_usd, usage_usd
 from flotilla.evaluation.results_store import CaseResult, ResultsStore
 from flotilla.evaluation.scorers import Score, Scorer, judge_messages, judged, read_judgement
 from flotilla.evaluation.summary import RunSummary, summarize
-from flotilla.evaluation.target_client import Answer, TargetClient, open_session
+from flotilla.evaluation.target_client import CaseAnswer, TargetClient, open_session
 
 _UNREACHABLE_AFTER = 8
 """Requests in a row without any answer of the server: the target is down, and its cases are not asked in vain."""
@@ -56,7 +56,7 @@ class _Budget:
         self.spent += usd
 
 
-class Run:
+class EvaluationRun:
     """One run of a plan; `run` it once. `summary` can be asked at any time."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Run:
         store: ResultsStore,
         clients: Mapping[str, TargetClient],
         *,
-        on_result: Callable[["Run"], None] = lambda _: None,
+        on_result: Callable[["EvaluationRun"], None] = lambda _: None,
     ) -> None:
         """`clients` by the name of their target. Raises DatasetInvalid where the scorer cannot use a case."""
         self.plan = plan
@@ -120,7 +120,7 @@ class Run:
 class _Turn:
     """One target's turn within a run."""
 
-    def __init__(self, run: Run, target: PlannedTarget) -> None:
+    def __init__(self, run: EvaluationRun, target: PlannedTarget) -> None:
         self._run = run
         self._plan = run.plan
         self._target = target
@@ -173,7 +173,7 @@ class _Turn:
                     lambda _: self._unjudged.release()
                 )
 
-    async def _score(self, case: Case, answer: Answer, usd: Decimal | None, charged: Decimal) -> None:
+    async def _score(self, case: Case, answer: CaseAnswer, usd: Decimal | None, charged: Decimal) -> None:
         strange = case.id in self._strange
         if answer.error:
             score = Score(0, malformed=not (strange and answer.refused))
@@ -252,7 +252,7 @@ class _Turn:
             max_tokens=self._plan.request.max_tokens,
         )
 
-    def _usd(self, answer: Answer) -> Decimal | None:
+    def _usd(self, answer: CaseAnswer) -> Decimal | None:
         return _usd_of(self._target, answer)
 
 
@@ -262,7 +262,7 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _usd_of(target: PlannedTarget, answer: Answer) -> Decimal | None:
+def _usd_of(target: PlannedTarget, answer: CaseAnswer) -> Decimal | None:
     """By the usage that a hosted API reports; None without a price or a report."""
     if target.price is None or answer.prompt_tokens is None or answer.generated_tokens is None:
         return None
@@ -272,11 +272,11 @@ def _usd_of(target: PlannedTarget, answer: Answer) -> Decimal | None:
 
 
 async def execute(
-    plan: RunPlan, results: Path | None, show: Callable[[Run], None]
+    plan: RunPlan, results: Path | None, show: Callable[[EvaluationRun], None]
 ) -> tuple[RunSummary, list[CaseResult]]:
     """The whole run, from the dataset to the summary and the results of cases. `show` gets it whenever it advances.
 
-    Raises InvalidSpec where only a change of the plan or the dataset helps, and Transient as `Run.run` does.
+    Raises InvalidSpec where only a change of the plan or the dataset helps, and Transient as `EvaluationRun.run` does.
     """
     dataset = parse_dataset(await read_dataset(plan.dataset))
     keys = {target.name: _key(target) for target in plan.targets}
@@ -284,7 +284,7 @@ async def execute(
     try:
         async with open_session(_hosts()) as session:
             clients = {target.name: TargetClient(session, target, keys[target.name]) for target in plan.targets}
-            run = Run(plan, dataset, store, clients, on_result=show)
+            run = EvaluationRun(plan, dataset, store, clients, on_result=show)
             show(run)
             return await run.run(), store.results
     finally:

@@ -23,13 +23,13 @@ _MOST_CASES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Observations:
     """How often each value of [0, 1] was observed. Counts may be fractions where a sample is extrapolated."""
 
     counts: Mapping[float, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Sample":
+    def of(cls, values: Iterable[float]) -> "Observations":
         """Count the values; raises ValueError for one outside of [0, 1]."""
         counts: dict[float, float] = {}
         for value in values:
@@ -39,7 +39,7 @@ class Sample:
         return cls(counts)
 
     @classmethod
-    def rate(cls, hits: float, of: float) -> "Sample":
+    def rate(cls, hits: float, of: float) -> "Observations":
         """`hits` ones among `of` observations, the others zero."""
         return cls({1.0: hits, 0.0: of - hits})
 
@@ -55,17 +55,17 @@ class Sample:
             return None
         return math.fsum(value * count for value, count in self.counts.items()) / self.size
 
-    def times(self, factor: float) -> "Sample":
+    def times(self, factor: float) -> "Observations":
         """The sample as it would be with so many times the observations, if they are distributed as these are."""
-        return Sample({value: count * factor for value, count in self.counts.items()})
+        return Observations({value: count * factor for value, count in self.counts.items()})
 
 
-def log_evidence_above(sample: Sample, mean: float) -> float:
+def log_evidence_above(sample: Observations, mean: float) -> float:
     """Logarithm of the capital of a bet against "the true mean is at most `mean`", where 0 < mean <= 1."""
     return _log_capital([(value / mean, count) for value, count in sample.counts.items()])
 
 
-def log_evidence_below(sample: Sample, mean: float) -> float:
+def log_evidence_below(sample: Observations, mean: float) -> float:
     """Logarithm of the capital of a bet against "the true mean is at least `mean`", where 0 <= mean < 1."""
     return _log_capital([((1 - value) / (1 - mean), count) for value, count in sample.counts.items()])
 
@@ -78,23 +78,23 @@ def _log_capital(relative: Iterable[tuple[float, float]]) -> float:
     return top + math.log(math.fsum(math.exp(log - top) for log in logs) / len(logs))
 
 
-def shown_above(sample: Sample, mean: float, *, error: float) -> bool:
+def shown_above(sample: Observations, mean: float, *, error: float) -> bool:
     """Whether the sample shows that the true mean exceeds `mean`. If it does not, this is ever True with at most
     probability `error`, however often one asks while the sample grows."""
     return mean <= 0 or (mean < 1 and log_evidence_above(sample, mean) >= -math.log(error))
 
 
-def shown_below(sample: Sample, mean: float, *, error: float) -> bool:
+def shown_below(sample: Observations, mean: float, *, error: float) -> bool:
     """Whether the sample shows that the true mean is lower than `mean`; see `shown_above`."""
     return mean >= 1 or (mean > 0 and log_evidence_below(sample, mean) >= -math.log(error))
 
 
-def lower_bound(sample: Sample, *, error: float) -> float:
+def lower_bound(sample: Observations, *, error: float) -> float:
     """The true mean is at least this, always, with probability 1 - `error`: the largest mean that is shown exceeded."""
     return _boundary(lambda mean: shown_above(sample, mean, error=error))
 
 
-def upper_bound(sample: Sample, *, error: float) -> float:
+def upper_bound(sample: Observations, *, error: float) -> float:
     """The true mean is at most this, always, with probability 1 - `error`."""
     return 1 - _boundary(lambda distance: shown_below(sample, 1 - distance, error=error))
 
@@ -108,7 +108,7 @@ def _boundary(holds: Callable[[float], bool]) -> float:
     return low
 
 
-def cases_for(sample: Sample, decided: Callable[[Sample], bool]) -> int | None:
+def cases_for(sample: Observations, decided: Callable[[Observations], bool]) -> int | None:
     """How many more observations would decide, if they are distributed as those so far; None if no number would.
 
     An estimate: a sample that is extrapolated has no chance in it.

@@ -18,7 +18,7 @@ from flotilla.evaluation.dataset import Case
 from flotilla.evaluation.plan import RunPlan
 from flotilla.evaluation.results_store import CaseResult
 from flotilla.evaluation.scorers import macro_f1
-from flotilla.evaluation.statistics import Sample, percentile
+from flotilla.evaluation.statistics import Observations, percentile
 from flotilla.evaluation.verdict import Measured
 
 MESSAGE_BYTES = 4096
@@ -28,11 +28,11 @@ MAX_SLICES = 16
 Counts = dict[int, int]
 
 
-class _Part(Model):
+class _SummaryPart(Model):
     model_config = ConfigDict(extra="ignore")
 
 
-class SliceSummary(_Part):
+class SliceSummary(_SummaryPart):
     """The cases of one slice."""
 
     name: Annotated[str, Field(alias="s")]
@@ -40,7 +40,7 @@ class SliceSummary(_Part):
     quality_permille: Annotated[int, Field(alias="q")]
 
 
-class TargetSummary(_Part):
+class TargetSummary(_SummaryPart):
     """One target. Aliases are short, because eight targets must fit."""
 
     target: Annotated[str, Field(alias="t")]
@@ -75,7 +75,7 @@ class TargetSummary(_Part):
         return sum(self.scores.values())
 
 
-class RunSummary(_Part):
+class RunSummary(_SummaryPart):
     """A run that ended, or what it has so far."""
 
     dataset_digest: Annotated[str, Field(alias="digest")] = ""
@@ -187,15 +187,15 @@ def _late(values: Sequence[float | None], limit: int | None) -> int:
 
 def measured(summary: TargetSummary, usd: Decimal | None) -> Measured:
     """What the verdict is made of. `usd` is what the cases have cost; None where that is unknown."""
-    scores = Sample({permille / 1000: count for permille, count in summary.scores.items()})
+    scores = Observations({permille / 1000: count for permille, count in summary.scores.items()})
     pairs = {(permille + 1000) / 2000: count for permille, count in summary.differences.items()}
     return Measured(
         target=summary.target,
         scores=scores,
-        differences=Sample(pairs) if pairs else None,
-        malformed=Sample.rate(summary.malformed, summary.asked),
-        late_first_token=Sample.rate(summary.late_first_token, summary.timed),
-        late_total=Sample.rate(summary.late_total, summary.timed),
+        differences=Observations(pairs) if pairs else None,
+        malformed=Observations.rate(summary.malformed, summary.asked),
+        late_first_token=Observations.rate(summary.late_first_token, summary.timed),
+        late_total=Observations.rate(summary.late_total, summary.timed),
         usd_per_thousand=None if usd is None or not summary.timed else 1000 * usd / summary.timed,
     )
 

@@ -26,7 +26,7 @@ _MAX_ERROR_BYTES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CaseAnswer:
     """What came back. Times are seconds from the start of the attempt that was answered."""
 
     text: str = ""
@@ -105,10 +105,10 @@ class TargetClient:
 
     async def ask(
         self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any], *, max_tokens: int, timeout_s: float
-    ) -> Answer:
+    ) -> CaseAnswer:
         """The answer, or what went wrong; failures that time may heal are retried. Never raises for them."""
         body = self._body(messages, parameters, max_tokens)
-        answer = Answer(error="not asked")
+        answer = CaseAnswer(error="not asked")
         for attempt in range(1, _ATTEMPTS + 1):
             answer, wish_s = await self._attempt(body, timeout_s)
             if not answer.error or (answer.status and answer.status not in _RETRIED) or attempt == _ATTEMPTS:
@@ -132,7 +132,7 @@ class TargetClient:
         }
         return self._rules.conform(body).fields if self._target.hosted else body
 
-    async def _attempt(self, body: Mapping[str, Any], timeout_s: float) -> tuple[Answer, float]:
+    async def _attempt(self, body: Mapping[str, Any], timeout_s: float) -> tuple[CaseAnswer, float]:
         """The answer, and the seconds that the server wants a client to wait."""
         started = time.perf_counter()
         try:
@@ -144,20 +144,20 @@ class TargetClient:
                         wish = response.headers.get("Retry-After", "")
                         error = f"HTTP {response.status}: {' '.join(said.split())[:300]}"
                         waited = float(wish) if wish.isdecimal() else 0.0
-                        return Answer(error=error, status=response.status), waited
+                        return CaseAnswer(error=error, status=response.status), waited
                     return await self._read(response, started), 0.0
         except TimeoutError:
-            return Answer(error=f"no whole answer within {timeout_s:g} s", status=408), 0.0
+            return CaseAnswer(error=f"no whole answer within {timeout_s:g} s", status=408), 0.0
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Answer(error=_said(error)), 0.0
+            return CaseAnswer(error=_said(error)), 0.0
 
-    async def _read(self, response: aiohttp.ClientResponse, started: float) -> Answer:
+    async def _read(self, response: aiohttp.ClientResponse, started: float) -> CaseAnswer:
         parts: list[str] = []
         first: float | None = None
         usage: Mapping[str, Any] = {}
         async for chunk in _chunks(response):
             if isinstance(wrong := chunk.get("error"), dict):
-                return Answer(error=str(wrong.get("message", "error in the stream"))[:300], status=502)
+                return CaseAnswer(error=str(wrong.get("message", "error in the stream"))[:300], status=502)
             if isinstance(found := chunk.get("usage"), dict):
                 usage = found
             for choice in (chunk.get("choices") or ())[:1]:
@@ -166,7 +166,7 @@ class TargetClient:
                     first = time.perf_counter() - started if first is None else first
                     parts.append(said)
         details = usage.get("prompt_tokens_details") or {}
-        return Answer(
+        return CaseAnswer(
             text="".join(parts),
             first_token_s=first,
             total_s=time.perf_counter() - started,

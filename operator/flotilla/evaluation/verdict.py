@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from flotilla.api.evaluation import QualificationVerdict, Requirements
 from flotilla.evaluation.statistics import (
-    Sample,
+    Observations,
     cases_for,
     lower_bound,
     shown_above,
@@ -29,15 +29,15 @@ class Measured:
     """What is known of one target."""
 
     target: str
-    scores: Sample
+    scores: Observations
     """Of the cases."""
-    differences: Sample | None = None
+    differences: Observations | None = None
     """Of cases that the target of withinPermilleOf answered too: (own score - its score + 1) / 2."""
-    malformed: Sample = field(default_factory=Sample)
+    malformed: Observations = field(default_factory=Observations)
     """Ones for malformed answers, weird inputs included."""
-    late_first_token: Sample = field(default_factory=Sample)
+    late_first_token: Observations = field(default_factory=Observations)
     """Ones for answers that began later than firstTokenP99Milliseconds, or never."""
-    late_total: Sample = field(default_factory=Sample)
+    late_total: Observations = field(default_factory=Observations)
     """Ones for answers that ended later than totalP99Milliseconds, or never."""
     usd_per_thousand: Decimal | None = None
     """None where a price or the usage is unknown."""
@@ -66,9 +66,9 @@ class _Test:
     reason: str
     """Of the verdict if it is broken."""
     said: str
-    sample: Sample
-    holds: Callable[[Sample, float], bool]
-    broken: Callable[[Sample, float], bool]
+    sample: Observations
+    holds: Callable[[Observations, float], bool]
+    broken: Callable[[Observations, float], bool]
 
 
 def rule(measured: Measured, requirements: Requirements) -> Ruling:
@@ -131,7 +131,7 @@ def _tests(measured: Measured, requirements: Requirements) -> Iterator[_Test]:
         )
     within = quality.within_permille_of if quality is not None else None
     if within is not None and within.target != measured.target:
-        differences = measured.differences or Sample()
+        differences = measured.differences or Observations()
         edge = (1 - within.permille / 1000) / 2
         apart = "" if differences.mean is None else f" It is {_points(2 * differences.mean - 1)} {within.target}."
         yield _Test(
@@ -156,7 +156,7 @@ def _tests(measured: Measured, requirements: Requirements) -> Iterator[_Test]:
         yield _rate("Malformed", said, found, requirements.malformed_permille / 1000)
 
 
-def _rate(reason: str, said: str, sample: Sample, most: float) -> _Test:
+def _rate(reason: str, said: str, sample: Observations, most: float) -> _Test:
     """A share that must not exceed `most`."""
     return _Test(
         reason,
