@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class CaseSet:
     """All cases of a source, in the order of their lines."""
 
     cases: tuple[Case, ...]
@@ -52,7 +52,7 @@ class Dataset:
     """sha256 of the bytes."""
 
 
-def parse_dataset(content: bytes) -> Dataset:
+def parse_dataset(content: bytes) -> CaseSet:
     """Read JSONL; raises DatasetInvalid with the numbers of the lines that are wrong."""
     if len(content) > MAX_BYTES:
         raise DatasetInvalid(f"The dataset has {len(content)} bytes, more than {MAX_BYTES}. Take a part of it.")
@@ -81,7 +81,7 @@ def parse_dataset(content: bytes) -> Dataset:
         raise DatasetInvalid("\n".join(problems[:_SHOWN]) + more)
     if not cases:
         raise DatasetInvalid('The dataset holds no case. A line is {"input": "…", "expected": "…"}.')
-    return Dataset(tuple(cases), f"sha256:{hashlib.sha256(content).hexdigest()}")
+    return CaseSet(tuple(cases), f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
 def sampled(cases: Sequence[Case], size: int | None, seed: int) -> list[Case]:

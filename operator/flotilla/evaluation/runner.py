@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flotilla.api.evaluation import WeirdInputs
 from flotilla.errors import InvalidSpec, Transient
-from flotilla.evaluation.dataset import Case, Dataset, parse_dataset, request_messages, sampled, weird_cases
+from flotilla.evaluation.dataset import Case, CaseSet, parse_dataset, request_messages, sampled, weird_cases
 from flotilla.evaluation.dataset_client import read_dataset
 from flotilla.evaluation.plan import PlannedTarget, RunPlan, most_usd, usage_usd
 from flotilla.evaluation.results_store import CaseResult, ResultsStore
@@ -62,7 +62,7 @@ class EvaluationRun:
     def __init__(
         self,
         plan: RunPlan,
-        dataset: Dataset,
+        dataset: CaseSet,
         store: ResultsStore,
         clients: Mapping[str, TargetClient],
         *,
