@@ -35,7 +35,8 @@ def check_evaluation(
             wrong = base_url_problem(external.base_url, allow_private=allow_private_hosted_addresses)
             if wrong is not None:
                 findings.append(EvaluationFinding(f"{path}.external.baseURL", "ForbiddenAddress", wrong))
-            if external.provider in _OTHER_LOGIN or external.api_version is not None:
+            by_deployment = external.provider is Provider.AZURE_OPENAI and external.api_version is not None
+            if external.provider in _OTHER_LOGIN or by_deployment:
                 findings.append(
                     EvaluationFinding(
                         f"{path}.external.provider",
