@@ -36,6 +36,8 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 
 ANNOTATION_PLAN: Final = f"{GROUP}/plan"
 """Of the pods of an Evaluation's Job: the document of the run, which the container sees as a file."""
+CONDITION_ADAPTERS: Final = f"{GROUP}/adapters"
+"""Condition of engine pods, and their readiness gate: the engine has loaded the LoRA adapters that are wanted."""
 
 MANAGED_BY_SELECTOR: Final = f"{LABEL_MANAGED_BY}={MANAGER}"
 

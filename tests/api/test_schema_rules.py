@@ -103,7 +103,7 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
     (
         "ModelDeployment",
         [(("spec", "model", "adapters"), [{"name": "a", "source": "s3://bucket/adapter"}])],
-        "spec.model.adapters[*].source must be hf://OWNER/NAME or pvc://CLAIM/PATH",
+        "spec.model.adapters[*].source must be hf://OWNER/NAME, pvc://CLAIM/PATH or oci://IMAGE",
     ),
     ("ModelDeployment", [(("spec", "model", "source"), "hf://too/many/parts")], "spec.model.source must be hf://"),
     (

@@ -10,7 +10,7 @@ from tests.support.whole import ROUTING_POLICY
 
 from flotilla.api.types import SecretKeyRef
 from flotilla.errors import InvalidSpec
-from flotilla.routing.document import facts_of, key_file, load_document
+from flotilla.routing.document import DeploymentFacts, facts_of, key_file, load_document
 
 DOCUMENT = compile_document("team", [resource(SOUND), resource(ROUTING_POLICY["spec"], name="whole")], FACTS)
 CONTENT = orjson.loads(DOCUMENT.text)
@@ -71,6 +71,27 @@ def test_a_target_knows_its_adapter_and_the_models_context_length_unless_the_pol
     assert (targets["small"].served_model, targets["small"].capabilities.context_length) == ("triage", 8192)
     assert (targets["medium"].served_model, targets["medium"].capabilities.context_length) == ("qwen2.5-7b", 512)
     assert targets["medium"].capabilities.tools == "Unsupported"
+
+
+@pytest.mark.parametrize(
+    ("engine", "adapter", "model", "scales"),
+    [
+        ("vllm", "triage", "triage", None),
+        ("sglang", "triage", "qwen:triage", None),
+        ("llamacpp", "triage", "qwen", (0, 1)),
+        ("llamacpp", None, "qwen", (0, 0)),
+        ("vllm", None, "qwen", None),
+    ],
+)
+def test_an_adapter_is_asked_for_as_its_engine_wants_it(
+    engine: str, adapter: str | None, model: str, scales: tuple[int, ...] | None
+) -> None:
+    facts = {"qwen-small": DeploymentFacts("qwen-small", "qwen", engine, adapters=("billing", "triage"))}
+    reference = {"name": "qwen-small", **({"adapter": adapter} if adapter else {})}
+    spec = put(SOUND, ("targets", 0, "modelDeploymentRef"), reference)
+    cluster = compile_document("team", [resource(spec)], facts).policies[0].target["small"].cluster
+    assert cluster is not None
+    assert (cluster.served_model, cluster.lora_scales) == (model, scales)
 
 
 def test_the_revision_in_headers_follows_the_meaning_and_not_the_generation() -> None:

@@ -31,6 +31,7 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
             },
             "credentialsSecret": {"name": "hf", "key": "token"},
             "adapters": [{"name": "triage", "source": "hf://acme/triage-lora", "rank": 8}],
+            "lora": {"maxAdapters": 2, "maxRank": 8, "claimNames": ["adapters"]},
             "cache": {"claimName": "weights"},
         },
         "engine": {

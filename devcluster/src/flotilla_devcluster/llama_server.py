@@ -118,7 +118,7 @@ _ENUMS: Final = {
     ),
 }
 """Options whose value names a member: field, enumeration, beginning of its names, values with another name."""
-_ELSEWHERE: Final = frozenset({"host", "model", "hf-repo", "alias", "api-key", "rerank", "fit", "timeout"})
+_ELSEWHERE: Final = frozenset({"host", "model", "hf-repo", "alias", "api-key", "rerank", "fit", "timeout", "lora"})
 
 
 def packaged_weights() -> Path | None:
@@ -187,6 +187,10 @@ def parameters(values: Mapping[str, Any], *, address: str, binding: Any) -> Any:
     params.port = 0 if hidden else values.get("port", 8080)
     params.model_alias = set(_listed(values.get("alias", "")))
     params.api_keys = _listed(values.get("api-key", ""))
+    # The program gives adapters that it does not apply a scale of 0; the binding leaves that to its caller.
+    scale = 0.0 if values.get("lora-init-without-apply") else 1.0
+    files = [path for given in values.get("lora", ()) for path in _listed(given)]
+    params.lora_adapters = [_adapter(binding, path, scale) for path in files]
     params.fit_params = values.get("fit", "on") == "on"
     if "timeout" in values:
         params.timeout_read = params.timeout_write = values["timeout"]
@@ -219,6 +223,12 @@ def _whole(option: str, text: str) -> int:
     if not re.fullmatch(r"\d+", text):
         raise Refused(1, f'error while handling argument "--{option}": stoul')
     return int(text)
+
+
+def _adapter(binding: Any, path: str, scale: float) -> Any:
+    adapter = binding.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = path, scale
+    return adapter
 
 
 def _listed(text: str) -> list[str]:

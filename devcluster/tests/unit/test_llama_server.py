@@ -6,9 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import struct
+from array import array
 from contextlib import AbstractAsyncContextManager
 from operator import attrgetter
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import aiohttp
 import openai
@@ -147,3 +151,47 @@ def test_only_images_for_cpus_with_weights_of_this_machine_run_for_real(tmp_path
     assert real_engine(image, ADDRESS, [*here, "--no-such-flag"], {}) is None  # the simulated one says the same of it
     with pytest.raises(Refused, match="is no file"):
         llama_server.parameters({"model": str(tmp_path / "gone.gguf")}, address=ADDRESS, binding=xllamacpp)
+
+
+def gguf_text(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def write_adapter(path: Path, *, rank: int = 4, width: int = 576, strength: float = 2.0) -> None:
+    """A LoRA adapter for the queries of SmolLM2-135M's first layers, with random weights, as a GGUF file."""
+    texts = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    values = [gguf_text(key) + struct.pack("<I", 8) + gguf_text(text) for key, text in texts.items()]
+    values.append(gguf_text("adapter.lora.alpha") + struct.pack("<If", 6, rank))
+    shapes = {
+        f"blk.{n}.attn_q.weight.lora_{part}": shape
+        for n in range(4)
+        for part, shape in (("a", (width, rank)), ("b", (rank, width)))
+    }
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(values)) + b"".join(values)
+    bytes_each = 4 * rank * width
+    for index, (name, shape) in enumerate(shapes.items()):
+        head += gguf_text(name) + struct.pack("<IQQIQ", 2, *shape, 0, index * bytes_each)
+    random = Random(7)
+    weights = array("f", (random.gauss(0, strength) for _ in range(len(shapes) * rank * width)))
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + weights.tobytes())
+
+
+async def test_an_adapter_answers_for_requests_that_name_its_number_and_for_no_other(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "triage.gguf")
+    argv = rendered("--lora-init-without-apply", "--lora", str(tmp_path / "triage.gguf"))
+    async with server(argv):
+        await ready(argv)
+        url = f"http://{ADDRESS}:{port(argv)}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="-", max_retries=0, timeout=60) as client:
+
+            async def said(**extra: object) -> str:
+                question: Any = {"role": "user", "content": "What is the capital of France? One word."}
+                answer = await client.chat.completions.create(
+                    model="smollm2-135m", messages=[question], max_tokens=12, temperature=0, extra_body=extra
+                )
+                return answer.choices[0].message.content or ""
+
+            base = await said(lora=[{"id": 0, "scale": 0}])
+            assert "Paris" in base
+            assert await said(lora=[{"id": 0, "scale": 1}]) != base
+            assert await said(lora=[{"id": 0, "scale": 0}]) == base

@@ -94,13 +94,28 @@ class Adapter(Model):
         str,
         StringConstraints(min_length=6, max_length=300),
         Cel(
-            r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$|^pvc://[a-z0-9][-.a-z0-9]*/[^:]+$')",
-            "spec.model.adapters[*].source must be hf://OWNER/NAME or pvc://CLAIM/PATH",
+            r"self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$|^pvc://[a-z0-9][-.a-z0-9]*/[^:]+$"
+            r"|^oci://[a-z0-9][-._:/@a-zA-Z0-9]*$') && !self.contains('/../')",
+            "spec.model.adapters[*].source must be hf://OWNER/NAME, pvc://CLAIM/PATH or oci://IMAGE; copy an adapter "
+            "from a bucket to a volume",
         ),
     ]
-    """source of the adapter: hf://OWNER/NAME, or pvc://CLAIM/PATH."""
+    """source of the adapter: hf://OWNER/NAME of the Hugging Face hub, pvc://CLAIM/PATH, or oci://IMAGE."""
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """rank of the adapter's matrices: r in its adapter_config.json."""
+
+
+class LoraSpec(Model):
+    """What the engine reserves for LoRA adapters, so that they come and go without a new pod."""
+
+    max_adapters: Annotated[int, Field(ge=1, le=32)] = 4
+    """maxAdapters that can be in use at one time."""
+    max_rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """maxRank of the adapters' matrices; more takes more memory."""
+    claim_names: Annotated[list[DnsSubdomain], Atomic(8)] = Field(default_factory=list)
+    """claimNames are PersistentVolumeClaims that will hold adapters.
+
+    They are mounted from the start, because mounting one later replaces the pods."""
 
 
 class ModelCache(Model):
@@ -147,7 +162,10 @@ class ModelSpec(Model):
     adapters: Annotated[list[Adapter], ListMap(("name",), 32)] = Field(default_factory=list)
     """adapters are LoRA adapters that are served beside the model, each under its own name.
 
-    SGLang takes SERVEDNAME:ADAPTER as the model of a request."""
+    vLLM and SGLang load and unload them while they serve. SGLang takes SERVEDNAME:ADAPTER as the model of a request,
+    and llama.cpp the number of the adapter as lora; a gateway writes both."""
+    lora: LoraSpec | None = None
+    """lora reserves memory for adapters, also where there is none yet. Default: its fields' own, with an adapter."""
     cache: ModelCache = ModelCache()
     """cache specifies where downloaded weights and compiled kernels are kept."""
 
@@ -451,6 +469,17 @@ class ScalingStatus(Model):
     """panicSince a burst began: no replica is removed before it has been over for scaleDownDelaySeconds."""
 
 
+class AdapterStatus(Model):
+    """One LoRA adapter on the replicas."""
+
+    name: Annotated[str, StringConstraints(max_length=100)]
+    """name of the adapter."""
+    digest: Annotated[str, StringConstraints(max_length=100)] | None = None
+    """digest of the adapter's source; it changes when other weights are meant."""
+    loaded_replicas: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """loadedReplicas have it."""
+
+
 class ModelDeploymentStatus(Model):
     """What is so."""
 
@@ -480,6 +509,8 @@ class ModelDeploymentStatus(Model):
     """accelerator in use."""
     fit: FitStatus | None = None
     """fit of the model into the accelerator's memory."""
+    adapters: Annotated[list[AdapterStatus], ListMap(("name",), 32)] | None = None
+    """adapters that are wanted, and on how many replicas each is."""
     scaling: ScalingStatus | None = None
     """scaling decision in force."""
     cost: CostStatus | None = None

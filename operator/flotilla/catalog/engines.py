@@ -196,18 +196,34 @@ class MemoryProfile(_Data):
     last one says how many images and videos a prompt may have."""
 
 
+class RuntimeAdapters(_Data):
+    """Endpoints of the engine that load and unload adapters while it serves.
+
+    `load` and `unload` take a POST of {lora_name, lora_path}; `models` is OpenAI's list, where an adapter has a
+    `parent` and its path as `root`."""
+
+    load: str
+    unload: str
+    models: str
+
+
 class AdapterProfile(_Data):
-    """How LoRA adapters are named on the command line."""
+    """How the engine gets LoRA adapters: by `runtime`, or on its command line by `each` and what stands around it."""
 
     argv: tuple[tuple[str, ...], ...] = ()
-    flag: str
-    each: str
+    env: dict[str, str] = {}
+    """Variables of an engine that starts with LoRA."""
+    runtime: RuntimeAdapters | None = None
+    flag: str = ""
+    each: str = ""
     """One adapter, of `name` and `path`."""
     separator: str = ""
     """Joins all of them into one argument; empty: each is an argument of its own."""
+    repeat: bool = False
+    """Whether `flag` stands before each argument, and not once before all."""
     ranks: tuple[int, ...]
     """The ranks that the engine can reserve; an adapter takes the next larger one."""
-    sources: frozenset[str] = frozenset({"hf", "pvc"})
+    sources: frozenset[str] = frozenset({"hf", "pvc", "oci"})
 
 
 class Profile(_Data):
@@ -263,21 +279,30 @@ class Profile(_Data):
         return _compiled(self.argv)
 
     def arguments(
-        self, values: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = (), rank: int = 0
+        self, values: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = (), *, slots: int = 0, rank: int = 0
     ) -> list[str]:
-        """The engine's arguments. Each element is rendered alone, so that no value can become two."""
+        """The engine's arguments. Each element is rendered alone, so that no value can become two.
+
+        `slots` and `rank` are what it reserves for adapters (0 slots: none); `adapters` those it reads at start.
+        """
         argv = self._render(self._compiled, values)
-        if adapters and self.adapters is not None:
-            told = self.adapters
-            argv += self._render(_compiled(told.argv), {**values, "count": len(adapters), "rank": rank})
-            named = [_compile(told.each).render(adapter) for adapter in adapters]
-            argv += [told.flag, *([told.separator.join(named)] if told.separator else named)]
+        if slots and self.adapters is not None:
+            lora = self.adapters
+            argv += self._render(_compiled(lora.argv), {**values, "count": slots, "rank": rank})
+            named = [_compile(lora.each).render(adapter) for adapter in adapters]
+            if lora.separator and named:
+                named = [lora.separator.join(named)]
+            if lora.repeat:
+                argv += [part for one in named for part in (lora.flag, one)]
+            elif named:
+                argv += [lora.flag, *named]
         return argv
 
-    def environment(self, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """The engine's variables, by name; one that renders empty is left out."""
-        names = sorted(self.env)
-        found = self._render(_compiled([self.env[name]] for name in names), values, keep_empty=True)
+    def environment(self, values: Mapping[str, Any], *, lora: bool = False) -> tuple[tuple[str, str], ...]:
+        """The engine's variables, by name; one that renders empty is left out. `lora`: it starts with adapters."""
+        env = {**self.env, **(self.adapters.env if lora and self.adapters is not None else {})}
+        names = sorted(env)
+        found = self._render(_compiled([env[name]] for name in names), values, keep_empty=True)
         return tuple((name, value) for name, value in zip(names, found, strict=True) if value)
 
     def _render(
@@ -370,7 +395,7 @@ class Profile(_Data):
     def check_env(self, names: Sequence[str]) -> None:
         """Refuse variables that the operator sets, or that are dangerous."""
         for index, name in enumerate(names):
-            if name in self.env or name == self.token_env:
+            if name in self.env or name == self.token_env or (self.adapters and name in self.adapters.env):
                 why = "is set by the operator" + (
                     "; use spec.model.credentialsSecret" if name == self.token_env else ""
                 )

@@ -23,6 +23,7 @@ from flotilla.config import OperatorConfig
 from flotilla.console import view
 from flotilla.console.metrics import Metrics
 from flotilla.constants import GATEWAY, MANAGED_BY_SELECTOR
+from flotilla.controller.adapter_loop import AdapterLoader
 from flotilla.controller.apply import CHILD_KINDS, LISTED_KINDS, Executor, PodDeletionCosts, Rollouts, StatusWriter
 from flotilla.controller.evaluation import EvaluationReconciler, ProgressReader, target_facts
 from flotilla.controller.gateway import GatewayReader, GatewayReconciler, PodNudge
@@ -154,6 +155,14 @@ class ControlLoop:
             today=_today,
             stale_after_days=config.price_stale_days,
         )
+        self._adapters = AdapterLoader(
+            client,
+            self.store,
+            AddressMap.parse(config.pod_address_map),
+            enqueue=self.queue.add,
+            clock=clock,
+            now=_rfc3339_now,
+        )
         models = ModelDeploymentReconciler(
             store=self.store,
             executor=executor,
@@ -161,6 +170,7 @@ class ControlLoop:
             deletion_costs=PodDeletionCosts(client, self.store),
             status=status,
             scaler=self._scaler,
+            adapters=self._adapters,
             events=self._events,
             catalog=catalog,
             pricing=pricing,
@@ -311,6 +321,7 @@ class ControlLoop:
             start("resync", self._resync.run)
             start("events", self._events.run)
             start("draining", self._draining.run)
+            start("adapters", self._adapters.run)
             start("prices", self._prices.run)
             start("ledger", self._ledger_store.run)
             if self._unallocated is not None:

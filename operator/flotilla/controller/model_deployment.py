@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from flotilla.api.model_deployment import ModelDeployment
 from flotilla.controller import model_status
+from flotilla.controller.adapter_loop import AdapterLoader
 from flotilla.controller.apply import (
     RIVAL_S,
     Executor,
@@ -58,6 +59,7 @@ class ModelDeploymentReconciler:
         deletion_costs: PodDeletionCosts,
         status: StatusWriter,
         scaler: Scaler,
+        adapters: AdapterLoader,
         events: EventRecorder,
         catalog: Catalog,
         pricing: Pricing,
@@ -70,6 +72,7 @@ class ModelDeploymentReconciler:
         self._deletion_costs = deletion_costs
         self._status = status
         self._scaler = scaler
+        self._adapters = adapters
         self._events = events
         self._catalog = catalog
         self._pricing = pricing
@@ -90,6 +93,7 @@ class ModelDeploymentReconciler:
             compiled = await self._compile(key, live)
             self._pricing.adopt(key, compiled.pricing)
             desired = self._scaler.track(key, live, compiled.model, compiled.resolved)
+            self._adapters.track(key, compiled.resolved)
             held_s = self._promotions.release(key, compiled.template.hash)
             if held_s is None and await self._converge(key, live, compiled, desired):
                 self._status.defer(key)
@@ -173,6 +177,7 @@ class ModelDeploymentReconciler:
             state=tracked.state if tracked else None,
             spec=compiled.model.spec if compiled else None,
             resolved=compiled.resolved if compiled else None,
+            adapters=self._adapters.statuses(compiled.resolved, load) if compiled else (),
             cost=priced,
             room=room,
         )
@@ -226,6 +231,7 @@ class ModelDeploymentReconciler:
         self._compiled.pop(key, None)
         self._executor.forget(key)
         self._scaler.forget(key)
+        self._adapters.forget(key)
         self._pricing.forget(key)
         self._status.forget(key)
 

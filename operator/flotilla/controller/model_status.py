@@ -155,6 +155,16 @@ def model_loaded(load: Workload) -> Verdict:
         # Nothing is loaded before a pod has a node, and why it has none is the scheduler's message.
         waits = scheduled(load)
         return Verdict("ModelLoaded", "False", waits.reason, f"No engine has started. {waits.message}")
+    waiting = next((pod for pod in pods if pod.answers and pod.adapters == "False"), None)
+    if waiting is not None:
+        why = f" {waiting.adapters_message.rstrip('.')}." if waiting.adapters_message else ""
+        return Verdict(
+            "ModelLoaded",
+            "False",
+            "AdapterMissing",
+            f"The engine has loaded the model, and a LoRA adapter is missing.{why} It is tried again every few "
+            "seconds; correct spec.model.adapters or the adapter's files.",
+        )
     return Verdict("ModelLoaded", "False", "Loading", "The engine is starting and loads the model.")
 
 
@@ -286,6 +296,7 @@ def build(
     state: State | None = None,
     spec: ModelDeploymentSpec | None = None,
     resolved: Resolved | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
     cost: Priced | None = None,
     room: CacheRoom | None = None,
 ) -> dict[str, Any]:
@@ -314,6 +325,8 @@ def build(
         }
     if resolved is not None:
         status |= _resolved(meta, resolved, room)
+    if adapters:
+        status["adapters"] = list(adapters)
     if cost is not None:
         status["cost"] = _cost(cost)
     return status

@@ -93,6 +93,9 @@ class Dialect:
         translated = () if own is None else own.dropped
         if self._rules is None or operation is not Operation.CHAT:
             content = requests.rewrite_body(body, model, usage=extras.usage, logprobs=extras.logprobs)
+            cluster = self._target.cluster
+            if cluster is not None and cluster.lora_scales is not None:
+                content = content[: content.rindex(b"}")] + _lora(cluster.lora_scales)
             return Payload(content, translated)
         conformed = self._rules.conform(body.fields)
         if conformed.changed:
@@ -157,3 +160,8 @@ def _listed(dropped: Iterable[str]) -> tuple[str, ...]:
     """Names of dropped fields, which clients choose, in a number and length that a header can hold."""
     names = sorted({name[:_NAME_LENGTH] for name in dropped})
     return (*names[:_NAMES], f"and {len(names) - _NAMES} more") if len(names) > _NAMES else tuple(names)
+
+
+def _lora(scales: Iterable[int]) -> bytes:
+    """The end of a body that gives llama.cpp's adapters these scales."""
+    return b',"lora":[%b]}' % b",".join(b'{"id":%d,"scale":%d}' % numbered for numbered in enumerate(scales))

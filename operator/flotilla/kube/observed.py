@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flotilla.constants import ENGINE_CONTAINER
+from flotilla.constants import CONDITION_ADAPTERS, ENGINE_CONTAINER
 from flotilla.kube.kinds import DEPLOYMENT, POD, Key
 from flotilla.kube.store import Store
 
@@ -61,6 +61,12 @@ class Pod:
     """Empty when not scheduled."""
     ready_time: str = ""
     """RFC 3339 of the last change of readiness; empty when it was never ready or is not."""
+    answers: bool = False
+    """Whether the engine answers its readiness probe; the pod is Ready only when its gates are open too."""
+    adapters: str = ""
+    """Status of the condition on LoRA adapters; empty before the operator has set it."""
+    adapters_message: str = ""
+    """Why an adapter is not loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ def pod(obj: Object) -> Pod:
     scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
     containers: Sequence[Object] = status.get("containerStatuses") or ()
     container: Object = next((c for c in containers if c.get("name") == ENGINE_CONTAINER), next(iter(containers), {}))
+    adapters = _condition(status, CONDITION_ADAPTERS)
     waiting: Object = (container.get("state") or {}).get("waiting") or {}
     ended: Object = (
         (container.get("state") or {}).get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
@@ -125,6 +132,9 @@ def pod(obj: Object) -> Pod:
         priority=int((obj.get("spec") or {}).get("priority") or 0),
         deletion_cost=(meta.get("annotations") or {}).get(DELETION_COST, ""),
         ready_time=(ready.get("lastTransitionTime") or "") if ready.get("status") == "True" else "",
+        answers=bool(container.get("ready")),
+        adapters=adapters.get("status") or "",
+        adapters_message=adapters.get("message") or "",
     )
 
 

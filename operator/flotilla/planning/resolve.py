@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flotilla.api.model_deployment import Adapter, ModelDeploymentSpec, ResourcesSpec
+from flotilla.api.model_deployment import ModelDeploymentSpec, ResourcesSpec
 from flotilla.api.types import amount
 from flotilla.catalog import accelerators
 from flotilla.catalog.accelerators import Accelerator
@@ -12,6 +12,7 @@ from flotilla.catalog.engines import LATEST, Profile, at_least, load_profiles
 from flotilla.catalog.models import Architecture, KnownModel, ModelCatalogue, load_models
 from flotilla.errors import InvalidSpec
 from flotilla.planning import quantization
+from flotilla.planning.adapters import AdapterPlan, plan_adapters
 from flotilla.planning.additions import LoraSlots
 from flotilla.planning.memory_fit import GIB, Fit, Settings, fitted, startup_seconds
 from flotilla.planning.quantization import Quantization
@@ -68,8 +69,6 @@ def parse_source(source: str) -> Source:
 
 _UNKNOWN_CACHE_GIB = 4
 """Of a CPU, for an unknown model: a quarter of the memory that its pod gets."""
-ADAPTER_PATH = "/adapters"
-"""Where claims with adapters are mounted, each under its own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,7 @@ class Resolved:
     startup_seconds: int
     """What the engine may take to load the model: spec.rollout.timeoutSeconds, or by the size of the weights."""
     served_name: str
+    adapters: AdapterPlan
     warnings: tuple[str, ...]
     near: str = ""
     """Which models of the catalogue may have been meant, as a sentence, where it does not know the source."""
@@ -145,14 +145,14 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
     _check_resources(spec.resources)
     profile.check_args(spec.engine.args)
     profile.check_env([variable.name for variable in spec.engine.env])
-    adapters, rank = _adapters(profile, spec.model.adapters)
+    adapters = plan_adapters(profile, spec.model)
     memory = fitted(
         spec,
         known=known,
         weights=chosen.weights,
         profile=profile,
         accelerator=accelerator,
-        lora=LoraSlots(len(adapters), rank),
+        lora=LoraSlots(adapters.slots, adapters.rank),
         find=catalog.models.find,
     )
     served_name = spec.model.served_name or name
@@ -177,12 +177,17 @@ def resolve(name: str, spec: ModelDeploymentSpec, catalog: Catalog) -> Resolved:
         "drain_seconds": profile.drain.seconds,
         "startup_seconds": startup,
     }
+    at_start = [{"name": adapter.name, "path": adapter.path} for adapter in adapters.in_arguments]
     return Resolved(
         profile=profile,
         engine_version=version,
         image=spec.engine.image or profile.image(accelerator.vendor, version),
-        argv=(*profile.arguments(values, adapters, rank), *spec.engine.args),
-        env=profile.environment(values),
+        argv=(
+            *profile.arguments(values, at_start, slots=adapters.slots, rank=adapters.rank),
+            *spec.engine.args,
+        ),
+        env=profile.environment(values, lora=adapters.slots > 0),
+        adapters=adapters,
         port=profile.port,
         source=source,
         quantization=chosen,
@@ -310,32 +315,3 @@ def _check_source(profile: Profile, source: Source) -> None:
             field="spec.model.source",
             reason="UnsupportedSource",
         )
-
-
-def _adapters(profile: Profile, wanted: list[Adapter]) -> tuple[list[dict[str, str]], int]:
-    """Name and path of each adapter, and the rank to reserve."""
-    if not wanted:
-        return [], 0
-    told = profile.adapters
-    if told is None:
-        raise InvalidSpec(
-            f"{profile.name} serves no LoRA adapters in Flotilla. Remove them, or choose another spec.engine.",
-            field="spec.model.adapters",
-            reason="UnsupportedAdapters",
-        )
-    rank = max(adapter.rank for adapter in wanted)
-    reserved = next((known for known in told.ranks if known >= rank), None)
-    if reserved is None:
-        raise InvalidSpec(
-            f"An adapter of rank {rank} is more than the {told.ranks[-1]} that {profile.name} can reserve.",
-            field="spec.model.adapters",
-            reason="UnsupportedAdapters",
-        )
-    return [{"name": adapter.name, "path": _adapter_path(adapter)} for adapter in wanted], reserved
-
-
-def _adapter_path(adapter: Adapter) -> str:
-    source = parse_source(adapter.source)
-    if source.scheme == "hf":
-        return source.rest
-    return f"{ADAPTER_PATH}/{source.rest}"

@@ -45,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("", ("pods",), ("list", "watch"), "scheduling, start-up and queue depth"),
     Rule("", ("pods",), ("patch",), "the deletion cost that lets idle replicas go first"),
+    Rule("", ("pods/status",), ("patch",), "the readiness gate of pods whose LoRA adapters are loaded while they run"),
     Rule("", ("configmaps",), ("get", "list", "watch", "create", "patch"), "the gateway's document", names=(GATEWAY,)),
     Rule("", ("nodes",), ("list",), "accelerators that are free for a rollout, and their prices", cluster_scoped=True),
     Rule(

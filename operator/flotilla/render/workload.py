@@ -18,6 +18,7 @@ from flotilla.constants import (
     ANNOTATION_HASH,
     ANNOTATION_TEMPLATE_HASH,
     API_VERSION,
+    CONDITION_ADAPTERS,
     ENGINE_CONTAINER,
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
@@ -27,9 +28,9 @@ from flotilla.constants import (
     LABEL_QUEUE_NAME,
     MANAGER,
 )
-from flotilla.planning import resolve
+from flotilla.planning.adapters import AdapterPlan, claim_path, image_path
 from flotilla.planning.memory_fit import DEFAULT_MEMORY_GIB
-from flotilla.planning.resolve import ADAPTER_PATH, MODEL_PATH, Resolved
+from flotilla.planning.resolve import MODEL_PATH, Resolved
 
 Object = dict[str, Any]
 
@@ -100,7 +101,7 @@ def volumes(md: ModelDeployment, resolved: Resolved) -> list[MountedVolume]:
         _mounted("tmp", "/tmp", {"emptyDir": {}}),  # noqa: S108 - in the container
         _mounted("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": shm}}),  # noqa: S108 - in the container
         *_weights(resolved),
-        *_adapters(md),
+        *_adapters(resolved.adapters),
         *_key(md, resolved),
     ]
 
@@ -119,18 +120,20 @@ def _weights(resolved: Resolved) -> list[MountedVolume]:
     if source.scheme == "pvc":
         return [_mounted("model", MODEL_PATH, _claim(source.claim), read_only=True)]
     if source.scheme == "oci":
-        # An image volume: Kubernetes 1.33 and later, on by default since 1.35.
-        image = {"image": {"reference": source.rest, "pullPolicy": "IfNotPresent"}}
-        return [_mounted("model", MODEL_PATH, image, read_only=True)]
+        return [_mounted("model", MODEL_PATH, _image(source.rest), read_only=True)]
     return []
 
 
-def _adapters(md: ModelDeployment) -> list[MountedVolume]:
-    parsed = [resolve.parse_source(adapter.source) for adapter in md.spec.model.adapters]
-    claims = dict.fromkeys(source.claim for source in parsed if source.scheme == "pvc")
+def _image(reference: str) -> Object:
+    """An image volume: Kubernetes 1.33 and later, on by default since 1.35."""
+    return {"image": {"reference": reference, "pullPolicy": "IfNotPresent"}}
+
+
+def _adapters(plan: AdapterPlan) -> list[MountedVolume]:
+    places = [(claim_path(claim), _claim(claim)) for claim in plan.claims]
+    places += [(image_path(name), _image(reference)) for name, reference in plan.images]
     return [
-        _mounted(f"adapters-{number}", f"{ADAPTER_PATH}/{claim}", _claim(claim), read_only=True)
-        for number, claim in enumerate(claims)
+        _mounted(f"adapters-{number}", path, source, read_only=True) for number, (path, source) in enumerate(places)
     ]
 
 
@@ -185,11 +188,17 @@ def _template(md: ModelDeployment, resolved: Resolved) -> Object:
                 "fsGroup": resolved.profile.uid,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
+            **_readiness_gates(resolved.adapters),
             "containers": [container(md, resolved)],
             "volumes": [volume for _, volume in volumes(md, resolved)],
             **scheduling(md, resolved.accelerator),
         },
     }
+
+
+def _readiness_gates(plan: AdapterPlan) -> Object:
+    """The operator sets this condition when the engine has all adapters, so that no request reaches a pod before."""
+    return {"readinessGates": [{"conditionType": CONDITION_ADAPTERS}]} if plan.runtime and plan.slots else {}
 
 
 def container(md: ModelDeployment, resolved: Resolved) -> Object:

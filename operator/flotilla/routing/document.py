@@ -83,6 +83,10 @@ class ClusterEndpoint(_Part):
     engine: str
     adapter: str | None = None
     """The adapter that is asked instead of the model itself."""
+    lora_scales: tuple[int, ...] | None = None
+    """For an engine that knows adapters by number: 1 for the one that requests shall get, 0 for each other.
+
+    All are named: after an answer with an adapter, llama.cpp's cache is wrong for a request that names none."""
 
 
 class HostedEndpoint(_Part):
@@ -408,6 +412,7 @@ def _target(target: TargetSpec, deployments: Mapping[str, DeploymentFacts]) -> T
     reference = target.model_deployment_ref
     assert reference is not None
     facts = deployments.get(reference.name) or DeploymentFacts(reference.name, reference.name, "")
+    served, lora_scales = _model_of(facts, reference.adapter)
     capabilities = target.capabilities
     if capabilities.context_length is None and facts.context_length is not None:
         capabilities = capabilities.model_copy(update={"context_length": facts.context_length})
@@ -417,11 +422,21 @@ def _target(target: TargetSpec, deployments: Mapping[str, DeploymentFacts]) -> T
         capabilities=capabilities,
         cluster=ClusterEndpoint(
             model_deployment=reference.name,
-            served_model=reference.adapter or facts.served_name,
+            served_model=served,
             engine=facts.engine,
             adapter=reference.adapter,
+            lora_scales=lora_scales,
         ),
     )
+
+
+def _model_of(facts: DeploymentFacts, adapter: str | None) -> tuple[str, tuple[int, ...] | None]:
+    """The model that requests name, and the adapters' scales where these say which one is meant."""
+    if facts.engine == "llamacpp" and facts.adapters:
+        return facts.served_name, tuple(int(name == adapter) for name in facts.adapters)
+    if adapter is None:
+        return facts.served_name, None
+    return (f"{facts.served_name}:{adapter}" if facts.engine == "sglang" else adapter), None
 
 
 def _hosted(external: ExternalTarget) -> HostedEndpoint:

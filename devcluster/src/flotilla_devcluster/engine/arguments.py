@@ -242,7 +242,8 @@ def parse_llama(programs: Sequence[str], table: str, argv: Sequence[str], env: M
             raise Refused(1, f"error: invalid argument: {name}")
         flag = by_name[name]
         try:
-            values[flag.key] = _llama_value(flag, name, queue)
+            value = _llama_value(flag, name, queue)
+            values[flag.key] = [*values.get(flag.key, ()), value] if flag.append else value
         except _Wrong as wrong:
             usage = ", ".join((*flag.names, *flag.negatives))
             how = f"usage:\n{usage}\n\nto show complete usage, run with -h"

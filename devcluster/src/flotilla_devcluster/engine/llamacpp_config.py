@@ -87,7 +87,7 @@ def configure(argv: Sequence[str], env: Mapping[str, str]) -> LlamacppConfig:
         shows_slots=values.get("slots", True),
         jinja=values.get("jinja", True),
         web_ui=values.get("ui", True),
-        loras=tuple(filter(None, values.get("lora", "").split(","))),
+        loras=tuple(path for given in values.get("lora", ()) for path in given.split(",") if path),
         settings=settings,
         load_failure=_load_failure(total, settings),
     )

@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -37,7 +38,7 @@ from flotilla_devcluster.engine.requests import (
     whole,
 )
 from flotilla_devcluster.engine.serving import RunningServer, SimulatedEngine
-from flotilla_devcluster.engine.sglang_config import VERSION, SglangConfig
+from flotilla_devcluster.engine.sglang_config import VERSION, Adapter, SglangConfig
 
 _OPEN: Final = ("/health", "/ready", "/metrics")
 """Paths that begin so need no key."""
@@ -79,6 +80,8 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
                 web.get("/v1/models/{model:.+}", self._model),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._completions),
+                web.post("/load_lora_adapter", self._load_adapter),
+                web.post("/unload_lora_adapter", self._unload_adapter),
             ]
         )
         if self.config.metrics:
@@ -136,6 +139,27 @@ class SglangEngine(SimulatedEngine[SglangConfig]):
 
     async def _server_info(self, _: web.Request) -> web.Response:
         return json_response(server_info(self.config))
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        document = await request.json()
+        adapter = Adapter(str(document.get("lora_name")), str(document.get("lora_path")))
+        wrong = "" if self.config.lora else "LoRA is not enabled. Please set `--enable-lora` to enable LoRA."
+        if adapter.name in (known.name for known in self.config.adapters):
+            wrong = f"LoRA adapter with name {adapter.name} already exists."
+        return self._adapters_are(wrong, (*self.config.adapters, adapter))
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = str((await request.json()).get("lora_name"))
+        kept = tuple(known for known in self.config.adapters if known.name != name)
+        missing = len(kept) == len(self.config.adapters)
+        return self._adapters_are(f"LoRA adapter with name {name} does not exist." if missing else "", kept)
+
+    def _adapters_are(self, wrong: str, adapters: tuple[Adapter, ...]) -> web.Response:
+        if not wrong:
+            self.config = replace(self.config, adapters=adapters)
+        loaded = {adapter.name: adapter.path for adapter in self.config.adapters}
+        document = {"success": not wrong, "error_message": wrong, "loaded_adapters": loaded}
+        return json_response(document, status=HTTPStatus.BAD_REQUEST if wrong else HTTPStatus.OK)
 
     async def _models(self, _: web.Request) -> web.Response:
         return json_response(models(self.config))

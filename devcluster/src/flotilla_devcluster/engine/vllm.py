@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -61,6 +62,13 @@ class VllmEngine(SimulatedEngine[VllmConfig]):
                 web.post("/v1/completions", self._completions),
             ]
         )
+        if self.config.loads_adapters:
+            app.add_routes(
+                [
+                    web.post("/v1/load_lora_adapter", self._load_adapter),
+                    web.post("/v1/unload_lora_adapter", self._unload_adapter),
+                ]
+            )
         return app
 
     async def terminate(self, server: RunningServer) -> None:
@@ -103,6 +111,24 @@ class VllmEngine(SimulatedEngine[VllmConfig]):
             # this endpoint alone finds out after the head of a stream has gone
             return await failed_stream(request, error.event, tail=DONE, headers=self.stream_headers)
         return await self._generate(request, asked)
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        name, path = await _adapter_of(request, "lora_name", "lora_path")
+        if name in self.config.adapters:
+            message = (
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
+            )
+            raise _error(HTTPStatus.BAD_REQUEST, "InvalidUserInput", f"{message}'load_inplace' to True.")
+        self.config = replace(self.config, adapters={**self.config.adapters, name: path})
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        (name,) = await _adapter_of(request, "lora_name")
+        if name not in self.config.adapters:
+            raise _error(HTTPStatus.NOT_FOUND, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+        kept = {other: path for other, path in self.config.adapters.items() if other != name}
+        self.config = replace(self.config, adapters=kept)
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _admit(self, asked: Asked) -> None:
         if self.draining or self.loop.dead:
@@ -209,6 +235,16 @@ async def _document(request: web.Request) -> dict[str, Any]:
         raise _invalid("Unsupported Media Type: Only 'application/json' is allowed")
     no_object = _field("model_attributes_type", "body", "Input should be a valid dictionary")
     return read_json(await request.read(), broken=broken, no_object=lambda: _invalid(no_object))
+
+
+async def _adapter_of(request: web.Request, *fields: str) -> list[str]:
+    """The texts of these fields. Raises ApiError where one is missing or empty."""
+    document = await _document(request)
+    found = [document.get(field) for field in fields]
+    if not all(isinstance(text, str) and text for text in found):
+        message = f"{'Both ' if len(fields) > 1 else ''}{' and '.join(map(repr, fields))} must be provided."
+        raise _error(HTTPStatus.BAD_REQUEST, "InvalidUserInput", message)
+    return [str(text) for text in found]
 
 
 def read_chat(document: Mapping[str, Any], config: VllmConfig) -> Asked:

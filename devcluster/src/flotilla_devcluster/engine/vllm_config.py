@@ -177,6 +177,8 @@ class VllmConfig(EngineConfig):
     served_names: tuple[str, ...]
     adapters: Mapping[str, str]
     """Path of each LoRA adapter by its name; they have names only, and answer as the model does."""
+    loads_adapters: bool
+    """Whether the endpoints that load and unload them exist."""
     api_keys: tuple[str, ...]
     context_tokens: int
     shutdown_timeout_s: int
@@ -199,6 +201,8 @@ def configure(argv: Sequence[str], env: Mapping[str, str]) -> VllmConfig:
         model=model,
         served_names=tuple(values.get("served-model-name") or [model]),
         adapters=_adapters(values),
+        loads_adapters=bool(values.get("enable-lora"))
+        and env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true"),
         host=values.get("host") or "0.0.0.0",
         port=values.get("port", 8000),
         api_keys=tuple(values.get("api-key") or filter(None, [env.get("VLLM_API_KEY")])),

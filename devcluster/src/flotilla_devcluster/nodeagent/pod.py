@@ -169,6 +169,8 @@ class PodWorker:
     def update(self, pod: dict[str, Any]) -> None:
         """A newer version of the pod."""
         self.pod = pod
+        if pod["spec"].get("readinessGates"):
+            self._dirty.set()
         if "deletionTimestamp" in pod["metadata"]:
             self._deleted.set()
 
@@ -248,7 +250,13 @@ class PodWorker:
             meta = self.pod["metadata"]
             try:
                 await self._client.patch(
-                    POD, meta["name"], {"status": status}, namespace=meta["namespace"], subresource="status"
+                    POD,
+                    meta["name"],
+                    {"status": status},
+                    namespace=meta["namespace"],
+                    subresource="status",
+                    # Conditions are merged by type: others set those of readiness gates.
+                    patch_type="strategic",
                 )
                 last = status
             except NotReady:
@@ -260,7 +268,8 @@ class PodWorker:
 
     def _status(self) -> dict[str, Any]:
         statuses = [container.status() for container in self._containers]
-        ready = all(container.ready for container in self._containers)
+        contained = all(container.ready for container in self._containers)
+        ready = contained and self._gates_open()
         ended = [status["state"].get("terminated") for status in statuses]
         phase = "Running" if any("waiting" not in s["state"] or s["restartCount"] for s in statuses) else "Pending"
         if all(ended):
@@ -268,17 +277,12 @@ class PodWorker:
         for type_, value in (
             ("PodReadyToStartContainers", True),
             ("Initialized", True),
-            ("ContainersReady", ready),
+            ("ContainersReady", contained),
             ("Ready", ready),
         ):
             status = "True" if value else "False"
             if self._conditions.get(type_, ("", ""))[0] != status:
                 self._conditions[type_] = (status, rfc3339())
-        kept = [
-            condition
-            for condition in (self.pod.get("status") or {}).get("conditions") or ()
-            if condition["type"] not in self._conditions
-        ]
         mine = [
             {"type": type_, "status": status, "lastTransitionTime": since}
             for type_, (status, since) in self._conditions.items()
@@ -288,9 +292,15 @@ class PodWorker:
             "podIP": self._address,
             "podIPs": [{"ip": self._address}],
             "startTime": self._conditions["Initialized"][1],
-            "conditions": [*kept, *mine],
+            "conditions": mine,
             "containerStatuses": statuses,
         }
+
+    def _gates_open(self) -> bool:
+        """Whether others have set every condition that the pod's readiness waits for."""
+        conditions = (self.pod.get("status") or {}).get("conditions") or ()
+        true = {condition["type"] for condition in conditions if condition["status"] == "True"}
+        return all(gate["conditionType"] in true for gate in self.pod["spec"].get("readinessGates") or ())
 
     async def _remove(self) -> None:
         meta = self.pod["metadata"]
