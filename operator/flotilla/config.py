@@ -160,6 +160,12 @@ class OperatorConfig(BaseModel):
         description="Name of a Secret, in each namespace with a gateway, whose key `url` is the address of a Redis or "
         "Valkey in which the gateway's pods share rate limits and budgets. Default: each pod counts by itself.",
     )
+    gateway_tls_secret: str = Field(
+        "",
+        max_length=253,
+        description="Name of a Secret of type kubernetes.io/tls, in each namespace with a gateway, with the gateway's "
+        "certificate. Default: clients connect by http.",
+    )
     gateway_env: dict[str, str] = Field(
         {}, description="Additional environment variables of the gateways, such as OTEL_EXPORTER_OTLP_ENDPOINT."
     )

@@ -49,13 +49,15 @@ VALUES: dict[str, tuple[str, str]] = {
     "gateway_image": ("a", "b"),
     "gateway_replicas": ("3", "4"),
     "gateway_redis_secret": ("a", "b"),
+    "gateway_tls_secret": ("a", "b"),
     "gateway_env": ('{"A": "b=c, d"}', '{"A": "e"}'),
     "allow_private_hosted_addresses": ("true", "false"),
 }
 """Two values of each setting, as an environment variable has them."""
 FREE_TEXT = {
     "kubeconfig", "listen_host", "engines", "accelerators", "prometheus_ca_file", "prometheus_bearer_token_file",
-    "wake_query", "price_catalog", "pod_address_map", "gateway_image", "gateway_redis_secret", "context",
+    "wake_query", "price_catalog", "pod_address_map", "gateway_image", "gateway_redis_secret",
+    "gateway_tls_secret", "context",
 }  # fmt: skip
 """Settings that accept every text."""
 NEEDED = {"prometheus_url": "https://prometheus"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.gateway import Running, document_of, eventually, running_gateway, said
+from tests.support.gateway import Running, chat_body, document_of, events, eventually, running_gateway, said
 from tests.support.hosted import Garbage, Hang, HostedApi, Reset, Stream, Whole, fault
 from tests.support.hosted_answers import hosted_api, openai_chunks
 from tests.support.routing import HOSTED, SOUND
@@ -303,14 +303,62 @@ async def test_an_open_breaker_sends_requests_elsewhere_at_once(tmp_path: Path) 
         assert len(small.received) == 6
 
 
-async def test_all_targets_down_is_told_with_a_time_to_retry(tmp_path: Path) -> None:
+async def test_the_last_target_is_asked_although_its_breaker_is_open(tmp_path: Path) -> None:
     async with two(tmp_path, routed(fallback=False)) as (gw, medium, _):
-        medium.script(*[fault(503)] * 5)
-        for _ in range(5):
+        medium.script(*[fault(503)] * 8)
+        for _ in range(8):
             assert (await gw.chat())[0] == 503
+        assert len(medium.received) == 8
+        assert (await gw.chat())[0] == 200
+
+
+async def test_a_target_that_rests_is_not_asked_although_it_is_the_last(tmp_path: Path) -> None:
+    async with two(tmp_path, routed(fallback=False)) as (gw, medium, _):
+        state = gw.gateway.state
+        state.breakers.rest(gw.document.policies[0].uid, "medium", 60, state.loop.time())
         status, body, headers = await gw.chat()
         assert (status, body["error"]["code"]) == (503, "no_capacity")
         assert int(headers["retry-after"]) > 0
+        assert not medium.received
+
+
+async def test_an_error_in_a_stream_that_is_held_back_is_followed(tmp_path: Path) -> None:
+    spec = routed()
+    escalation = {"target": "small", "signals": ["EmptyAnswer"]}
+    spec = {**spec, "defaultRoute": {**spec["defaultRoute"], "escalation": escalation}}
+    async with two(tmp_path, spec) as (gw, medium, _):
+        medium.script(Stream([*CHUNKS[:2], b'data: {"error": {"message": "no memory"}}\n\n', b"data: [DONE]\n\n"]))
+        _, chunks, headers = await gw.stream()
+        assert said(chunks) == "Hello there"
+        assert "target=small" in headers["x-flotilla-route"]
+
+
+async def test_what_a_model_thinks_counts_as_output(tmp_path: Path) -> None:
+    spec = routed(fallback=False)
+    escalation = {"target": "small", "signals": ["EmptyAnswer"], "maxBufferedTokens": 3}
+    spec = {**spec, "defaultRoute": {**spec["defaultRoute"], "escalation": escalation}}
+    async with two(tmp_path, spec) as (gw, medium, _):
+        gate = asyncio.Event()
+        thoughts = [chunk.replace(b'"content"', b'"reasoning_content"') for chunk in CHUNKS[:3]] * 2
+        medium.script(Stream([*thoughts, *CHUNKS], gate=gate, gate_after=len(thoughts)))
+        async with gw.session.post(gw.url + "/v1/chat/completions", json=chat_body(stream=True)) as answer:
+            assert b"reasoning_content" in await answer.content.readany()
+            gate.set()
+            assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_comments_are_sent_while_a_stream_is_held_back(tmp_path: Path) -> None:
+    spec = routed(fallback=False)
+    escalation = {"target": "small", "signals": ["EmptyAnswer"]}
+    spec = {**spec, "defaultRoute": {**spec["defaultRoute"], "escalation": escalation}}
+    async with two(tmp_path, spec) as (gw, medium, _):
+        gw.gateway.state.pending.heartbeat_s = 0.01
+        gate = asyncio.Event()
+        medium.script(Stream(CHUNKS, gate=gate, gate_after=2))
+        async with gw.session.post(gw.url + "/v1/chat/completions", json=chat_body(stream=True)) as answer:
+            assert await answer.content.readline() == b": reading the answer\n"
+            gate.set()
+            assert said(events((await answer.read()).decode().lstrip())) == "One two three"
 
 
 @pytest.mark.parametrize("status", [404, 405, 500, 501])

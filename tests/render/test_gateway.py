@@ -1,6 +1,7 @@
 """A gateway's objects against a golden file; `UPDATE_GOLDEN=1 pytest tests/render/test_gateway.py` writes it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,13 @@ def test_the_operator_may_touch_no_account_role_or_binding_but_the_gateways() ->
 def test_the_endpoint_is_the_service() -> None:
     port = rendered()["Service"]["spec"]["ports"][0]["port"]
     assert endpoint("team") == f"http://{GATEWAY}.team.svc:{port}/v1"
+
+
+def test_the_certificate_of_clients_is_mounted_if_a_secret_is_named() -> None:
+    spec = rendered(replace(SETTINGS, tls_secret="web"))["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "tls"]
+    assert container["args"][container["args"].index("--tls") + 1] == mount["mountPath"]
+    assert {"secretName": "web", "defaultMode": 0o440} in [volume.get("secret") for volume in spec["volumes"]]
+    assert endpoint("team", tls=True).startswith("https://")
+    assert "--tls" not in pod()["containers"][0]["args"]

@@ -170,7 +170,8 @@ async def running_gateway(
         grace_s=5,
         access_log=False,
     )
-    gateway = Gateway(replace(config, limits=limits or ServerLimits(), **settings), accounts=accounts, tls=tls)
+    config = replace(config, limits=limits or ServerLimits(), tls=settings.pop("tls_files", None))
+    gateway = Gateway(replace(config, **settings), accounts=accounts, tls=tls)
     await gateway.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:

@@ -25,10 +25,10 @@ def gateway(
     state: Annotated[
         Path | None, typer.Option(envvar="FLOTILLA_STATE", help="Folder in which the last valid document is kept.")
     ] = None,
-    listen: Annotated[str, typer.Option(envvar="FLOTILLA_LISTEN", help="HOST:PORT for clients.")] = "0.0.0.0:8000",
+    listen: Annotated[str, typer.Option(envvar="FLOTILLA_LISTEN", help="[HOST]:PORT for clients.")] = ":8000",
     admin_listen: Annotated[
-        str, typer.Option(envvar="FLOTILLA_ADMIN_LISTEN", help="HOST:PORT of /healthz, /readyz, /metrics, /config.")
-    ] = "0.0.0.0:9090",
+        str, typer.Option(envvar="FLOTILLA_ADMIN_LISTEN", help="[HOST]:PORT of /healthz, /readyz, /metrics, /config.")
+    ] = ":9090",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     pod_address_map: Annotated[
@@ -43,6 +43,16 @@ def gateway(
     grace: Annotated[
         float, typer.Option(envvar="FLOTILLA_GRACE_SECONDS", help="Seconds after that in which requests may complete.")
     ] = 600,
+    tls: Annotated[
+        Path | None,
+        typer.Option(envvar="FLOTILLA_TLS", help="Folder with tls.crt and tls.key: clients then connect by https."),
+    ] = None,
+    cors_origins: Annotated[
+        str,
+        typer.Option(
+            envvar="FLOTILLA_CORS_ORIGINS", help="Origins whose pages may call the gateway, with commas; * for all."
+        ),
+    ] = "",
     access_log: Annotated[
         bool, typer.Option(envvar="FLOTILLA_ACCESS_LOG", help="Log one line for each request.")
     ] = True,
@@ -75,6 +85,8 @@ def gateway(
             grace_s=grace,
             access_log=access_log,
             capture_claims=dict(capture_claim or ()),
+            tls=tls,
+            cors_origins=tuple(origin.strip() for origin in cors_origins.split(",") if origin.strip()),
         )
     except InvalidSpec as error:
         fail(error, serving.EXIT_CONFIG)
@@ -84,5 +96,6 @@ def gateway(
 def _address(text: str, option: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidSpec(f"{text!r} is not HOST:PORT. An example is 0.0.0.0:8000.", field=option)
-    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - as asked
+        why = f"{text!r} is not [HOST]:PORT. :8000 means all addresses, [::1]:8000 only that one."
+        raise InvalidSpec(why, field=option)
+    return host.strip("[]"), int(port)

@@ -91,6 +91,7 @@ def _gateway_settings(config: OperatorConfig) -> GatewaySettings:
         image=config.gateway_image,
         replicas=config.gateway_replicas,
         redis_secret=config.gateway_redis_secret,
+        tls_secret=config.gateway_tls_secret,
         env={**mapped, **config.gateway_env},
     )
 

@@ -242,12 +242,13 @@ class GatewayReconciler:
     ) -> float | None:
         """Write each policy's status; returns when to look again."""
         waits: list[float] = []
+        address = endpoint(key.namespace, tls=bool(self._settings.tls_secret))
         for live in policies:
             name = live["metadata"]["name"]
             admission = admitted.admissions[name].with_missing(view.missing_keys)
             served = admitted.document.by_name.get(name)
             routes = served.routes if served is not None else ()
-            wanted = build(live, admission, view, now=self._now(), endpoint=endpoint(key.namespace), routes=routes)
+            wanted = build(live, admission, view, now=self._now(), endpoint=address, routes=routes)
             again_s = await self._status.write(Key(ROUTING_POLICY, key.namespace, name), live, wanted, writer=key)
             if again_s is None:
                 record_transition_events(self._events, ROUTING_POLICY, live, wanted["conditions"])

@@ -6,6 +6,7 @@ It has a port and threads of its own, so that probes are answered while the even
 import json
 import logging
 import re
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from flotilla.gateway.http.server import open_socket
 from flotilla.gateway.pending import MAX_WAIT_S
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class AdminServer:
     """Serves from its construction until `close`."""
 
     def __init__(self, host: str, port: int, probes: Probes) -> None:
-        self._server = _Server((host, port), probes)
+        self._server = _Server(open_socket(host, port), probes)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="admin", daemon=True)
         self._thread.start()
 
@@ -64,9 +66,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: tuple[str, int], probes: Probes) -> None:
+    def __init__(self, listening: socket.socket, probes: Probes) -> None:
         self.probes = probes
-        super().__init__(address, _Handler)
+        super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
 
 
 class _Handler(BaseHTTPRequestHandler):

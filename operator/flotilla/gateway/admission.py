@@ -1,7 +1,7 @@
 """Admit a request: read its body, identify the client, count its limits, classify it, decide, reserve its cost.
 
-`read_request` and then `admit_request` fill the `Record`, in the order of the code, so that a refused request is
-recorded with what is known. Both may return the `Refusal` that the client gets. `admit_request` waits only for the
+`read_body`, `identify` and `admit_request` fill the `Record`, in the order of the code, so that a refused request is
+recorded with what is known. All may return the `Refusal` that the client gets. `admit_request` waits only for the
 classifier and for limits that are counted elsewhere; `waits` says so, and `now` runs it at once otherwise.
 """
 
@@ -17,7 +17,7 @@ from flotilla.gateway.config import RoutePlan, ServedPolicy, Setup
 from flotilla.gateway.dialect import Dialect, Extras
 from flotilla.gateway.dispatch import Dispatcher, resolve, unix_s
 from flotilla.gateway.http import message
-from flotilla.gateway.http.message import Request
+from flotilla.gateway.http.message import MemoryBudget, Request
 from flotilla.gateway.limits.accounts import limited
 from flotilla.gateway.metrics import CLASSIFIER
 from flotilla.gateway.openai.requests import Body, InvalidBody, image_problem
@@ -26,20 +26,41 @@ from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import now_ns
 from flotilla.routing import classify
 from flotilla.routing.budgets import ZERO, reservation, spent, usage_of
-from flotilla.routing.decide import Refusal, invalid_api_key, model_not_found
+from flotilla.routing.decide import SERVER_ERROR, Refusal, invalid_api_key, model_not_found
 from flotilla.routing.document import Policy
 from flotilla.routing.request import Features, Operation, features_of
 
+LARGE_BYTES = 128 * 1024
+"""Larger bodies take memory for their parsed form, and are parsed on a thread."""
+_COPIES = 3
+_VALUE_BYTES = 48
 _T = TypeVar("_T")
 
 
-def read_request(setup: Setup, record: Record, read: Callable[[bytes], Body]) -> ServedPolicy | Refusal:
-    """Read the body with `read`, which raises InvalidBody, and find the policy and the client of the request."""
-    request = record.request
+def hold_memory(memory: MemoryBudget, request: Request) -> Refusal | None:
+    """Take room in the budget for what a large body becomes: parsed, rewritten for a target, and on its way to it."""
+    body = request.body
+    more = _COPIES * len(body) + _VALUE_BYTES * (body.count(b",") + body.count(b"["))
+    if memory.take(request.held_by, more):
+        request.held_bytes += more
+        return None
+    error = memory.shortage(request.held_by, more)
+    return Refusal(error.status, error.code, str(error), type=SERVER_ERROR, retry_after_s=error.retry_after_s)
+
+
+def read_body(record: Record, read: Callable[[bytes], Body]) -> Refusal | None:
+    """Read the body with `read`, which raises InvalidBody."""
     try:
-        record.body = body = read(request.body)
+        record.body = read(record.request.body)
     except InvalidBody as error:
         return Refusal(400, error.code, str(error), param=error.param, retryable=False)
+    return None
+
+
+def identify(setup: Setup, record: Record) -> ServedPolicy | Refusal:
+    """Find the policy and the client of a request whose body was read, and its features."""
+    request, body = record.request, record.body
+    assert body is not None
     fields, headers = body.fields, request.headers
     served = setup.served.get(fields["model"])
     if served is None:
@@ -115,6 +136,9 @@ async def admit_request(
     if policy.classifier is not None:
         record.features = features = await _classify_task(state, setup, served, body, features, record)
     plan = served.plan(features, record.id, unavailable)
+    if type(plan) is Refusal and plan.code == "no_capacity":
+        # The last target is asked although its breaker is open: there is nothing to protect by a refusal of ours.
+        plan = served.plan(features, record.id, state.breakers.resting(policy.uid, state.loop.time()))
     if type(plan) is Refusal:
         return plan
     assert isinstance(plan, RoutePlan)

@@ -8,13 +8,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from urllib.parse import unquote
 
 import orjson
 
-from flotilla.gateway.admission import admit_request, now, read_request, waits
+from flotilla.gateway.admission import LARGE_BYTES, admit_request, hold_memory, identify, now, read_body, waits
 from flotilla.gateway.anthropic.inbound_requests import MESSAGES_PATH, read_count_request, wants_thinking
 from flotilla.gateway.anthropic.inbound_requests import read_request as read_messages_request
 from flotilla.gateway.anthropic.inbound_responses import MessagesResponse, error_body_for
@@ -47,22 +48,45 @@ _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 class Api:
     """The handler of the server."""
 
-    def __init__(self, state: GatewayState) -> None:
+    def __init__(self, state: GatewayState, cors_origins: Collection[str] = ()) -> None:
         self._state = state
+        self._cors_origins = frozenset(cors_origins)
         self._operations = operation_paths()
         self._started_s = int(time.time())
         self._prefix = secrets.token_hex(6)
         self._numbers = count(1)
         self._settling: set[asyncio.Task[None]] = set()
+        self._parsers = ThreadPoolExecutor(1, thread_name_prefix="parser")
+
+    def close(self) -> None:
+        """Stop the thread that parses large bodies."""
+        self._parsers.shutdown(wait=False)
 
     def handle(self, request: Request) -> None:
         """Answer one request. An unexpected exception is logged and answered with 500, and affects no other request."""
         try:
+            if self._cors_origins and "origin" in request.headers and self._allow_origin(request):
+                return
             self._route(request)
         except Exception:  # the outermost handler: the client must get an answer
             log.exception(DEFECT)
             self._defect(request)
             request.ended(request)
+
+    def _allow_origin(self, request: Request) -> bool:
+        """Let the pages of an allowed origin read the response. Returns whether the request was only the question."""
+        origin, headers = request.headers["origin"], request.headers
+        if origin not in self._cors_origins and "*" not in self._cors_origins:
+            return False
+        exposed = b"access-control-expose-headers: x-request-id, x-flotilla-route, retry-after\r\nvary: origin\r\n"
+        request.response.extra = header("access-control-allow-origin", origin) + exposed
+        if request.method != "OPTIONS" or "access-control-request-method" not in headers:
+            return False
+        lines = b"access-control-allow-methods: GET, POST, OPTIONS\r\naccess-control-max-age: 3600\r\n"
+        lines += header("access-control-allow-headers", headers.get("access-control-request-headers", ""))
+        request.response.send(200, b"", lines)
+        request.ended(request)
+        return True
 
     def _defect(self, request: Request) -> None:
         if not request.response.started:
@@ -118,7 +142,8 @@ class Api:
     def _count_tokens(self, request: Request, setup: Setup) -> None:
         """Estimate the tokens of a request of Anthropic's API. Only the target counts them exactly."""
         record = Record(request, request.headers["x-request-id"], Operation.CHAT)
-        served = read_request(setup, record, read_count_request)
+        refusal = hold_memory(self._state.memory, request) if len(request.body) > LARGE_BYTES else None
+        served = refusal or read_body(record, read_count_request) or identify(setup, record)
         if isinstance(served, Refusal):
             request.response.send(served.status, responses.refusal_body(served), responses.refusal_headers(served))
             return
@@ -148,7 +173,18 @@ class Api:
         if state.tracing is not None:
             record.span = state.tracing.start_request(request)
         try:
-            served = read_request(setup, record, read)
+            if len(request.body) > LARGE_BYTES:
+                refusal = hold_memory(state.memory, request)
+                if refusal is None:
+                    task = state.loop.create_task(self._read_in_task(setup, record, read))
+                    request.on_left = task.cancel
+                    return
+            else:
+                refusal = read_body(record, read)
+            if refusal is not None:
+                self._refuse(record, refusal)
+                return
+            served = identify(setup, record)
             if type(served) is Refusal:
                 self._refuse(record, served)
                 return
@@ -161,6 +197,26 @@ class Api:
         except Exception:  # the outermost handler: the client must get an answer
             log.exception(DEFECT)
             self._defect(request)
+            self._ended(record)
+
+    async def _read_in_task(self, setup: Setup, record: Record, read: Callable[[bytes], Body]) -> None:
+        """Parse a large body on a thread, one after the other, and then admit the request."""
+        try:
+            refusal = await self._state.loop.run_in_executor(self._parsers, read_body, record, read)
+            served = identify(setup, record) if refusal is None else refusal
+            if isinstance(served, ServedPolicy):
+                admitted = await admit_request(self._state, setup, record, served)
+                record.request.on_left = None
+                self._answer(record, admitted)
+            else:
+                self._refuse(record, served)
+        except asyncio.CancelledError:
+            record.outcome = "cancelled"
+            self._ended(record)
+            raise
+        except Exception:  # the outermost handler: the client must get an answer
+            log.exception(DEFECT)
+            self._defect(record.request)
             self._ended(record)
 
     async def _admit_in_task(self, setup: Setup, record: Record, served: ServedPolicy) -> None:

@@ -24,7 +24,7 @@ from prometheus_client.registry import CollectorRegistry
 from flotilla import __version__, logs
 from flotilla.addresses import AddressMap
 from flotilla.api.preference import RouteStatus
-from flotilla.errors import FlotillaError
+from flotilla.errors import FlotillaError, InvalidSpec
 from flotilla.gateway.admin import AdminServer, Probes
 from flotilla.gateway.api import Api, protocol_error_body
 from flotilla.gateway.attempt import Deadlines
@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_CONFIG = 0, 2
 _HEARTBEAT_S = 0.5
+_CERTIFICATE_S = 10.0
+_MEMORY_BYTES = 256 * 2**20
+_OWN_BYTES = 96 * 2**20
+_LEAST_MEMORY_BYTES = 32 * 2**20
 _STUCK_AFTER_S = 30.0
 
 
@@ -63,9 +67,10 @@ class GatewayOptions:
     document: Path
     keys: Path
     state: Path | None = None
-    host: str = "0.0.0.0"  # noqa: S104 - clients come from other hosts
+    host: str = ""
+    """Empty for all addresses of both families: clients come from other hosts."""
     port: int = 8000
-    admin_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from other hosts
+    admin_host: str = ""
     admin_port: int = 9090
     kubeconfig: Path | None = None
     context: str | None = None
@@ -75,9 +80,43 @@ class GatewayOptions:
     grace_s: float = 600.0
     """How long running requests may then take to end."""
     access_log: bool = True
+    tls: Path | None = None
+    """Folder with tls.crt and tls.key, as a Secret of type kubernetes.io/tls is mounted; clients then need https."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the gateway from a browser; `*` for all."""
     limits: ServerLimits = field(default_factory=ServerLimits)
     capture_claims: Mapping[str, Path] = field(default_factory=dict)
     """Folders of captured examples by the name of their claim."""
+
+
+class Certificate:
+    """The certificate of the listener, read again when its files change. Raises InvalidSpec if it cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = (folder / "tls.crt", folder / "tls.key")
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._seen = self._times()
+        try:
+            self.context.load_cert_chain(*self._files)
+        except (OSError, ssl.SSLError) as error:
+            why = f"{self._files[0]} and {self._files[1]} are not a certificate and its key: {error}."
+            raise InvalidSpec(f"{why} Mount a Secret of type kubernetes.io/tls there.", field="--tls") from error
+
+    async def follow(self) -> None:
+        """Load new files every ten seconds until cancelled. Connections that are open keep their certificate."""
+        while True:
+            await asyncio.sleep(_CERTIFICATE_S)
+            seen = self._times()
+            if seen != self._seen:
+                self._seen = seen
+                try:
+                    self.context.load_cert_chain(*self._files)
+                    log.info("serving a new certificate", extra={"file": str(self._files[0])})
+                except (OSError, ssl.SSLError) as error:
+                    log.error("the new certificate is not served", extra={"cause": str(error)})
+
+    def _times(self) -> list[float]:
+        return [file.stat().st_mtime for file in self._files if file.exists()]
 
 
 class Gateway:
@@ -114,7 +153,7 @@ class Gateway:
             Deadlines(self._loop),
             metrics,
             AccessLog(sys.stdout.fileno() if settings.access_log else None, on_lost=self._count_lost_lines),
-            MemoryBudget(settings.limits.memory_bytes),
+            MemoryBudget(settings.limits.memory_bytes or memory_for_requests()),
             accounts=accounts,
         )
         writer = f"{socket.gethostname()}-{time.time_ns():x}-{os.getpid()}"
@@ -122,7 +161,8 @@ class Gateway:
         self.endpoints.on_ready = self.state.pending.notify_ready
         self.held = HeldCounter()
         self.state.pending.on_wait = self.held.increment
-        api = Api(self.state)
+        self._api = api = Api(self.state, settings.cors_origins)
+        self._certificate = None if settings.tls is None else Certificate(settings.tls)
         self.server = HttpServer(
             api.handle,
             settings.limits,
@@ -161,7 +201,10 @@ class Gateway:
             asyncio.create_task(follow_tokens(self.config.tokens), name="tokens"),
             asyncio.create_task(self._heartbeat(), name="heartbeat"),
         ]
-        await self.server.listen(settings.host, settings.port)
+        if self._certificate is not None:
+            self._tasks.append(asyncio.create_task(self._certificate.follow(), name="certificate"))
+        tls = None if self._certificate is None else self._certificate.context
+        await self.server.listen(settings.host, settings.port, tls=tls)
 
     async def stop(self) -> None:
         """Stop in order: report not ready but still serve; then accept no connection and let requests end; then
@@ -176,6 +219,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.shadow.close()
+        self._api.close()
         self.state.pending.close()
         self.state.deadlines.close()
         self.state.upstream.close()
@@ -237,6 +281,9 @@ class Gateway:
             return {(name,): float(state.pending.count(name)) for name in names}
 
         metrics.gauge("held_requests", "Requests that wait for a replica.", model, held)
+        metrics.gauge(
+            "memory_held_bytes", "What open requests hold of the budget.", (), lambda: {(): state.memory.used_bytes}
+        )
         metrics.gauge("connections", "Open connections of clients.", (), lambda: {(): len(self.server.connections)})
         metrics.gauge("requests_in_flight", "Requests being answered.", (), lambda: {(): self.server.in_flight})
         metrics.gauge(
@@ -293,6 +340,19 @@ def moves(
             "reason": str(status.reason),
             "detail": status.message,
         }
+
+
+def memory_for_requests(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """The bytes that requests may hold: half of the container's limit beyond what the process itself takes.
+
+    The other half is for what is not counted, such as heads, small bodies and the allocator's gaps. Without a limit it
+    is 256 MiB.
+    """
+    try:
+        total = int(limit.read_text())
+    except (OSError, ValueError):
+        return _MEMORY_BYTES
+    return max((total - _OWN_BYTES) // 2, _LEAST_MEMORY_BYTES)
 
 
 def main(settings: GatewayOptions, *, log_level: str = "INFO", log_format: str = "json") -> int:

@@ -374,6 +374,11 @@ class TargetBreakers:
         found |= {key for key, until_s in self._rests_until_s.items() if now_s < until_s}
         return frozenset(target for uid, target in found if uid == policy_uid)
 
+    def resting(self, policy_uid: str, now_s: float) -> frozenset[str]:
+        """Names of the policy's targets that asked not to be called now."""
+        rests = self._rests_until_s
+        return frozenset(name for (uid, name), until_s in rests.items() if uid == policy_uid and now_s < until_s)
+
     def rest(self, policy_uid: str, target: str, seconds: float, now_s: float) -> None:
         """Send a target nothing for so long, as its Retry-After header asks; five minutes at most."""
         self._rests_until_s[policy_uid, target] = now_s + min(seconds, _MAX_REST_S)

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 DEFECT: Final = "request failed with an unexpected error; please report this"
 INTERRUPTED: Final = "upstream_stream_interrupted"
+_COMMENT_WHILE_HELD: Final = b": reading the answer\n\n"
 _COMMENT_WHILE_WAITING: Final = b": waiting for a replica\n\n"
 _JITTER_S = 0.05
 _LEFT: Final = Interrupted("the client left")
@@ -251,6 +252,8 @@ class Exchange:
             self._since_s, self._since_ns = self._state.loop.time(), now_ns()
         sink.memory, sink.client = self._state.memory, self._record.request.held_by
         self._call = None
+        if answer.relay is not None and answer.relay.holds:
+            self._reply.comment_while_held(self._state.pending.heartbeat_s, answer.relay)
         try:
             self._call = self._dispatcher.send(
                 permit, destination, sink, extras, self._read, done, self._response if self._stream else None
@@ -289,6 +292,7 @@ class Exchange:
         features = record.features
         assert features is not None
         sink.release_memory()
+        self._reply.stop_comments()
         record.response_began(sink.first_byte_s)
         usage = answer.usage(features.prompt_tokens)
         record.add_usage(permit.target, usage, ESCALATION if self._escalated else FIRST)
@@ -493,7 +497,7 @@ class Reply:
     ) -> None:
         self._loop, self._record, self._plan, self._dispatcher = loop, record, plan, dispatcher
         self._response = record.request.response
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
         self.signal = ""
         """Why the first answer was not good enough, for the decision header."""
 
@@ -546,7 +550,25 @@ class Reply:
         try:
             yield
         finally:
+            self.stop_comments()
+
+    def comment_while_held(self, interval_s: float, relay: StreamRelay) -> None:
+        """Send comments as long as what has come of a stream is held back to be judged."""
+
+        def comment() -> None:
+            if relay.holds:
+                if relay.events:
+                    self.start_stream()
+                    self._response.write(_COMMENT_WHILE_HELD)
+                self._timer = self._loop.call_later(interval_s, comment)
+
+        self._timer = self._loop.call_later(interval_s, comment)
+
+    def stop_comments(self) -> None:
+        """The answer is there, or the wait is over."""
+        if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _schedule_comment(self, interval_s: float) -> None:
         self._timer = self._loop.call_later(interval_s, self._send_comment, interval_s)

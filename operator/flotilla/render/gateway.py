@@ -23,6 +23,7 @@ ADMIN_PORT = 9090
 STATE_PATH = "/var/lib/flotilla"
 CAPTURES_PATH = "/var/lib/flotilla-captures"
 """Under it each claim of captured examples has a folder of its name."""
+TLS_PATH = "/etc/flotilla-tls"
 REDIS_KEY = "url"
 """Key of the Secret that holds the URL of a Redis."""
 RULES: tuple[Object, ...] = (
@@ -46,6 +47,8 @@ class GatewaySettings:
     image: str
     replicas: int = 2
     redis_secret: str = ""
+    tls_secret: str = ""
+    """Name of a Secret of type kubernetes.io/tls in each namespace with a gateway; empty for plain HTTP."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,9 +60,9 @@ class Owner:
     uid: str
 
 
-def endpoint(namespace: str) -> str:
+def endpoint(namespace: str, *, tls: bool = False) -> str:
     """The base URL for OpenAI clients inside the cluster."""
-    return f"http://{GATEWAY}.{namespace}.svc:{TRAFFIC_PORT}/v1"
+    return f"{'https' if tls else 'http'}://{GATEWAY}.{namespace}.svc:{TRAFFIC_PORT}/v1"
 
 
 def children(document: GatewayDocument, owners: Sequence[Owner], settings: GatewaySettings) -> list[Object]:
@@ -158,6 +161,11 @@ def _pod(document: GatewayDocument, settings: GatewaySettings) -> Object:
                     {"name": f"captures-{number}", "persistentVolumeClaim": {"claimName": claim}}
                     for number, claim in enumerate(_claims(document))
                 ),
+                *(
+                    [{"name": "tls", "secret": {"secretName": settings.tls_secret, "defaultMode": 0o440}}]
+                    if settings.tls_secret
+                    else []
+                ),
             ],
         },
     }
@@ -193,10 +201,11 @@ def _container(document: GatewayDocument, settings: GatewaySettings) -> Object:
             "--state",
             STATE_PATH,
             "--listen",
-            f"0.0.0.0:{TRAFFIC_PORT}",
+            f":{TRAFFIC_PORT}",
             "--admin-listen",
-            f"0.0.0.0:{ADMIN_PORT}",
+            f":{ADMIN_PORT}",
             *(part for claim in claims for part in ("--capture-claim", claim, f"{CAPTURES_PATH}/{claim}")),
+            *(["--tls", TLS_PATH] if settings.tls_secret else []),
         ],
         "env": _env(settings),
         **(
@@ -227,6 +236,7 @@ def _container(document: GatewayDocument, settings: GatewaySettings) -> Object:
                 {"name": f"captures-{number}", "mountPath": f"{CAPTURES_PATH}/{claim}"}
                 for number, claim in enumerate(claims)
             ),
+            *([{"name": "tls", "mountPath": TLS_PATH, "readOnly": True}] if settings.tls_secret else []),
         ],
     }
 

@@ -566,6 +566,9 @@ class Collector:
 
     def _say(self, answer: _Open, said: Mapping[str, Any]) -> None:
         text, refusal = said.get("content"), said.get("refusal")
+        if said.get("reasoning_content") or said.get("reasoning"):
+            # What a model thinks is no part of its answer, but the client waits while it thinks.
+            self.pieces += 1
         if isinstance(text, str) and text:
             answer.text.append(text)
             self.pieces += 1

@@ -102,7 +102,17 @@ class Response:
     Writing to a client that has left does nothing.
     """
 
-    __slots__ = ("_chunked", "_keep_alive", "_on_end", "_transport", "_without_body", "source", "started", "status")
+    __slots__ = (
+        "_chunked",
+        "_keep_alive",
+        "_on_end",
+        "_transport",
+        "_without_body",
+        "extra",
+        "source",
+        "started",
+        "status",
+    )
 
     def __init__(
         self, transport: asyncio.Transport, on_end: "OnEnd", keep_alive: bool, version: str, method: str
@@ -113,6 +123,8 @@ class Response:
         self._chunked = version == "1.1"
         self._without_body = method == "HEAD"
         self.source: ResponseSource | None = None
+        self.extra = b""
+        """Header lines of every response to this request, whatever answers it."""
         self.started = False
         self.status = 0
 
@@ -121,11 +133,12 @@ class Response:
         self.started = True
         self.status = status
         self._transport.write(
-            b"%bcontent-type: %b\r\n%b%bcontent-length: %d\r\n\r\n%b"
+            b"%bcontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b"
             % (
                 status_line(status),
                 content_type,
                 headers,
+                self.extra,
                 b"" if self._keep_alive else b"connection: close\r\n",
                 len(body),
                 b"" if self._without_body else body,
@@ -139,11 +152,12 @@ class Response:
         self.status = status
         self._keep_alive = self._keep_alive and self._chunked
         self._transport.write(
-            b"%bcontent-type: %b\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n%b%b%b\r\n"
+            b"%bcontent-type: %b\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n%b%b%b%b\r\n"
             % (
                 status_line(status),
                 content_type,
                 headers,
+                self.extra,
                 b"" if self._keep_alive else b"connection: close\r\n",
                 b"transfer-encoding: chunked\r\n" if self._chunked else b"",
             )

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _SMALL_BYTES: Final = 16 * 1024
 """Smaller bodies are judged when they are complete. Memory for them is bounded by the number of connections."""
 _IDLE, _HEAD, _BODY = range(3)
 """Stages of a reader: between requests, in a head, in a body."""
+_BACKLOG: Final = 2048
 _NEVER = math.inf
 _SWEEP_S = 0.25
 _LINGER_S = 2.0
@@ -61,8 +63,8 @@ class ServerLimits:
     """Time between requests. More than the 60 s of usual load balancers, so that they close first and not we."""
     stall_timeout_s: float = 60
     """A client that reads nothing for so long is disconnected."""
-    memory_bytes: int = 256 * 2**20
-    """What all requests together may hold; see MemoryBudget."""
+    memory_bytes: int | None = None
+    """What all requests together may hold (see MemoryBudget); by the container's limit if it is not given."""
     write_buffer_bytes: int = 64 * 1024
     """What a client has not read; beyond it the target is slowed down."""
 
@@ -276,7 +278,8 @@ class ServerConnection(RequestReader, asyncio.Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         peer = transport.get_extra_info("peername")
-        self._peer = self._client = str(peer[0]) if peer else ""
+        # On a socket for both families, IPv4 addresses come in their IPv6 form.
+        self._peer = self._client = str(peer[0]).removeprefix("::ffff:") if peer else ""
         self._server.connections.add(self)
         self.deadline_s = self._loop.time() + self._limits.head_timeout_s
 
@@ -483,6 +486,15 @@ class ServerConnection(RequestReader, asyncio.Protocol):
             self._transport.abort()
 
 
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket. An empty host, and ::, mean all addresses, of IPv4 and of IPv6 where the machine has both."""
+    if host in ("", "::") and socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # IPv6 may be compiled in and switched off
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
 class HttpServer:
     """Accepts connections and calls `handle` for each request, at most one at a time on each connection."""
 
@@ -516,10 +528,13 @@ class HttpServer:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    async def listen(self, host: str, port: int) -> None:
-        """Accept connections."""
+    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        """Accept connections; an empty host means all addresses, of IPv4 and of IPv6."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ServerConnection(self, loop), host, port, backlog=2048)
+        listening = open_socket(host, port)
+        self._server = await loop.create_server(
+            lambda: ServerConnection(self, loop), sock=listening, backlog=_BACKLOG, ssl=tls
+        )
         self._sweep = loop.call_later(_SWEEP_S, self._close_expired, loop)
 
     def announce_close(self) -> None:

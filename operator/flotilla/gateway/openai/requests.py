@@ -16,6 +16,13 @@ import orjson
 from flotilla.routing.check import base_url_problem
 
 MAX_DEPTH: Final = 64
+MAX_CONTAINERS: Final = 50_000
+"""Lists and objects in one body; the longest conversations with the largest tools have a few thousand."""
+MAX_VALUES: Final = 500_000
+"""Values in one body: more than the token numbers of any prompt."""
+_UNCOUNTED_BYTES: Final = 128 * 1024
+"""A smaller body cannot have more containers than can be parsed in a few milliseconds."""
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 FORBIDDEN_FIELDS: Final = frozenset(
     {
         # Known to gateways and SDKs: the policy alone says where a request goes and with which key.
@@ -89,6 +96,8 @@ class TranslatedBody(Body):
 
 def parse_body(raw: bytes, own_data: frozenset[str] = CLIENT_DATA_FIELDS) -> Body:
     """Parse a body; raises InvalidBody. Forbidden names are allowed in the top-level fields `own_data`."""
+    if len(raw) > _UNCOUNTED_BYTES:
+        _check_size(raw)
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -169,6 +178,18 @@ def _leads_inside(url: str) -> bool:
         return True
     bracketed = f"[{host}]" if ":" in host else host
     return "@" in parts.netloc or "\\" in url or base_url_problem(f"https://{bracketed}") is not None
+
+
+def _check_size(raw: bytes) -> None:
+    """Raises InvalidBody for a body that would take many times its own size, and much time, when it is parsed."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_CONTAINERS and raw.count(b",") <= MAX_VALUES:
+        return
+    # Brackets and commas of a text do not count. They are looked at only now, for that takes longer.
+    plain = _STRINGS.sub(b"", raw)
+    if plain.count(b"[") + plain.count(b"{") > MAX_CONTAINERS:
+        raise InvalidBody("too_many_values", f"The body has more than {MAX_CONTAINERS} lists and objects. Split it.")
+    if plain.count(b",") > MAX_VALUES:
+        raise InvalidBody("too_many_values", f"The body has more than {MAX_VALUES} values. Split it.")
 
 
 def _check_fields(fields: dict[str, Any], own_data: frozenset[str]) -> int:

@@ -46,6 +46,7 @@ def refusal_headers(refusal: Refusal) -> bytes:
 
 
 _EVENT_LIMIT = 8 * 2**20
+_HELD_LIMIT_BYTES = 2**20
 _DONE = b"data: [DONE]\n\n"
 _TAIL = 3
 """The finish reason is in the last chunk, or before one with the usage."""
@@ -82,6 +83,7 @@ class StreamRelay:
         self._held: list[bytes] = []
         self.captured: Collector | None = None
         """Set where the answer may be kept as a training example."""
+        self._held_bytes = 0
         self.usage: Usage | None = None
         self.events = 0
         """Events that were sent or held back: about the number of tokens, if the target does not count them."""
@@ -134,6 +136,11 @@ class StreamRelay:
             self._response.write(b"".join(held))
 
     @property
+    def holds(self) -> bool:
+        """Whether the stream is held back to be judged, and nothing of it was sent."""
+        return self._buffering is not None and not self.started
+
+    @property
     def collected(self) -> Collector | None:
         """The answer so far, if it is held back to be judged; else None."""
         return None if self._buffering is None else self._buffering.collector
@@ -145,8 +152,10 @@ class StreamRelay:
         """
         if data.startswith(b":") and b"\ndata:" not in data:
             return None
-        if self.events == 0 and _first_data(data).startswith(b'{"error"'):
-            return "an error instead of a stream"
+        if b'{"error"' in data and any(
+            _event_data(event).startswith(b'{"error"') for event in data.replace(b"\r", b"").split(b"\n\n")
+        ):
+            return "an error instead of a stream" if self.events == 0 else "an error in the stream"
         if self._buffering is None:
             self._start_stream()
         self._forward(data)
@@ -179,8 +188,9 @@ class StreamRelay:
 
     def _hold_back(self, data: bytes) -> None:
         self._held.append(data)
+        self._held_bytes += len(data)
         assert self._buffering is not None
-        if self._buffering.collector.pieces > self._buffering.limit:
+        if self._buffering.collector.pieces > self._buffering.limit or self._held_bytes > _HELD_LIMIT_BYTES:
             self.flush()
 
     def _inspect(self, data: bytes) -> bytes:
@@ -257,12 +267,6 @@ def _event_data(event: bytes) -> bytes:
         return event[5:].strip()
     lines = event.replace(b"\r", b"").split(b"\n")
     return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
-
-
-def _first_data(data: bytes) -> bytes:
-    """The data of the first event that has any."""
-    events = data.replace(b"\r", b"").split(b"\n\n")
-    return next((found for event in events if (found := _event_data(event))), b"")
 
 
 def _with_data(event: bytes, data: bytes) -> bytes:
