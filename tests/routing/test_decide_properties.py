@@ -155,15 +155,20 @@ NEAR_A_BOUND = st.integers(95, 103) | st.integers(8185, 8200) | st.integers(0, 2
 
 @given(
     spec=policies(),
-    asked=st.lists(st.tuples(FEATURES, NEAR_A_BOUND, st.frozensets(st.sampled_from(["t0", "t1"]))), max_size=30),
+    asked=st.lists(
+        st.tuples(
+            FEATURES, NEAR_A_BOUND, st.none() | st.sampled_from(CLASSES), st.frozensets(st.sampled_from(["t0", "t1"]))
+        ),
+        max_size=30,
+    ),
 )
 def test_a_remembered_decision_is_the_one_that_would_be_made(
-    spec: dict[str, Any], asked: list[tuple[Features, int, frozenset[str]]]
+    spec: dict[str, Any], asked: list[tuple[Features, int, str | None, frozenset[str]]]
 ) -> None:
     policy = compiled(spec)
     decider = Decider(policy)
-    for number, (drawn, prompt_tokens, unavailable) in enumerate(asked):
-        features = replace(drawn, prompt_tokens=prompt_tokens)
+    for number, (drawn, prompt_tokens, client_class, unavailable) in enumerate(asked):
+        features = replace(drawn, prompt_tokens=prompt_tokens, client_class=client_class)
         found = decider.decide(features, str(number), unavailable)
         made = decide(policy, features, str(number), unavailable)
         assert replace(found, why=()) == replace(made, why=())

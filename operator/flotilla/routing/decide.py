@@ -391,6 +391,7 @@ class Decider:
             features.task if features.task in self._tasks else None,
             said if said is None or said in self._policy.allowed else _UNKNOWN,
             features.client,
+            features.client_class,
             tuple([headers.get(name) == value for name, value in self._headers]) if headers else None,
             bisect_right(self._prompts, prompt_tokens),
             bisect_right(self._lengths, prompt_tokens + (features.max_tokens or 1)),
