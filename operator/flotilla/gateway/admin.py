@@ -6,7 +6,6 @@ It has a port and threads of its own, so that probes are answered while the even
 import json
 import logging
 import re
-import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -46,7 +45,7 @@ class AdminServer:
     """Serves from its construction until `close`."""
 
     def __init__(self, host: str, port: int, probes: Probes) -> None:
-        self._server = _Server(open_socket(host, port), probes)
+        self._server = _Server(host, port, probes)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="admin", daemon=True)
         self._thread.start()
 
@@ -66,8 +65,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listening: socket.socket, probes: Probes) -> None:
+    def __init__(self, host: str, port: int, probes: Probes) -> None:
         self.probes = probes
+        listening = open_socket(host, port)
         super().__init__(listening.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
