@@ -24,6 +24,7 @@ ALTERNATIVES = {
     "spec.engine.env[0].value",  # item 1 has it
     "spec.cost.gpuHourlyPrice",  # owned is there instead
     "spec.targets[0].modelDeploymentRef",  # item 1 has it
+    "spec.capture.to.claimName",  # the bucket is there instead
     "spec.rules[0].route.preference",  # the default route has it
     "spec.rules[0].route.promotion",
     "spec.rules[0].route.shadow",
@@ -170,6 +171,11 @@ CEL: list[tuple[str, list[tuple[Path, Any]], str]] = [
         "RoutingPolicy",
         [(("spec", "targets", 0, "modelDeploymentRef"), {"name": "x"})],
         "each item of spec.targets needs exactly one of modelDeploymentRef and external",
+    ),
+    (
+        "RoutingPolicy",
+        [(("spec", "capture", "to", "claimName"), "examples")],
+        "spec.capture.to needs exactly one of claimName and bucket",
     ),
     (
         "RoutingPolicy",

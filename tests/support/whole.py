@@ -28,6 +28,10 @@ MODEL_DEPLOYMENT: dict[str, Any] = {
                 "latentWidth": 0,
                 "recurrentLayers": 0,
                 "recurrentStateBytes": 0,
+                "experts": 0,
+                "expertsPerToken": 0,
+                "expertWidth": 0,
+                "expertLayers": 0,
             },
             "credentialsSecret": {"name": "hf", "key": "token"},
             "adapters": [{"name": "triage", "source": "hf://acme/triage-lora", "rank": 8}],
@@ -150,11 +154,33 @@ ROUTING_POLICY: dict[str, Any] = {
         "dataPolicy": {
             "classHeader": "x-data-class",
             "unknownClass": "sovereign",
-            "classes": [{"name": "sovereign", "allowBoundaries": ["Cluster"], "allowRegions": ["us"]}],
+            "classes": [
+                {"name": "sovereign", "allowBoundaries": ["Cluster"], "allowRegions": ["us"], "capture": "Allowed"}
+            ],
         },
         "clients": [
             {"name": "helpdesk", "secretRef": {"name": "clients", "key": "helpdesk"}, "dataClass": "sovereign"}
         ],
+        "clientsFrom": {"name": "clients", "key": "clients.yaml"},
+        "tokenLogin": {
+            "issuer": "https://login.example.com",
+            "audience": "flotilla",
+            "jwksFrom": {"name": "login", "key": "jwks.json"},
+            "clientClaim": "azp",
+            "teamClaim": "team",
+            "modelsClaim": "models",
+            "dataClass": "sovereign",
+        },
+        "capture": {
+            "rules": ["classify"],
+            "classes": ["sovereign"],
+            "percent": 5,
+            "includeEscalated": "Sampled",
+            "to": {"bucket": "s3://examples/support", "credentialsSecret": "bucket"},
+            "redact": ["Email", "Secret"],
+            "retentionDays": 7,
+            "maxMegabytesPerDay": 100,
+        },
         "teams": ["support"],
         "classifier": {
             "target": "small",
