@@ -57,8 +57,8 @@ def gateway(
         bool, typer.Option(envvar="FLOTILLA_ACCESS_LOG", help="Log one line for each request.")
     ] = True,
     capture_claim: Annotated[
-        list[tuple[str, Path]] | None,
-        typer.Option(help="Claim of captured examples and its folder; may be given several times."),
+        list[str] | None,
+        typer.Option(help="CLAIM=FOLDER of captured examples; may be given several times."),
     ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="FLOTILLA_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
@@ -84,13 +84,20 @@ def gateway(
             lame_duck_s=lame_duck,
             grace_s=grace,
             access_log=access_log,
-            capture_claims=dict(capture_claim or ()),
+            capture_claims=dict(_claim(text) for text in capture_claim or ()),
             tls=tls,
             cors_origins=tuple(origin.strip() for origin in cors_origins.split(",") if origin.strip()),
         )
     except InvalidSpec as error:
         fail(error, serving.EXIT_CONFIG)
     raise typer.Exit(serving.main(settings, log_level=log_level, log_format=log_format))
+
+
+def _claim(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise InvalidSpec(f"{text!r} is not CLAIM=FOLDER, such as examples=/data.", field="--capture-claim")
+    return name, Path(folder)
 
 
 def _address(text: str, option: str) -> tuple[str, int]:

@@ -204,7 +204,7 @@ def _container(document: GatewayDocument, settings: GatewaySettings) -> Object:
             f":{TRAFFIC_PORT}",
             "--admin-listen",
             f":{ADMIN_PORT}",
-            *(part for claim in claims for part in ("--capture-claim", claim, f"{CAPTURES_PATH}/{claim}")),
+            *(part for claim in claims for part in ("--capture-claim", f"{claim}={CAPTURES_PATH}/{claim}")),
             *(["--tls", TLS_PATH] if settings.tls_secret else []),
         ],
         "env": _env(settings),
