@@ -115,7 +115,8 @@ def port_number(port: int | str, ports: Mapping[str, int]) -> int:
 
 
 _POLL_S = 0.05
-_ANYWHERE = re.compile(r"^0\.0\.0\.0(?=:|$)")
+_ANYWHERE = re.compile(r"^0\.0\.0\.0(?=:|$)|^(?=:\d+$)")
+"""All addresses, with a port or alone: a pod has only its own here."""
 _KILLED = 137
 _BACKOFF_CAP_S = 300.0
 _BACKOFF_RESET_S = 600.0
