@@ -135,6 +135,14 @@ def test_commas_and_brackets_of_a_text_are_no_values() -> None:
         parse_body(json.dumps({"model": "m", "x": [text, *[[]] * MAX_CONTAINERS]}).encode())
 
 
+async def test_the_largest_body_fits_the_budget_of_the_smallest_pod_that_is_rendered(tmp_path: Path) -> None:
+    limits = ServerLimits(memory_bytes=208 * MIB)
+    async with hosted_api() as engine, gateway(tmp_path, engine, limits=limits) as gw:
+        body = large(32 * MIB - 100)
+        assert (await gw.raw(head(len(body), "Connection: close") + body)).startswith(b"HTTP/1.1 200 ")
+        await nothing_is_held(gw)
+
+
 async def test_answers_beyond_the_budget_are_not_collected(tmp_path: Path) -> None:
     async with hosted_api() as engine, gateway(tmp_path, engine) as gw:
         engine.script(Whole({"choices": [], "x": "x" * 5 * MIB}))

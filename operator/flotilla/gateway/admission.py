@@ -20,7 +20,7 @@ from flotilla.gateway.http import message
 from flotilla.gateway.http.message import MemoryBudget, Request
 from flotilla.gateway.limits.accounts import limited
 from flotilla.gateway.metrics import CLASSIFIER
-from flotilla.gateway.openai.requests import Body, InvalidBody, image_problem
+from flotilla.gateway.openai.requests import MAX_VALUES, Body, InvalidBody, count_up_to, image_problem
 from flotilla.gateway.record import Record
 from flotilla.gateway.state import GatewayState
 from flotilla.gateway.tracing import now_ns
@@ -32,7 +32,8 @@ from flotilla.routing.request import Features, Operation, features_of
 
 LARGE_BYTES = 128 * 1024
 """Larger bodies take memory for their parsed form, and are parsed on a thread."""
-_COPIES = 3
+_COPIES = 2
+"""Beside the body itself: its texts, and the request to the target."""
 _VALUE_BYTES = 48
 _T = TypeVar("_T")
 
@@ -40,7 +41,7 @@ _T = TypeVar("_T")
 def hold_memory(memory: MemoryBudget, request: Request) -> Refusal | None:
     """Take room in the budget for what a large body becomes: parsed, rewritten for a target, and on its way to it."""
     body = request.body
-    more = _COPIES * len(body) + _VALUE_BYTES * (body.count(b",") + body.count(b"["))
+    more = _COPIES * len(body) + _VALUE_BYTES * count_up_to(MAX_VALUES, body, b",", b"[")
     if memory.take(request.held_by, more):
         request.held_bytes += more
         return None

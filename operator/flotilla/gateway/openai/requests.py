@@ -20,6 +20,7 @@ MAX_CONTAINERS: Final = 50_000
 """Lists and objects in one body; the longest conversations with the largest tools have a few thousand."""
 MAX_VALUES: Final = 500_000
 """Values in one body: more than the token numbers of any prompt."""
+_SLICE_BYTES: Final = 64 * 1024
 _UNCOUNTED_BYTES: Final = 128 * 1024
 """A smaller body cannot have more containers than can be parsed in a few milliseconds."""
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -180,15 +181,30 @@ def _leads_inside(url: str) -> bool:
     return "@" in parts.netloc or "\\" in url or base_url_problem(f"https://{bracketed}") is not None
 
 
+def count_up_to(limit: int, raw: bytes, *marks: bytes) -> int:
+    """How often the marks occur; it stops soon beyond the limit, because counting many takes as long as parsing."""
+    found = 0
+    for start in range(0, len(raw), _SLICE_BYTES):
+        end = start + _SLICE_BYTES
+        for mark in marks:
+            found += raw.count(mark, start, end)
+        if found > limit:
+            break
+    return found
+
+
 def _check_size(raw: bytes) -> None:
     """Raises InvalidBody for a body that would take many times its own size, and much time, when it is parsed."""
-    if raw.count(b"[") + raw.count(b"{") <= MAX_CONTAINERS and raw.count(b",") <= MAX_VALUES:
+    if (
+        count_up_to(MAX_CONTAINERS, raw, b"[", b"{") <= MAX_CONTAINERS
+        and count_up_to(MAX_VALUES, raw, b",") <= MAX_VALUES
+    ):
         return
     # Brackets and commas of a text do not count. They are looked at only now, for that takes longer.
     plain = _STRINGS.sub(b"", raw)
-    if plain.count(b"[") + plain.count(b"{") > MAX_CONTAINERS:
+    if count_up_to(MAX_CONTAINERS, plain, b"[", b"{") > MAX_CONTAINERS:
         raise InvalidBody("too_many_values", f"The body has more than {MAX_CONTAINERS} lists and objects. Split it.")
-    if plain.count(b",") > MAX_VALUES:
+    if count_up_to(MAX_VALUES, plain, b",") > MAX_VALUES:
         raise InvalidBody("too_many_values", f"The body has more than {MAX_VALUES} values. Split it.")
 
 
