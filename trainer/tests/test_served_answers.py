@@ -25,7 +25,7 @@ def llama_cpp(base: Path, adapter: Path) -> Iterator[Callable[[str, Any], Any]]:
     """llama.cpp's HTTP server with an adapter; yields a function that posts JSON."""
     params = xllamacpp.CommonParams()
     params.model.path = str(base)
-    params.hostname, params.port = "127.0.0.1", 0
+    params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_ctx, params.n_parallel, params.use_jinja = 2048, 1, True
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     server = xllamacpp.Server(params)
