@@ -144,4 +144,5 @@ def test_two_adapters_on_the_same_pods_share_a_route_and_clients_cannot_load(
         request = urllib.request.Request(url.removesuffix("/v1") + path, b'{"lora_name": "one", "lora_path": "x"}')
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=10)
-        assert refused.value.code == 404
+        with refused.value:
+            assert refused.value.code == 404

@@ -221,7 +221,12 @@ def test_what_is_granted_is_used_and_what_is_used_is_granted(models: Models, spe
     used |= {(group, resource, "create") for group, resource, verb in used if verb == "patch"}
     assert granted - used <= {
         ("flotilla.dev", "modeldeployments/finalizers", "update"),  # asked for by an admission plugin, not by us
+        ("flotilla.dev", "evaluations/finalizers", "update"),
         ("", "pods", "patch"),  # before a scale-in, by the tests of scaling
+        ("", "pods/status", "patch"),  # the readiness gate of adapters, by their tests
+        # By the tests of evaluations.
+        ("flotilla.dev", "evaluations/status", "patch"),
+        *(("batch", "jobs", verb) for verb in ("get", "create", "patch", "delete")),
         # Gateways use these; the operator holds them to be allowed to grant them.
         *(("discovery.k8s.io", "endpointslices", verb) for verb in ("get", "list", "watch")),
     }

@@ -30,6 +30,7 @@ ELSEWHERE: dict[Surroundings, str] = {
     "quick start": "devcluster/tests/controlplane/test_command.py",
     "fleet": "tests/cluster/test_chart.py",
     "prometheus": "tests/cluster/test_monitoring.py",
+    "policy": "tests/cluster/test_monitoring.py",
 }
 """Where lines of our own command are run that need more than files."""
 PROGRAMS = {
@@ -71,7 +72,7 @@ def test_what_is_listed_is_in_the_documentation_and_its_test_is_there() -> None:
     assert [start for start in NOT_RUN if not any(line.command.startswith(start) for line in LINES)] == []
     assert {path for path in [*ELSEWHERE.values(), *PROGRAMS.values()] if not (ROOT / path).is_file()} == set()
     assert QUICK_START in (ROOT / ELSEWHERE["quick start"]).read_text()
-    for surroundings in ("fleet", "prometheus"):
+    for surroundings in ("fleet", "prometheus", "policy"):
         assert f'own("{surroundings}")' in (ROOT / ELSEWHERE[surroundings]).read_text()
 
 

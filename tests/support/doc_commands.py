@@ -19,7 +19,7 @@ PAGES = (
 )
 QUICK_START = "docs/guides/quick-start.md"
 """Its lines are typed one after another on a cluster: devcluster/tests/controlplane/test_command.py."""
-Surroundings = Literal["quick start", "prometheus", "fleet", "none"]
+Surroundings = Literal["quick start", "policy", "prometheus", "fleet", "none"]
 _ASK_A_FLEET = frozenset({"cost", "describe", "doctor", "logs", "status", "top"})
 _SHELL = frozenset({"", "sh", "bash", "console"})
 
@@ -49,6 +49,8 @@ class Line:
         """What a line of our own command needs around it to work."""
         if self.page == QUICK_START:
             return "quick start"
+        if self.words[1] == "envelope":
+            return "policy"
         if "--prometheus" in self.words:
             return "prometheus"
         return "fleet" if self.words[1] in _ASK_A_FLEET else "none"

@@ -171,7 +171,7 @@ def test_the_quick_start_works_line_by_line(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         shown, _, end = done.stdout.partition(MARK)
-        assert '"id": "qwen2-5-7b"' in shown.replace('":"', '": "')
+        assert '"id": "smollm2-135m"' in shown.replace('":"', '": "')
         assert "/console/" in shown
         components = shown[shown.rindex("component") :].splitlines()[1:]
         assert [row.split()[-1] for row in components if row] == ["ok"] * 6, components
